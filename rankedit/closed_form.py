@@ -1,0 +1,200 @@
+"""The one closed form: the cheapest change of a projection that gives keys their values.
+
+    minimise  ‖ΔW‖²_M + Σ_j s_j⁻¹ ‖k_j ΔWᵀ − r_j‖²      with  R = V − K Wᵀ,  A = M⁻¹
+    ⇒         ΔW = Rᵀ (K A Kᵀ + S)⁻¹ K A                 (dual: n × n, exact for S = 0)
+            =  Rᵀ S⁻¹ K (M + Kᵀ S⁻¹ K)⁻¹                 (primal: in × in, needs S > 0)
+
+ROME, MEMIT, EMMET, AlphaEdit, UCE, TIME, LEACE and directional removal are this problem under
+different metrics; see the concepts page of the documentation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rankedit.edits import EditReport, LowRank
+from rankedit.errors import RankeditWarning, ShapeError, SolveError
+from rankedit.gram import solve_gram
+from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.metric import Metric
+from rankedit.shapes import Keys, Values, check_rows, describe
+
+# Beyond this the float64 factorisation of the metric has no correct digit left.
+_WORST_CONDITION = 1e15
+
+# A key this many times as unusual as the data's average lies practically outside of what was seen.
+_UNUSUAL = 1e3
+
+# Share of a key's squared length inside the metric's subspace: refused below, warned about below.
+_NO_REACH, _LITTLE_REACH = 1e-10, 1e-3
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Constraint rows in float64 on one device: K, R, S, with held keys as rows with R = S = 0."""
+
+    metric: Metric
+    keys: Keys
+    lacking: Values
+    softness: Tensor
+
+    @property
+    def dual(self) -> bool:
+        return bool((self.softness == 0).any()) or len(self.keys) <= self.metric.rank
+
+
+def solve_edit(
+    layer: object,
+    keys: Keys,
+    values: Values,
+    metric: Metric,
+    *,
+    softness: float | Tensor = 0.0,
+    hold: Keys | None = None,
+    side: Literal["input", "output"] = "input",
+) -> LowRank:
+    """The cheapest `ΔW` under the metric with which the layer gives each key its value.
+
+    Args:
+        layer: a module, a weight `[out, in]`, or any function that applies the linear map. Only
+            run, never read; what it gives now, attached edits included, is what is corrected.
+        keys: `[n, in]`, inputs whose output is to change.
+        values: `[n, out]`, what they are to give, without the layer's bias.
+        metric: what a change costs; of width `in`.
+        softness: 0 for an equality (ROME, EMMET); s > 0 weighs each key's squared error with 1/s
+            (MEMIT: 1). In the units of `k A kᵀ`. One number, or `[n]`, one for each key.
+        hold: `[h, in]`, keys whose output must not move at all.
+        side: `"output"` solves the same problem for `Wᵀ`: keys `[n, out]` are directions of the
+            output, values `[n, in]` what `keys @ W` is to become, and the metric has width `out`.
+
+    Returns:
+        The edit in float64, with a report of residual, drift and condition. Its rank is the number
+        of keys and held keys (at most the widths).
+
+    Raises:
+        ShapeError: shapes that do not match, or negative softness.
+        SolveError: keys outside the metric's subspace, or dependent keys with contradicting values.
+
+    Source:
+        Meng et al., "Locating and editing factual associations in GPT", arXiv 2202.05262, equation
+        2, and "Mass-editing memory in a transformer", arXiv 2210.07229, equation 14; the common
+        form and the equality limit of the dual are derived on the concepts page.
+
+    Example:
+        >>> weight, metric = torch.eye(2), Metric.identity(2)
+        >>> keys, values = torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 6.0]])
+        >>> solve_edit(weight, keys, values, metric).delta().tolist()
+        [[4.0, 0.0], [6.0, 0.0]]
+    """
+    if side not in ("input", "output"):
+        raise ShapeError(f"solve_edit: side must be 'input' or 'output', got {side!r}.")
+    check_rows("solve_edit", "keys", keys, metric.dim)
+    current = (linear_output if side == "input" else linear_output_transposed)(layer, keys)
+    check_rows("solve_edit", "values", values, current.shape[1], len(keys))
+    check_rows("solve_edit", "the layer's output at the keys", current)
+    lacking = values.detach().to(keys.device).double() - current.to(keys.device).double()
+    edit = solve_lacking(keys, lacking, metric, softness=softness, hold=hold)
+    return edit if side == "input" else LowRank(edit.down.T, edit.up.T, edit.report)
+
+
+def solve_lacking(
+    keys: Keys,
+    lacking: Values,
+    metric: Metric,
+    *,
+    softness: float | Tensor = 0.0,
+    hold: Keys | None = None,
+) -> LowRank:
+    """`solve_edit` for what the keys lack, `R = V − K Wᵀ`, when that is known already."""
+    problem = _posed(keys, lacking, metric, softness, hold)
+    notes = _remarks(problem)
+    solve = _solve_dual if problem.dual else _solve_primal
+    edit, dependent = solve(problem)
+    notes += ["the keys are linearly dependent; their values agree"] if dependent else []
+    for note in notes:
+        warnings.warn(f"solve_edit: {note}", RankeditWarning, stacklevel=3)
+    report = EditReport(
+        _residual(problem, edit), edit.drift(metric), metric.condition, tuple(notes)
+    )
+    edit = edit.to(device=keys.device)
+    return LowRank(edit.up, edit.down, report)
+
+
+def _posed(
+    keys: Keys, lacking: Values, metric: Metric, softness: float | Tensor, hold: Keys | None
+) -> _Problem:
+    device = metric.device or keys.device
+    rows = [check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device).double()]
+    soft = torch.as_tensor(softness, dtype=torch.float64, device=device)
+    if soft.ndim > 1 or soft.numel() not in (1, len(keys)) or not bool((soft >= 0).all()):
+        raise ShapeError(
+            f"solve_edit: softness must be one number or [{len(keys)}], one for each key, none "
+            f"negative, got {describe(softness)}."
+        )
+    if hold is not None:
+        check_rows("solve_edit", "hold", hold, metric.dim)
+        rows.append(hold.detach().to(device).double())
+    stacked = torch.cat(rows)
+    held = len(stacked) - len(keys)
+    nothing = lacking.new_zeros(held, lacking.shape[1])
+    return _Problem(
+        metric,
+        stacked,
+        torch.cat([lacking, nothing]).to(device).double(),
+        torch.cat([soft.expand(len(keys)), soft.new_zeros(held)]),
+    )
+
+
+def _remarks(problem: _Problem) -> list[str]:
+    metric, notes = problem.metric, []
+    reach = metric.reach(problem.keys)
+    moved = problem.lacking.abs().amax(1) > 0
+    if bool((moved & (reach < _NO_REACH)).any()):
+        index = int(torch.where(moved, reach, torch.inf).argmin())
+        raise SolveError(
+            f"solve_edit: key {index} lies outside the subspace that the metric allows, so nothing "
+            "can change what it gives; choose another key, or a metric with a larger null space."
+        )
+    if bool((reach < _LITTLE_REACH).any()):
+        notes.append(
+            f"only {float(reach.min()):.1e} of a key's squared length lies inside the subspace "
+            "that the metric allows; the edit will be large"
+        )
+    if metric.typical_energy is not None:
+        unusual = metric.energy(problem.keys) / metric.typical_energy
+        if float(unusual.max()) > _UNUSUAL:
+            notes.append(
+                f"key {int(unusual.argmax())} is {float(unusual.max()):.1e} times as unusual as "
+                "the data behind the statistics; it may lie outside of what the projection reads"
+            )
+    if metric.condition > _WORST_CONDITION:
+        notes.append(f"condition number {metric.condition:.1e}; use a larger ridge")
+    return notes
+
+
+def _solve_dual(problem: _Problem) -> tuple[LowRank, bool]:
+    images = problem.metric.solve(problem.keys)
+    gram = images @ problem.keys.T
+    solution, dependent = solve_gram(gram, problem.softness, problem.lacking)
+    return LowRank(solution.T.contiguous(), images), dependent
+
+
+def _solve_primal(problem: _Problem) -> tuple[LowRank, bool]:
+    weights = 1 / problem.softness
+    metric = problem.metric.extended(problem.keys, weights)
+    delta = metric.solve((problem.lacking * weights[:, None]).T @ problem.keys)
+    out_features, in_features = delta.shape
+    if out_features <= in_features:
+        return LowRank(torch.eye(out_features).to(delta), delta), False
+    return LowRank(delta, torch.eye(in_features).to(delta)), False
+
+
+def _residual(problem: _Problem, edit: LowRank) -> float:
+    given = (problem.keys @ edit.down.T) @ edit.up.T
+    lacked = float(problem.lacking.norm())
+    return float((given - problem.lacking).norm()) / lacked if lacked else 0.0

@@ -1,0 +1,209 @@
+"""What is added to the output of a projection: the protocol of edits, and the static one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rankedit.errors import ShapeError
+from rankedit.metric import Metric
+from rankedit.moments import SecondMoment
+from rankedit.shapes import Inputs, Keys, Outputs, Values, Weight, check_rows, describe
+
+KeyOutputs = Callable[[Keys], Values]
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """Anything that can be attached to a projection.
+
+    An edit is immutable. What it needs at run time it hands out as tensors, which become buffers of
+    the layer: they move, are copied and are compiled with it.
+    """
+
+    @property
+    def in_features(self) -> int:
+        """Width of the inputs."""
+
+    @property
+    def out_features(self) -> int:
+        """Width of the outputs."""
+
+    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
+        """All tensors that `added` reads.
+
+        Args:
+            outputs: gives `keys [n, in] @ Wᵀ` by running the layer, without its bias. An edit never
+                reads the weight, which may be quantised, offloaded or sharded.
+        """
+
+    def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
+        """What is added to the layer's output for input x; pure, reads nothing but `tensors`."""
+
+    def settings(self) -> frozenset[str]:
+        """Names of the tensors that may be changed at run time."""
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What a solver did.
+
+    Attributes:
+        residual: `‖K ΔWᵀ − R‖_F / ‖R‖_F`: what the keys still lack, relative to what they lacked.
+        drift: `‖ΔW‖_M = √tr(ΔW M ΔWᵀ)`: with `M = C` the root mean square change of the output on
+            the data behind the statistics.
+        condition: condition number of the metric (1-norm, estimated).
+        warnings: what deserves attention, in words.
+    """
+
+    residual: float
+    drift: float
+    condition: float
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        figures = (
+            f"residual at the keys {self.residual:.2g}, drift {self.drift:.3g}, "
+            f"condition {self.condition:.2g}"
+        )
+        return "; ".join((figures, *self.warnings))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A static edit `ΔW = up @ down`, added to the weight or beside it.
+
+    Attributes:
+        up: `[out, r]`.
+        down: `[r, in]`.
+        report: what the solver did, if a solver made it.
+
+    Example:
+        >>> edit = LowRank(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0, 3.0]]))
+        >>> edit.delta().tolist()
+        [[0.0, 3.0], [0.0, 6.0]]
+    """
+
+    up: Tensor
+    down: Tensor
+    report: EditReport | None = None
+
+    def __post_init__(self) -> None:
+        check_rows("LowRank", "up", self.up)
+        check_rows("LowRank", "down", self.down, count=self.up.shape[1])
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of `up`; the rank of ΔW is at most this."""
+        return self.up.shape[1]
+
+    @property
+    def in_features(self) -> int:
+        """Width of the inputs."""
+        return self.down.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the outputs."""
+        return self.up.shape[0]
+
+    def delta(self) -> Weight:
+        """`ΔW [out, in]`, written out."""
+        return self.up @ self.down
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> LowRank:
+        """The edit in another dtype or on another device."""
+        up, down = (t.to(device or t.device, dtype or t.dtype) for t in (self.up, self.down))
+        return replace(self, up=up, down=down)
+
+    def norm(self) -> float:
+        """Frobenius norm `‖ΔW‖_F`."""
+        return float(((self.up.T @ self.up) * (self.down @ self.down.T)).sum().clamp_min(0)) ** 0.5
+
+    def drift(self, statistics: Metric | SecondMoment) -> float:
+        """`√tr(ΔW C ΔWᵀ)`: root mean square change of the output on the data behind C."""
+        if isinstance(statistics, Metric):
+            return float((self.up.double() @ statistics.half(self.down)).norm())
+        down, up = self.down.double(), self.up.double()
+        return float((up.T @ up * (down @ statistics.matrix @ down.T)).sum().clamp_min(0)) ** 0.5
+
+    def balanced(self) -> LowRank:
+        """The same ΔW with the norm of each component split evenly between up and down.
+
+        Half precision loses components whose factors are very large and very small; split evenly,
+        both keep their digits.
+        """
+        ups, downs = self.up.norm(dim=0), self.down.norm(dim=1)
+        alive = (ups > 0) & (downs > 0)
+        ratio = torch.where(alive, (downs / ups.where(alive, 1)).sqrt(), 0.0)
+        inverse = torch.where(alive, 1 / ratio.where(alive, 1), 0.0)
+        return replace(self, up=self.up * ratio, down=self.down * inverse[:, None])
+
+    def compress(self, rank: int, metric: Metric | None = None) -> LowRank:
+        """The edit of at most `rank` with the least expected change of output against this one.
+
+        Minimises `‖ΔW − ΔW'‖_M` over all ΔW' of that rank (Eckart and Young in the metric's
+        coordinates); without a metric it is the plain truncated SVD, which minimises `‖·‖_F`.
+
+        Raises:
+            ShapeError: rank is less than 1.
+        """
+        if rank < 1:
+            raise ShapeError(f"LowRank.compress: rank must be at least 1, got {rank}.")
+        if rank >= self.rank:
+            return self
+        metric = metric or Metric.identity(self.in_features)
+        q, r = torch.linalg.qr(self.up.double())
+        inner = r @ self.down.double()
+        # ΔW H = q (inner H): its leading left singular vectors span the best output directions.
+        left = torch.linalg.svd(metric.half(inner), full_matrices=False).U[:, :rank]
+        up, down = q @ left, left.T @ inner
+        return LowRank(up.to(self.up.dtype), down.to(self.down.dtype)).balanced()
+
+    def __add__(self, other: LowRank) -> LowRank:
+        if not isinstance(other, LowRank):
+            return NotImplemented
+        shapes = [(edit.out_features, edit.in_features) for edit in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise ShapeError(
+                f"LowRank + LowRank: both must edit the same projection [out, in], got "
+                f"{list(shapes[0])} and {list(shapes[1])}."
+            )
+        ups, downs = torch.cat([self.up, other.up], 1), torch.cat([self.down, other.down])
+        return LowRank(ups, downs)
+
+    def __mul__(self, factor: float) -> LowRank:
+        return LowRank(self.up * factor, self.down)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LowRank:
+        return self * -1.0
+
+    # ---------------------------------------------------------------- the protocol of edits
+
+    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
+        """`up` and `down`, float32; what the layer gives does not matter."""
+        return {"up": self.up.float(), "down": self.down.float()}
+
+    def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
+        """`x downᵀ upᵀ`, computed in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(linear(x.float(), tensors["down"]), tensors["up"])
+
+    def settings(self) -> frozenset[str]:
+        """Nothing but the strength, which every attached edit has."""
+        return frozenset()
+
+
+def check_width(call: str, x: Tensor, width: int) -> None:
+    """Refuse inputs whose last axis is not `width`."""
+    if x.shape[-1:] != (width,):
+        raise ShapeError(f"{call}: x must have shape [..., {width}], got {describe(x)}.")

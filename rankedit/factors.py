@@ -1,0 +1,204 @@
+"""A factorised positive definite matrix on a subspace: the numerics beneath `Metric`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankedit.errors import ShapeError, SolveError
+from rankedit.shapes import Covariance, check_rows, describe
+from rankedit.subspace import Subspace
+
+# Woodbury pays while the additions are fewer than a quarter of the width; and it subtracts numbers
+# that agree to log10(gain) digits, so that a gain beyond 1e6 asks for a new factorisation.
+_WOODBURY_SHARE = 0.25
+_WOODBURY_GAIN = 1e6
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`M = scale·L Lᵀ + EᵀE` in the coordinates of a subspace.
+
+    All methods take and give rows of coordinates `[n, subspace.coordinate_dim]`, float64.
+
+    Attributes:
+        space: the subspace.
+        lower: Cholesky factor L; the identity if None.
+        scale: factor of `L Lᵀ`.
+        extra: E, the rows added; none if None.
+    """
+
+    space: Subspace
+    lower: Tensor | None = None
+    scale: float = 1.0
+    extra: Tensor | None = None
+
+    @classmethod
+    def of(cls, space: Subspace, matrix: Covariance) -> Factors:
+        """Factorise a matrix given in the coordinates of a subspace."""
+        return cls(space, cholesky(matrix))
+
+    def scaled(self, factor: float) -> Factors:
+        """`factor·M`."""
+        extra = None if self.extra is None else self.extra * math.sqrt(factor)
+        return replace(self, scale=self.scale * factor, extra=extra)
+
+    def extended(self, rows: Tensor) -> Factors:
+        """`M + rowsᵀ rows`, by the Woodbury identity or a new factorisation."""
+        extra = rows if self.extra is None else torch.cat([self.extra, rows])
+        factors = replace(self, extra=extra)
+        few = extra.shape[0] <= _WOODBURY_SHARE * self.space.rank
+        return factors if few and factors._gain <= _WOODBURY_GAIN else factors._refactored()
+
+    def _refactored(self) -> Factors:
+        space, extra = self.space.explicit(self.extra)
+        matrix = extra.T @ extra
+        if self.lower is None:
+            matrix.diagonal().add_(self.scale)
+        else:
+            matrix += self.scale * (self.lower @ self.lower.T)
+        return Factors.of(space, matrix)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the factors live; None if there are none (the identity)."""
+        held = (self.lower, self.extra, self.space.rows)
+        return next((tensor.device for tensor in held if tensor is not None), None)
+
+    # ---------------------------------------------------------------- products
+
+    def solve(self, c: Tensor) -> Tensor:
+        """`c M⁻¹`."""
+        base = self._solve_base(c)
+        if self.extra is None:
+            return base
+        # Woodbury: (M₀ + EᵀE)⁻¹ = M₀⁻¹ − M₀⁻¹Eᵀ (I + E M₀⁻¹ Eᵀ)⁻¹ E M₀⁻¹
+        inner = torch.cholesky_solve(self._extra_solved @ c.T, self._capacity)
+        return base - inner.T @ self._extra_solved
+
+    def apply(self, c: Tensor) -> Tensor:
+        """`c M`."""
+        base = c if self.lower is None else (c @ self.lower) @ self.lower.T
+        base = base * self.scale
+        return base if self.extra is None else base + (c @ self.extra.T) @ self.extra
+
+    def half(self, c: Tensor) -> Tensor:
+        """`c H` with `H Hᵀ = M`."""
+        base = c if self.lower is None else c @ self.lower
+        base = base * math.sqrt(self.scale)
+        return base if self.extra is None else torch.cat([base, c @ self.extra.T], 1)
+
+    def _solve_base(self, c: Tensor) -> Tensor:
+        solved = c if self.lower is None else torch.cholesky_solve(c.T, self.lower).T
+        return solved / self.scale
+
+    @cached_property
+    def _extra_solved(self) -> Tensor:
+        return self._solve_base(self._rows())
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        gram = self._extra_solved @ self._rows().T
+        return (gram + gram.T) / 2
+
+    @cached_property
+    def _capacity(self) -> Tensor:
+        return torch.linalg.cholesky(self._gram + torch.eye(len(self._gram)).to(self._gram))
+
+    @property
+    def _gain(self) -> float:
+        return float(self._gram.diagonal().max())
+
+    def _rows(self) -> Tensor:
+        empty = torch.zeros(0, self.space.coordinate_dim, dtype=torch.float64, device=self.device)
+        return empty if self.extra is None else self.extra
+
+    # ---------------------------------------------------------------- figures
+
+    def condition(self) -> float:
+        """Condition number in the 1-norm, estimated."""
+        if self.lower is None and self.extra is None:
+            return 1.0
+        size = self.space.coordinate_dim
+        return math.prod(one_norm(f, size, self.device) for f in (self.apply, self.solve))
+
+    def effective_rank(self) -> float:
+        """`(tr M)² / ‖M‖²_F`."""
+        # M = H Hᵀ, hence tr M = ‖H‖²_F, and ‖M‖_F = ‖HᵀH‖_F for whichever product is smaller.
+        if self.lower is None and self.extra is None:
+            return float(self.space.rank)
+        start = torch.eye(self.space.coordinate_dim, dtype=torch.float64, device=self.device)
+        half = self.half(self.space.within(start))
+        small = half @ half.T if half.shape[0] < half.shape[1] else half.T @ half
+        return float(small.trace()) ** 2 / float(small.square().sum())
+
+
+def checked_matrix(call: str, matrix: Covariance) -> Covariance:
+    """The matrix in float64 and exactly symmetric, or an error that names what is wrong with it."""
+    check_rows(call, "matrix", matrix)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ShapeError(f"{call}: matrix must be square [dim, dim], got {describe(matrix)}.")
+    matrix = matrix.detach().double()
+    asymmetry = float((matrix - matrix.T).abs().max())
+    if asymmetry > 1e-6 * float(matrix.abs().max()):
+        raise ShapeError(
+            f"{call}: matrix must be symmetric, but entries differ from their transposes by up to "
+            f"{asymmetry:.2g}; a second moment is xᵀx of row vectors x."
+        )
+    return (matrix + matrix.T) / 2
+
+
+def cholesky(matrix: Covariance) -> Tensor:
+    """Lower factor L with `matrix = L Lᵀ`, or an error that names the ridge to use."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0 and bool((lower.diagonal() > 0).all()):
+        return lower
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    mean = max(float(matrix.trace()) / matrix.shape[0], 0.0)
+    if mean == 0:
+        raise SolveError("Metric: the statistics are all zero; collect some data first.")
+    needed = max(-float(eigenvalues[0]) / mean, 0.0) + 1e-10
+    raise SolveError(
+        "Metric: the statistics must be positive definite, but their smallest eigenvalue is "
+        f"{float(eigenvalues[0]):.2g} at a mean of {mean:.2g}; pass ridge={needed:.1g} or more, "
+        "use shrinkage, or collect more data."
+    )
+
+
+def short_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 hash."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_of(rows: Tensor) -> str:
+    """Short hash of a tensor's bytes."""
+    return hashlib.sha256(rows.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def fingerprint(matrix: Covariance, settings: str) -> str:
+    """Short hash of statistics and of what was made of them."""
+    # The diagonal and 64 rows tell two sets of statistics apart and cost nothing to hash. They are
+    # taken before any sum over them, whose rounding differs between machines.
+    step = -(-matrix.shape[0] // 64)
+    return short_hash(hash_of(torch.cat([matrix.diagonal()[None], matrix[::step]])) + settings)
+
+
+def one_norm(operator: Callable[[Tensor], Tensor], size: int, device: torch.device | None) -> float:
+    """Estimated 1-norm of a symmetric operator `[size, size]`, given by its action on rows."""
+    from scipy.sparse.linalg import LinearOperator, onenormest
+
+    def product(columns: object) -> object:
+        rows = torch.as_tensor(columns, dtype=torch.float64).reshape(size, -1).T
+        return operator(rows.to(device)).T.cpu().numpy()
+
+    symmetric = LinearOperator(
+        (size, size), matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=float
+    )
+    # One column at a time is Hager's algorithm, which draws no random numbers.
+    return float(onenormest(symmetric, t=1))

@@ -1,0 +1,260 @@
+"""The gated edit: a low-rank edit that decides for each input how far it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rankedit import gates
+from rankedit.edits import EditReport, KeyOutputs, LowRank
+from rankedit.errors import ShapeError, SolveError
+from rankedit.gates import Gate, Sigmoid
+from rankedit.metric import Metric
+from rankedit.shapes import Inputs, Keys, Outputs, Values, check_rows
+
+# Smallest eigenvalue of the Gram matrix of unit keys at which their coordinates are still worth
+# computing: two keys whose cosine is within 1e-6 of 1 are one key.
+_LEAST_INDEPENDENCE = 1e-6
+
+
+@dataclass(frozen=True, init=False)
+class GatedEdit:
+    """Keys `i_j` that open a gate towards targets `o_j`, and lose what the layer gave them.
+
+    With the similarity `s_j(x) = ⟨i_j, x⟩/⟨i_j, i_j⟩`, the Gram matrix `G = I A Iᵀ` and the joint
+    coordinates `c(x) = G⁻¹ I A xᵀ`, the layer's output becomes
+
+        y(x) = W (x − c(x) I) + Σ_j gate(s_j(x)) o_j
+
+    x loses its metric-orthogonal projection on the span of the keys, and gets the targets instead
+    as far as the gates open (Perfusion, arXiv 2305.01644, equations 3, 4 and 10). It is applied as
+    an addition, `gate(s) O − c (I Wᵀ)`, where `I Wᵀ` comes from running the layer on the keys.
+
+    With the `Identity` gate it is the equality edit of `solve_edit`, and ROME for one key.
+
+    Args:
+        keys: `[n, in]`, linearly independent under the metric.
+        targets: `[n, out]`; may require gradients.
+        metric: the inner product.
+        gate: how far the edit opens; `Sigmoid()` by default.
+        normalised: rescale the gate to be exactly 0 at similarity 0 and 1 at similarity 1.
+        floor: dead zone: inputs whose largest similarity is below the floor are left exactly as
+            they are, neither term acts. None for no dead zone.
+
+    Raises:
+        ShapeError: shapes that do not match.
+        SolveError: keys that are parallel under the metric, or outside its subspace.
+    """
+
+    keys: Keys
+    targets: Values
+    images: Keys
+    gate: Gate
+    normalised: bool
+    floor: float | None
+    statistics: str
+
+    def __init__(
+        self,
+        keys: Keys,
+        targets: Values,
+        metric: Metric,
+        gate: Gate | None = None,
+        *,
+        normalised: bool = False,
+        floor: float | None = None,
+    ) -> None:
+        check_rows("GatedEdit", "keys", keys, metric.dim)
+        images = metric.solve(keys).to(keys.device)
+        self._fill(keys, targets, images, gate or Sigmoid(), normalised, floor, metric.fingerprint)
+
+    @classmethod
+    def from_images(
+        cls,
+        keys: Keys,
+        targets: Values,
+        images: Keys,
+        gate: Gate,
+        *,
+        normalised: bool = False,
+        floor: float | None = None,
+        statistics: str = "",
+    ) -> GatedEdit:
+        """An edit from the metric images `I A [n, in]` of its keys: no metric is needed any more.
+
+        `images` may require gradients (a key that is being learned).
+        """
+        edit = cls.__new__(cls)
+        edit._fill(keys, targets, images, gate, normalised, floor, statistics)
+        return edit
+
+    def _fill(self, *values: object) -> None:
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        count = check_rows("GatedEdit", "keys", self.keys).shape[0]
+        check_rows("GatedEdit", "images", self.images, self.in_features, count)
+        check_rows("GatedEdit", "targets", self.targets, count=count)
+        for name, value in gates.parameters(self.gate).items():
+            if value.ndim and value.shape[0] != count:
+                raise ShapeError(
+                    f"GatedEdit: the gate's {name} must be one number or [{count}], one for each "
+                    f"key, got [{value.shape[0]}]."
+                )
+        if self.normalised:
+            gates.check_normalisable(self.gate)
+        check_independent("GatedEdit", self.gram())
+
+    @property
+    def in_features(self) -> int:
+        """Width of the inputs."""
+        return self.keys.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the outputs."""
+        return self.targets.shape[1]
+
+    def gram(self) -> Tensor:
+        """`G = I A Iᵀ [n, n]`, float64, symmetric."""
+        gram = self.images.double() @ self.keys.double().T
+        return (gram + gram.T) / 2
+
+    def similarity(self, x: Inputs) -> Tensor:
+        """`s(x) [..., n]`: 1 at a key itself, 0 for what is orthogonal to it; float64."""
+        directions = self.images.double() / self.gram().diagonal()[:, None]
+        return linear(x.double(), directions)
+
+    def opening(self, x: Inputs) -> Tensor:
+        """How far each key's gate opens for x `[..., n]`, in float64, dead zone included."""
+        tensors = {k: v.double() for k, v in self.bind(self._no_output).items()}
+        similarity, coordinates = self._read(x.double(), tensors)
+        return self._opening(similarity, coordinates, tensors) * self._active(similarity, tensors)
+
+    def with_targets(self, targets: Values) -> GatedEdit:
+        """The same keys and gate with other targets."""
+        return self._changed(targets=targets)
+
+    def with_gate(
+        self, gate: Gate, *, normalised: bool = False, floor: float | None = None
+    ) -> GatedEdit:
+        """The same keys and targets behind another gate."""
+        return self._changed(gate=gate, normalised=normalised, floor=floor)
+
+    def _changed(self, **changes: object) -> GatedEdit:
+        edit = GatedEdit.__new__(GatedEdit)
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | changes
+        edit._fill(*values.values())
+        return edit
+
+    def linearised(self, outputs: KeyOutputs, inputs: Inputs | None = None) -> LowRank:
+        """The static edit with the gates replaced by the identity: `ΔW = (O − I Wᵀ)ᵀ G⁻¹ I A`.
+
+        Only this can be fused into a weight or exported as a LoRA. It is not the same edit: it acts
+        on every input in proportion to its similarity.
+
+        Args:
+            outputs: the layer without its bias; see `Edit.bind`.
+            inputs: what the layer reads, `[..., in]`, to measure the difference on.
+
+        Returns:
+            The edit. Its report's residual is `‖linear − gated‖_F/‖gated‖_F` of what is added to
+            the keys, and a line of the report's warnings has the same figure for the inputs.
+        """
+        tensors = self.bind(outputs)
+        lacking = self.targets.double() - tensors["key_outputs"].double()
+        edit = LowRank(lacking.T, torch.linalg.solve(self.gram(), self.images.double()))
+
+        def difference(x: Inputs) -> float:
+            gated = self.added(x, tensors).double()
+            linear_part = edit.added(x, edit.bind(outputs)).double()
+            return float((linear_part - gated).norm() / gated.norm().clamp_min(1e-300))
+
+        at_keys = difference(self.keys)
+        notes = [f"linearised: differs from the gated edit by {at_keys:.1%} at its keys"]
+        if inputs is not None:
+            notes.append(f"linearised: differs by {difference(inputs):.1%} on the inputs given")
+        return replace(edit, report=EditReport(at_keys, float("nan"), float("nan"), tuple(notes)))
+
+    # ---------------------------------------------------------------- the protocol of edits
+
+    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
+        """Constants in float32: directions to read, targets, `I Wᵀ`, and the gate's parameters."""
+        gram, images = self.gram(), self.images.double()
+        reads = [images / gram.diagonal()[:, None]]
+        if len(gram) > 1:  # for one key, coordinate and similarity are the same number
+            reads.append(torch.linalg.solve(gram, images))
+        tensors = {
+            "read": torch.cat(reads).float(),
+            "targets": self.targets.float(),
+            "key_outputs": outputs(self.keys).detach().float(),
+            **gates.parameters(self.gate),
+        }
+        if self.floor is not None:
+            tensors["floor"] = torch.tensor(self.floor, dtype=torch.float32)
+        return {name: tensor.to(self.keys.device) for name, tensor in tensors.items()}
+
+    def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
+        """`gate(s) O − c (I Wᵀ)` in float32, whatever autocast says: half precision ruins s."""
+        with torch.autocast(x.device.type, enabled=False):
+            similarity, coordinates = self._read(x.float(), tensors)
+            opening = self._opening(similarity, coordinates, tensors)
+            result = opening @ tensors["targets"] - coordinates @ tensors["key_outputs"]
+            if "floor" not in tensors:
+                return result
+            # Not a product: the dead zone leaves nothing, not even a rounded or negative zero.
+            active = self._active(similarity, tensors).amax(-1, keepdim=True) > 0
+            return torch.where(active, result, 0.0)
+
+    def settings(self) -> frozenset[str]:
+        """The gate's parameters, and the floor if there is one."""
+        names = set(gates.parameters(self.gate))
+        return frozenset(names | ({"floor"} if self.floor is not None else set()))
+
+    def _read(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        read = linear(x, tensors["read"])
+        count = tensors["targets"].shape[0]
+        return read[..., :count], read[..., -count:]
+
+    def _opening(
+        self, similarity: Tensor, coordinates: Tensor, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        seen = similarity if self.gate.reads == "similarity" else coordinates
+        if self.normalised:
+            return gates.normalised_opening(self.gate, seen, tensors)
+        return self.gate.opening(seen, tensors)
+
+    def _active(self, similarity: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        if "floor" not in tensors:
+            return torch.ones_like(similarity[..., :1])
+        return (similarity.amax(-1, keepdim=True) >= tensors["floor"]).to(similarity)
+
+    def _no_output(self, keys: Keys) -> Values:
+        return torch.zeros_like(self.targets)
+
+
+def check_independent(call: str, gram: Tensor) -> None:
+    """Refuse keys that are parallel, or have no direction, under the metric.
+
+    Raises:
+        SolveError: names the two most parallel keys and their cosine.
+    """
+    squares = gram.diagonal()
+    if not bool((squares > 0).all()):
+        raise SolveError(
+            f"{call}: key {int(squares.argmin())} has no length under the metric: it lies outside "
+            "the subspace that the metric allows; choose another key or another metric."
+        )
+    cosines = gram / torch.outer(squares, squares).sqrt()
+    if float(torch.linalg.eigvalsh(cosines.detach())[0]) >= _LEAST_INDEPENDENCE:
+        return
+    off = (cosines - torch.eye(len(cosines)).to(cosines)).abs()
+    first, second = divmod(int(off.argmax()), len(cosines))
+    raise SolveError(
+        f"{call}: keys must be linearly independent under the metric, but keys {first} and "
+        f"{second} have the cosine {float(cosines[first, second]):.7f}; keep one of them, or learn "
+        "them with words that are further apart."
+    )

@@ -1,0 +1,73 @@
+"""What a projection gives for a key, without its bias, in either direction.
+
+Both functions are generic: `functools.singledispatch` on the projection. Here: a weight tensor, and
+any function that applies a linear map. `rankedit.projections` adds torch modules; a package with a
+layer of its own kind registers it the same way.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from rankedit.errors import ProjectionError, ShapeError
+from rankedit.shapes import Keys, Values, check_rows, describe
+
+
+@singledispatch
+def linear_output(layer: object, keys: Keys) -> Values:
+    """`keys [n, in] @ Wᵀ → [n, out]`: what the projection gives, less what it gives for zero.
+
+    Args:
+        layer: a weight `[out, in]`, a module, or any function with `f(x) = x Wᵀ + b`. A function is
+            run, on the keys and on zeros: this is right for quantised, offloaded and wrapped
+            layers, whose weight cannot be read.
+        keys: one row is one input.
+
+    Raises:
+        ProjectionError: the layer is neither a tensor nor callable.
+        ShapeError: the weight has another width.
+    """
+    if not callable(layer):
+        raise ProjectionError(
+            "linear_output: layer must be a weight tensor [out, in] or something that applies one, "
+            f"got {describe(layer)}."
+        )
+    with torch.no_grad():
+        return layer(keys) - layer(torch.zeros_like(keys[:1]))
+
+
+@linear_output.register
+def _(layer: Tensor, keys: Keys) -> Values:
+    weight = check_rows("linear_output", "weight", layer).detach()
+    check_rows("linear_output", "keys", keys, weight.shape[1])
+    return (keys.to(weight.device).double() @ weight.double().T).to(keys.device)
+
+
+@singledispatch
+def linear_output_transposed(layer: object, keys: Values) -> Keys:  # noqa: ARG001 - overloads do
+    """`keys [n, out] @ W → [n, in]`: the transposed map, for edits of the output side.
+
+    For anything but a tensor it is found as the vector-Jacobian product of running the layer, so
+    that the weight is not read here either.
+
+    Raises:
+        ProjectionError: the input width of a function cannot be known; pass a module or a weight.
+    """
+    raise ProjectionError(
+        "linear_output_transposed: edits of the output side need a weight tensor [out, in] or a "
+        f"module, got {describe(layer)}; a bare function does not tell its input width."
+    )
+
+
+@linear_output_transposed.register
+def _(layer: Tensor, keys: Values) -> Keys:
+    weight = check_rows("linear_output_transposed", "weight", layer).detach()
+    if keys.shape[-1] != weight.shape[0]:
+        raise ShapeError(
+            f"linear_output_transposed: keys must have the width {weight.shape[0]} of the layer's "
+            f"output, got {describe(keys)}; side='input' edits what inputs give."
+        )
+    return (keys.to(weight.device).double() @ weight.double()).to(keys.device)

@@ -1,0 +1,73 @@
+"""Joining separately made gated edits into one, with an exact joint projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rankedit import gates
+from rankedit.errors import SolveError
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate
+
+
+def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
+    """One gated edit with the keys of all: `y = W (x − c(x) I) + Σ_j gate_j(s_j(x)) o_j`.
+
+    Attached one by one, edits with correlated keys each subtract their own part and so take shared
+    parts away twice. The joint edit projects on the span of all keys at once (Perfusion, arXiv
+    2305.01644, appendix B, equations 4 to 10), through the Gram matrix of the keys.
+
+    Args:
+        edits: made under the same metric, with gates of the same class; each keeps its own
+            parameters.
+
+    Raises:
+        SolveError: no edit; different widths, statistics, gate classes, normalisation or floor;
+            keys of different edits that are parallel under the metric.
+    """
+    if not edits:
+        raise SolveError("merge: needs at least one edit, got none.")
+    first = edits[0]
+    for index, edit in enumerate(edits):
+        _check_compatible(first, edit, index)
+    counts = [len(edit.keys) for edit in edits]
+    gate = _joined([gates.per_key(edit.gate, n) for edit, n in zip(edits, counts, strict=True)])
+    try:
+        return GatedEdit.from_images(
+            torch.cat([edit.keys for edit in edits]),
+            torch.cat([edit.targets for edit in edits]),
+            torch.cat([edit.images for edit in edits]),
+            gate,
+            normalised=first.normalised,
+            floor=first.floor,
+            statistics=first.statistics,
+        )
+    except SolveError as error:
+        owners = [index for index, n in enumerate(counts) for _ in range(n)]
+        raise SolveError(f"merge: {error} Keys belong to edits {owners}, in this order.") from error
+
+
+def _check_compatible(first: GatedEdit, edit: GatedEdit, index: int) -> None:
+    traits = {
+        "input width": (first.in_features, edit.in_features),
+        "output width": (first.out_features, edit.out_features),
+        "statistics": (first.statistics, edit.statistics),
+        "gate class": (type(first.gate).__name__, type(edit.gate).__name__),
+        "normalised": (first.normalised, edit.normalised),
+        "floor": (first.floor, edit.floor),
+    }
+    for trait, (mine, theirs) in traits.items():
+        if mine != theirs:
+            raise SolveError(
+                f"merge: all edits must have the same {trait}, but edit 0 has {mine!r} and edit "
+                f"{index} has {theirs!r}; make them with one metric and one kind of gate "
+                "(GatedEdit.with_gate changes the gate)."
+            )
+
+
+def _joined(all_gates: list[Gate]) -> Gate:
+    columns = [gates.parameters(gate) for gate in all_gates]
+    joined = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    return type(all_gates[0])(**joined)

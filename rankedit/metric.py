@@ -1,0 +1,288 @@
+"""The inner product under which an edit is small.
+
+A `Metric` holds a symmetric positive definite `M [in, in]` (the regularised second moment of what a
+projection reads) in factorised form, and its inverse `A = M⁻¹`. The cost of changing a weight by
+`ΔW` is `‖ΔW‖²_M = tr(ΔW M ΔWᵀ)`: with `M = C` the expected squared change of the output on the
+data behind `C`. Factorised once in float64, a metric is shared by all projections that read the
+same input. Metrics are immutable: every method returns a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankedit.errors import ShapeError, SolveError
+from rankedit.factors import Factors, checked_matrix, fingerprint, hash_of, short_hash
+from rankedit.moments import SecondMoment
+from rankedit.shapes import Basis, Covariance, Keys, check_rows, describe
+from rankedit.subspace import Subspace, null_space
+
+# Share of tr(C)/dim that rounding of the activations leaves as noise on the eigenvalues of C, with
+# a margin: bfloat16 was measured at 2e-6, float32 products under TF32 and float16 at 6e-8.
+NOISE_FLOOR = {
+    torch.bfloat16: 1e-5,
+    torch.float16: 1e-6,
+    torch.float32: 1e-6,
+    torch.float64: 1e-12,
+}
+
+
+class Metric:
+    """Factorised inner product `⟨x, y⟩ = x A yᵀ` with `A = M⁻¹`, on a subspace if restricted.
+
+    Build one with `from_moment`, `from_matrix`, `identity` or `null_space`; refine it with
+    `scaled`, `extended` and `restricted`. Directions outside the subspace of a restricted metric
+    have infinite cost: `A` is zero there.
+
+    Attributes:
+        dim: width of the vectors.
+        fingerprint: short hash of the statistics and settings behind the metric; edits made under
+            metrics of different fingerprints are not comparable.
+        typical_energy: mean of `x A xᵀ` over the data behind the metric (without a ridge, dim);
+            None if it was not made from data.
+    """
+
+    def __init__(
+        self, factors: Factors, fingerprint: str, *, typical_energy: float | None = None
+    ) -> None:
+        self.dim = factors.space.dim
+        self.fingerprint = fingerprint
+        self.typical_energy = typical_energy
+        self._factors = factors
+
+    # ---------------------------------------------------------------- building
+
+    @classmethod
+    def from_moment(
+        cls,
+        moment: SecondMoment,
+        *,
+        ridge: float | None = None,
+        shrinkage: float | Callable[[SecondMoment], float] | None = None,
+        centred: bool = False,
+    ) -> Metric:
+        """`M = (1 − s) C + (s + ridge) μ I` with `μ = tr(C)/dim`, from collected statistics.
+
+        Args:
+            moment: what the projection reads.
+            ridge: in units of the mean eigenvalue μ, hence free of the data's scale. By default
+                the noise floor of the activations' dtype (`NOISE_FLOOR`): 1e-6 for float32 and
+                float16, 1e-5 for bfloat16, 1e-12 for float64.
+            shrinkage: intensity s in [0, 1], or a function of the moment that gives it, such as
+                `rankedit.ledoit_wolf` or `rankedit.oas`; none by default.
+            centred: use the covariance about the mean instead of the second moment (LEACE).
+
+        Raises:
+            SolveError: the matrix is not positive definite even so; names the ridge to pass.
+            ShapeError: ridge is negative or shrinkage outside [0, 1].
+        """
+        intensity = shrinkage(moment) if callable(shrinkage) else shrinkage or 0.0
+        if not 0 <= intensity <= 1:
+            raise ShapeError(
+                f"Metric.from_moment: shrinkage must be in [0, 1], got {intensity}; pass a number, "
+                "or a function such as rankedit.ledoit_wolf."
+            )
+        matrix = moment.covariance if centred else moment.matrix
+        mean_eigenvalue = matrix.trace() / moment.dim
+        matrix = matrix * (1 - intensity)
+        matrix.diagonal().add_(intensity * mean_eigenvalue)
+        metric = cls.from_matrix(
+            matrix, ridge=NOISE_FLOOR[moment.dtype] if ridge is None else ridge
+        )
+        return cls(metric._factors, metric.fingerprint, typical_energy=float(moment.dim))
+
+    @classmethod
+    def from_matrix(cls, matrix: Covariance, *, ridge: float = 0.0) -> Metric:
+        """`M = matrix + ridge·tr(matrix)/dim·I`, from any symmetric positive definite matrix.
+
+        Raises:
+            ShapeError: not square, not symmetric to 1e-6 relative, not finite, or negative ridge.
+            SolveError: not positive definite; names the ridge that would make it so.
+        """
+        matrix = checked_matrix("Metric.from_matrix", matrix)
+        dim = matrix.shape[0]
+        if not ridge >= 0 or not math.isfinite(ridge):
+            raise ShapeError(f"Metric.from_matrix: ridge must be at least 0, got {ridge}.")
+        regularised = matrix.clone()
+        regularised.diagonal().add_(ridge * matrix.trace() / dim)
+        factors = Factors.of(Subspace.whole(dim), regularised)
+        return cls(factors, fingerprint(matrix, f"ridge={ridge!r}"))
+
+    @classmethod
+    def identity(cls, dim: int, scale: float = 1.0) -> Metric:
+        """`M = scale·I`: every direction costs the same, without statistics (TIME, UCE)."""
+        if dim < 1 or not 0 < scale < math.inf:
+            raise ShapeError(
+                f"Metric.identity: dim must be at least 1 and scale positive, got {dim}, {scale}."
+            )
+        factors = Factors(Subspace.whole(dim), scale=scale)
+        return cls(factors, short_hash(f"identity {dim} {scale!r}"))
+
+    @classmethod
+    def null_space(
+        cls,
+        statistics: SecondMoment | Covariance,
+        *,
+        relative: float | None = None,
+        energy: float | None = None,
+        scale: float = 1.0,
+    ) -> Metric:
+        """`M = scale·I` on the directions that the data hardly uses, infinite cost elsewhere.
+
+        Edits under this metric leave the data's own directions exactly as they are (AlphaEdit,
+        arXiv 2410.02355, where scale is its L2). Both cuts are relative, so that scaling the data
+        changes nothing.
+
+        Args:
+            statistics: a moment, or its matrix.
+            relative: directions with an eigenvalue of at most `relative` times the largest are
+                free.
+            energy: the smallest eigenvalues that add up to at most this share of the trace are
+                free. Give exactly one of the two.
+            scale: cost of the free directions.
+
+        Raises:
+            SolveError: no direction is free under the cut.
+        """
+        matrix = statistics.matrix if isinstance(statistics, SecondMoment) else statistics
+        matrix = checked_matrix("Metric.null_space", matrix)
+        space = null_space(matrix, relative=relative, energy=energy)
+        settings = f"null {relative!r} {energy!r} {scale!r}"
+        return cls(Factors(space, scale=scale), fingerprint(matrix, settings))
+
+    def scaled(self, factor: float) -> Metric:
+        """`M' = factor·M`. In MEMIT the factor is the number of pseudo-samples behind C."""
+        if not 0 < factor < math.inf:
+            raise ShapeError(f"Metric.scaled: factor must be positive, got {factor}.")
+        typical = None if self.typical_energy is None else self.typical_energy / factor
+        return self._derived(self._factors.scaled(factor), f"scaled {factor!r}", typical)
+
+    def extended(self, keys: Keys, weights: Tensor | float = 1.0) -> Metric:
+        """`M' = M + Σ_j w_j k_jᵀ k_j`: also protect what these keys give.
+
+        Earlier edits (sequential MEMIT), inputs to preserve (UCE). Uses the Woodbury identity while
+        the additions are few, and factorises anew when that is cheaper or more accurate.
+
+        Args:
+            keys: `[n, dim]`.
+            weights: non-negative, one number or `[n]`.
+        """
+        rows = check_rows("Metric.extended", "keys", keys, self.dim)
+        # On the metric's device first: some accelerators have no float64.
+        rows = rows.detach().to(self.device or rows.device).double()
+        roots = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
+        if roots.ndim > 1 or roots.numel() not in (1, len(rows)) or not bool((roots >= 0).all()):
+            raise ShapeError(
+                f"Metric.extended: weights must be one number or [{len(rows)}], none negative, "
+                f"got {describe(weights)}."
+            )
+        additions = rows * roots.sqrt().reshape(-1, 1)
+        factors = self._factors.extended(self._factors.space.coordinates(additions))
+        return self._derived(factors, f"extended {hash_of(additions)}", self.typical_energy)
+
+    def restricted(self, basis: Basis) -> Metric:
+        """The same cost, edits confined to the span of `basis [r, dim]` (any independent rows).
+
+        `A' = Qᵀ (Q M Qᵀ)⁻¹ Q` with Q the orthonormalised basis.
+
+        Raises:
+            SolveError: the rows are linearly dependent, or outside this metric's own subspace.
+        """
+        rows = check_rows("Metric.restricted", "basis", basis, self.dim)
+        space = Subspace.spanned_by(rows.detach().to(self.device or rows.device).double())
+        basis = space.basis()
+        outside = basis - self._factors.space.projected(basis)
+        if float(outside.abs().max()) > 1e-8:
+            raise SolveError(
+                "Metric.restricted: basis must lie inside the subspace that the metric is already "
+                "restricted to; project it there first, or start from the unrestricted metric."
+            )
+        half = self.half(basis)
+        factors = Factors.of(space, half @ half.T)
+        typical = None if self.typical_energy is None else float(space.rank)
+        return self._derived(factors, f"restricted {hash_of(basis)}", typical)
+
+    def _derived(self, factors: Factors, change: str, typical: float | None) -> Metric:
+        changed = short_hash(f"{self.fingerprint} {change}")
+        return Metric(factors, changed, typical_energy=typical)
+
+    # ---------------------------------------------------------------- using
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the factors live; inputs are moved there. None for the identity: it holds none."""
+        return self._factors.device
+
+    def solve(self, x: Keys) -> Tensor:
+        """`x A [n, dim]`, float64: the metric image of the rows of x."""
+        return self._factors.space.ambient(self._factors.solve(self._coordinates("solve", x)))
+
+    def inner(self, x: Keys, y: Keys) -> Tensor:
+        """`x A yᵀ [n, m]`, float64: inner products between the rows of x and those of y."""
+        solved = self._factors.solve(self._coordinates("inner", x))
+        return solved @ self._coordinates("inner", y).T
+
+    def cosine(self, x: Keys, y: Keys) -> Tensor:
+        """Cosines `[n, m]` under the metric: 1 for parallel keys, 0 for independent ones.
+
+        A key outside the metric's subspace has no direction in it; its cosines are 0.
+        """
+        squares = [self.energy(rows) for rows in (x, y)]
+        norms = torch.outer(*squares).sqrt()
+        return self.inner(x, y) / norms.where(norms > 0, torch.inf)
+
+    def energy(self, x: Keys) -> Tensor:
+        """`x_j A x_jᵀ [n]`: how unusual each row is. On the data itself the mean is about dim."""
+        coordinates = self._coordinates("energy", x)
+        return (self._factors.solve(coordinates) * coordinates).sum(1)
+
+    def reach(self, x: Keys) -> Tensor:
+        """Share `[n]` of each row's squared length that lies inside the metric's subspace."""
+        rows = check_rows("Metric.reach", "x", x, self.dim).detach()
+        rows = rows.to(self.device or rows.device).double()
+        squares = rows.square().sum(1)
+        inside = self._factors.space.projected(rows).square().sum(1)
+        return inside / squares.where(squares > 0, 1.0)
+
+    def apply(self, x: Keys) -> Tensor:
+        """`x M [n, dim]`, float64, with M taken as zero outside the subspace."""
+        return self._factors.space.ambient(self._factors.apply(self._coordinates("apply", x)))
+
+    def half(self, x: Keys) -> Tensor:
+        """`x H [n, m]` with `H Hᵀ = M`, so that `‖x‖²_M = ‖x H‖²`; float64."""
+        return self._factors.half(self._coordinates("half", x))
+
+    def _coordinates(self, call: str, x: Keys) -> Tensor:
+        rows = check_rows(f"Metric.{call}", "x", x, self.dim).detach()
+        # On the metric's device first: some accelerators have no float64.
+        return self._factors.space.coordinates(rows.to(self.device or rows.device).double())
+
+    # ---------------------------------------------------------------- describing
+
+    @property
+    def rank(self) -> int:
+        """Dimension of the subspace in which edits may lie; dim unless restricted."""
+        return self._factors.space.rank
+
+    @cached_property
+    def condition(self) -> float:
+        """Condition number of M in the 1-norm, estimated from a few solves; Higham (1988).
+
+        Usually exact, never above the truth and rarely below a third of it. Work: O(dim²).
+        """
+        return self._factors.condition()
+
+    @property
+    def effective_rank(self) -> float:
+        """`(tr M)² / ‖M‖²_F`: the number of equally strong directions with the same spread."""
+        return self._factors.effective_rank()
+
+    def __repr__(self) -> str:
+        extra = self._factors.extra
+        additions = 0 if extra is None else extra.shape[0]
+        return f"Metric(dim={self.dim}, rank={self._factors.space.rank}, additions={additions})"

@@ -1,0 +1,49 @@
+"""Where statistics come from, so that they are not used for something else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from rankedit.errors import StatisticsError
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where statistics come from. Empty fields are unknown; files carry all of them.
+
+    Attributes:
+        model: name or path of the model.
+        weights: fingerprint of the weights that the data flowed through.
+        module: the projection (or projections, joined by commas) whose input this is.
+        tokenizer: name of the tokenizer.
+        corpus: name of the data.
+        dtype: dtype in which the model ran.
+        tokens: how many tokens were offered, including those that a mask left out.
+    """
+
+    model: str = ""
+    weights: str = ""
+    module: str = ""
+    tokenizer: str = ""
+    corpus: str = ""
+    dtype: str = ""
+    tokens: int = 0
+
+    def merged(self, other: Provenance) -> Provenance:
+        """Provenance of the sum of two moments; corpora are joined, tokens added.
+
+        Raises:
+            StatisticsError: both name a model, weights, module or tokenizer, and they differ.
+        """
+        for name in ("model", "weights", "module", "tokenizer"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine and theirs and mine != theirs:
+                raise StatisticsError(
+                    f"SecondMoment.merge: both moments must have the same {name}, got {mine!r} and "
+                    f"{theirs!r}; collect both on one model, or clear the field with "
+                    f"dataclasses.replace(moment.provenance, {name}='')."
+                )
+        known = {f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)}
+        corpora = sorted({c for p in (self, other) for c in p.corpus.split(" + ") if c})
+        known |= {"corpus": " + ".join(corpora), "tokens": self.tokens + other.tokens}
+        return Provenance(**known)

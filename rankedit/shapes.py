@@ -1,0 +1,86 @@
+"""Named tensor shapes: one row is one vector, everywhere.
+
+| name         | shape         | meaning                                                    |
+|--------------|---------------|------------------------------------------------------------|
+| `Inputs`     | `[..., in]`   | what a projection reads, any number of leading axes        |
+| `Outputs`    | `[..., out]`  | what a projection writes                                   |
+| `Keys`       | `[n, in]`     | n inputs whose output is to change                         |
+| `Values`     | `[n, out]`    | the output that each key is to give                        |
+| `Weight`     | `[out, in]`   | the matrix of the projection, `outputs = inputs @ weight.T` |
+| `Covariance` | `[in, in]`    | symmetric positive semi-definite, e.g. `E[xᵀx]` of rows x  |
+| `Basis`      | `[r, in]`     | r orthonormal rows spanning a subspace                     |
+| `Similarity` | `[..., n]`    | one number for each input and key                          |
+
+The names are aliases of `torch.Tensor` for type checkers; the public functions check the shapes
+themselves and say what they expected. `check_rows` is how.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rankedit.errors import ShapeError
+
+Inputs: TypeAlias = Annotated[Tensor, "[..., in]"]
+Outputs: TypeAlias = Annotated[Tensor, "[..., out]"]
+Keys: TypeAlias = Annotated[Tensor, "[n, in]"]
+Values: TypeAlias = Annotated[Tensor, "[n, out]"]
+Weight: TypeAlias = Annotated[Tensor, "[out, in]"]
+Covariance: TypeAlias = Annotated[Tensor, "[in, in]"]
+Basis: TypeAlias = Annotated[Tensor, "[r, in]"]
+Similarity: TypeAlias = Annotated[Tensor, "[..., n]"]
+
+
+def describe(value: object) -> str:
+    """A value in an error message: shape and dtype of a tensor, else its type and value."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    return f"{type(value).__name__} {value!r}"[:120]
+
+
+def check_finite(call: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinity.
+
+    Raises:
+        ShapeError: with the number of bad entries.
+    """
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        raise ShapeError(
+            f"{call}: {name} must be finite, got {int((~finite).sum())} NaN or infinite entries in "
+            f"{describe(tensor)}; look for an overflow in half precision or a division by zero."
+        )
+
+
+def check_rows(
+    call: str, name: str, rows: object, width: int | None = None, count: int | None = None
+) -> Tensor:
+    """Return `rows` if it is a finite floating-point matrix `[count, width]`, else say what it is.
+
+    Args:
+        call: the public call, for the message.
+        name: the argument's name, for the message.
+        rows: what the user passed.
+        width: required size of the last axis; any if None.
+        count: required number of rows; any number from 1 if None.
+
+    Raises:
+        ShapeError: not a tensor, not two-dimensional, empty, not floating point or not finite.
+    """
+    expected = f"[{'n' if count is None else count}, {'dim' if width is None else width}]"
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        raise ShapeError(
+            f"{call}: {name} must be a floating-point tensor {expected}, got {describe(rows)}; "
+            "convert it with torch.as_tensor(..., dtype=torch.float32)."
+        )
+    fits = rows.ndim == 2 and rows.shape[0] > 0 and width in (None, rows.shape[-1])
+    if not fits or count not in (None, rows.shape[0]):
+        hint = "add the row axis with vector[None]" if rows.ndim == 1 else "one row is one vector"
+        raise ShapeError(
+            f"{call}: {name} must have shape {expected}, got {describe(rows)}; {hint}."
+        )
+    check_finite(call, name, rows)
+    return rows

@@ -1,0 +1,44 @@
+"""Shrinkage intensities from a moment alone.
+
+Shrinking replaces `C` by `(1 − s) C + s μ I` with `μ = tr(C)/dim`. It matters when few vectors were
+seen: sample eigenvalues spread too far, and inverting them amplifies the error. Both estimators
+treat the moment as uncentred (mean known to be zero), and equal scikit-learn's functions of the
+same name with `assume_centered=True`. With weights, n is the effective count.
+"""
+
+from __future__ import annotations
+
+from rankedit.moments import SecondMoment
+
+
+def ledoit_wolf(moment: SecondMoment) -> float:
+    """Shrinkage intensity of Ledoit and Wolf (2004), lemma 3.2 to theorem 3.2, in [0, 1].
+
+    With `d² = ‖C − μI‖²_F` and `b² = (E‖x‖⁴ − ‖C‖²_F)/n`, the intensity is `min(b², d²)/d²`.
+    Only `n`, `C` and `Σ‖x‖⁴` enter, so no second pass over the data is needed.
+
+    Source: "A well-conditioned estimator for large-dimensional covariance matrices",
+    J. Multivariate Analysis 88 (2004) 365-411.
+    """
+    matrix = moment.matrix
+    square = float(matrix.square().sum())
+    distance = square - float(matrix.trace()) ** 2 / moment.dim
+    noise = (moment.fourth - square) / moment.effective_count
+    return min(max(noise, 0.0), distance) / distance if distance > 0 else 0.0
+
+
+def oas(moment: SecondMoment) -> float:
+    """Oracle approximating shrinkage of Chen et al. (2010), equation 23, in [0, 1].
+
+    As in scikit-learn, terms of order `1/dim` of the numerator are dropped:
+    `s = min(1, (a + μ²) / ((n + 1)(a − μ²/dim)))` with `a = ‖C‖²_F/dim²` and `μ = tr(C)/dim`.
+
+    Source: "Shrinkage algorithms for MMSE covariance estimation", IEEE Trans. Signal Processing 58
+    (2010) 5016-5029.
+    """
+    matrix = moment.matrix
+    square = float(matrix.square().mean())
+    mean_square = (float(matrix.trace()) / moment.dim) ** 2
+    numerator = square + mean_square
+    denominator = (moment.effective_count + 1) * (square - mean_square / moment.dim)
+    return 1.0 if denominator <= 0 else min(1.0, numerator / denominator)
