@@ -1,0 +1,61 @@
+# Every target sets up and reuses $(VENV) by itself; nothing but Python 3.11 or newer is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-slow mutation check format bench docs clean
+
+help:
+	@echo "make demo       set up, then run the example of the README"
+	@echo "make test       set up, then run the everyday tests"
+	@echo "make test-slow  the tests that take longer"
+	@echo "make mutation   break central lines one at a time: a test must notice each"
+	@echo "make check      format, lint, types, architecture, spelling: what a commit must pass"
+	@echo "make bench      benchmarks against named peers, written to benchmarks/README.md"
+	@echo "make docs       build the documentation, warnings are errors"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch hatchling editables
+	$(PIP) --no-build-isolation --editable '.[recipes,docs,test,bench]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python docs/five_lines.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
+
+mutation: $(INSTALLED)
+	$(BIN)/python tests/mutation.py
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# The peer is installed without its dependencies, which would bring another torch.
+bench: $(INSTALLED)
+	$(PIP) --no-deps perfusion-pytorch==0.1.23
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/run.py
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf $(VENV) docs/_build build dist
