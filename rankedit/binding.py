@@ -1,0 +1,151 @@
+"""The tensors of an attached edit: made by binding it to a layer, changed in place ever after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.edits import Edit
+from rankedit.errors import AttachError, ShapeError
+from rankedit.gated import GatedEdit
+from rankedit.geometry import device_of
+from rankedit.shapes import Keys, Values, check_finite, describe
+from rankedit.swapping import STRENGTH, Slot, suspended
+from rankedit.targets import Target, gathered
+
+
+@dataclass(frozen=True, eq=False)
+class Installed:
+    """One edit in one layer.
+
+    Attributes:
+        target: where it is.
+        slot: what is there.
+    """
+
+    target: Target
+    slot: Slot
+
+    @property
+    def layer(self) -> nn.Module:
+        """The edited layer, without wrappers."""
+        return self.target.layer
+
+    def tensor(self, name: str) -> Tensor:
+        """The buffer that holds one of the edit's tensors, or its strength."""
+        buffer: Tensor = getattr(self.layer, self.slot.buffer(name))
+        return buffer
+
+
+def bound_tensors(call: str, target: Target, edit: Edit) -> dict[str, Tensor]:
+    """The edit's tensors on the layer's device, bound to the bare layer."""
+
+    def outputs(keys: Keys) -> Values:
+        with gathered(target), suspended(target.layer):
+            return target.view.outputs(keys)
+
+    device = device_of(target.layer)
+    tensors = edit.bind(outputs)
+    wrong = [name for name in tensors if not name.isidentifier() or name == STRENGTH]
+    if wrong:
+        raise AttachError(
+            f"{call}: {type(edit).__name__}.bind names a tensor {wrong[0]!r}; expected identifiers "
+            f"other than {STRENGTH!r}, which every attached edit has."
+        )
+    return {name: _placed(call, name, tensor, device) for name, tensor in tensors.items()}
+
+
+def _placed(call: str, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    if not tensor.requires_grad:
+        with torch.inference_mode(mode=False):
+            return tensor.detach().to(device, copy=True)
+    # A copy would keep its old value while the optimiser changes the original.
+    if tensor.device != device:
+        raise AttachError(
+            f"{call}: {name!r} requires gradients and must be on the layer's device {device} to "
+            f"receive them, got {tensor.device}; create it there."
+        )
+    return tensor
+
+
+def changes_of(
+    items: Sequence[Installed], name: str, value: float | Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Buffers to change and their new values, for one setting of several edits.
+
+    Raises:
+        AttachError: no edit has the setting, or the value is not a number.
+        ShapeError: the value does not fit the setting, or the gate refuses it.
+    """
+    chosen = [item for item in items if name == STRENGTH or name in item.slot.edit.settings()]
+    if not chosen:
+        known = sorted(
+            {STRENGTH, *(known for item in items for known in item.slot.edit.settings())}
+        )
+        raise AttachError(f"Attachment.set: no edit has the setting {name!r}; known are {known}.")
+    check_number("Attachment.set", name, value)
+    return [(item.tensor(name), _fitting(item, name, value)) for item in chosen]
+
+
+def _fitting(item: Installed, name: str, value: float | Tensor) -> Tensor:
+    present = item.tensor(name)
+    tensor = torch.as_tensor(value, dtype=present.dtype, device=present.device).detach()
+    if tensor.ndim and tensor.shape != present.shape:
+        shape = f" or of shape {list(present.shape)}" if present.ndim else ""
+        raise ShapeError(
+            f"Attachment.set: {name!r} of {item.target.name!r} must be a number{shape}, got "
+            f"{describe(value)}; to give each key its own, make the edit with one for each key."
+        )
+    edit = item.slot.edit
+    if isinstance(edit, GatedEdit) and name in {field.name for field in fields(edit.gate)}:
+        replace(edit.gate, **{name: tensor})  # the gate refuses values that it cannot work with
+    return tensor
+
+
+def exchange(item: Installed, edit: Edit) -> list[tuple[Tensor, Tensor]]:
+    """Buffers of an attached edit and what a new edit puts there.
+
+    Raises:
+        AttachError: the new edit is of another kind or size, or has tensors to be learned.
+    """
+    call, name = "Attachment.refresh", item.target.name
+    old = {key: item.tensor(key) for key in item.slot.names}
+    new = bound_tensors(call, item.target, edit) if type(edit) is type(item.slot.edit) else {}
+    shapes = [{key: list(tensor.shape) for key, tensor in part.items()} for part in (old, new)]
+    if shapes[0] != shapes[1] or edit.settings() != item.slot.edit.settings():
+        raise AttachError(
+            f"{call}: the new edit of {name!r} must be a {type(item.slot.edit).__name__} with "
+            f"tensors of shapes {shapes[0]}, got a {type(edit).__name__} with {shapes[1]}; detach "
+            "and attach anew."
+        )
+    learned = [key for key in new if new[key].requires_grad and new[key] is not old[key]]
+    if learned:
+        raise AttachError(
+            f"{call}: {learned[0]!r} of {name!r} requires gradients, which a copy would not pass "
+            "on; detach and attach to learn it."
+        )
+    return [(old[key], new[key]) for key in old]
+
+
+def write(changes: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """All checks are done: copy values into the buffers that the layers read."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for present, value in changes:
+            present.copy_(value)
+
+
+def check_number(call: str, name: str, value: float | Tensor) -> None:
+    """Refuse what is not a finite number, or a tensor of finite numbers.
+
+    Raises:
+        AttachError: not a number, or not finite.
+        ShapeError: a tensor with NaN or infinity.
+    """
+    if isinstance(value, Tensor):
+        check_finite(call, name, value)
+    elif not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise AttachError(f"{call}: {name} must be a finite number, got {value!r}.")

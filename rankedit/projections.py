@@ -1,0 +1,188 @@
+"""One view of every kind of projection: what it gives for a key, found by running it.
+
+`Projection(module)` answers for `nn.Linear`, GPT-2's `Conv1D`, 1x1 convolutions, quantised,
+offloaded and LoRA-wrapped layers alike; `Projection(module, rows=slice(0, 768))` is one part of a
+fused projection. `linear_output` and `linear_output_transposed` accept modules and these views
+once this module is imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.errors import ProjectionError
+from rankedit.fingerprints import fingerprint
+from rankedit.geometry import Geometry, geometry, innermost, is_projection, run
+from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.selecting import find, select
+from rankedit.shapes import Keys, Values, check_rows
+from rankedit.swapping import slots_of
+
+__all__ = [
+    "Projection",
+    "find",
+    "fingerprint",
+    "geometry",
+    "innermost",
+    "is_projection",
+    "select",
+]
+
+# Rows of the identity that are run at a time where a layer has no gradient.
+_COLUMNS = 256
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear-like module, or some of its output rows.
+
+    Attributes:
+        module: the layer as the model calls it, wrappers included.
+        rows: contiguous output rows, for one part of a fused projection (qkv, gate and up); all
+            of them if None.
+
+    Raises:
+        ProjectionError: the module is not a projection, or the rows are not within it.
+    """
+
+    module: nn.Module
+    rows: slice | None = None
+
+    def __post_init__(self) -> None:
+        start, stop = self.bounds
+        step = None if self.rows is None else self.rows.step
+        if not 0 <= start < stop <= self.layout.out_features or step not in (None, 1):
+            raise ProjectionError(
+                f"Projection: rows must be a slice(start, stop) within the outputs of "
+                f"{type(self.module).__name__}, of which there are {self.layout.out_features}; got "
+                f"{self.rows}."
+            )
+
+    @cached_property
+    def layout(self) -> Geometry:
+        """Sizes and layout of the whole layer."""
+        return geometry(self.module)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First and one past the last output row."""
+        rows = self.rows or slice(None)
+        stop = self.layout.out_features if rows.stop is None else rows.stop
+        return rows.start or 0, stop
+
+    @property
+    def in_features(self) -> int:
+        """Width of what it reads."""
+        return self.layout.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Number of output rows of this view."""
+        start, stop = self.bounds
+        return stop - start
+
+    def split(self, *sizes: int) -> tuple[Projection, ...]:
+        """The parts of a fused projection, in the order of their rows.
+
+        Example:
+            >>> query, key, value = Projection(nn.Linear(4, 12)).split(4, 4, 4)
+            >>> value.rows
+            slice(8, 12, None)
+
+        Raises:
+            ProjectionError: the sizes do not add up to the number of outputs.
+        """
+        start, stop = self.bounds
+        ends = list(itertools.accumulate(sizes, initial=start))
+        if ends[-1] != stop or min(sizes, default=0) < 1:
+            raise ProjectionError(
+                f"Projection.split: positive sizes that add up to {stop - start} outputs are "
+                f"expected, got {sizes}."
+            )
+        return tuple(Projection(self.module, slice(a, b)) for a, b in itertools.pairwise(ends))
+
+    def outputs(self, keys: Keys) -> Values:
+        """`keys @ Wᵀ [n, out]`, by running the layer on the keys and on zero.
+
+        With edits attached these count: the result is what the layer as it stands adds to its
+        bias. It is in float64 on the device of the keys, with gradients if they require them.
+
+        Raises:
+            ShapeError: keys are not `[n, in_features]`.
+            ProjectionError: the layer cannot be run.
+        """
+        check_rows("Projection.outputs", "keys", keys, self.in_features)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and keys.requires_grad):
+            scaled, exponents = self._scaled(keys)
+            rows = torch.cat([scaled, torch.zeros_like(scaled[:1])])
+            outputs = run(self.module, rows, self.layout)[:, slice(*self.bounds)]
+            outputs = outputs.to(keys.device).double()
+            return torch.ldexp(outputs[:-1] - outputs[-1:], exponents)
+
+    def outputs_transposed(self, values: Values) -> Keys:
+        """`values @ W [n, in]`: the gradient of the layer, or its columns where it has none.
+
+        Raises:
+            ShapeError: values are not `[n, out_features]`.
+            ProjectionError: the layer cannot be run.
+        """
+        check_rows("Projection.outputs_transposed", "values", values, self.out_features)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            values = values.detach().clone()
+            gradient = self._gradient(values)
+            if gradient is not None:
+                return gradient.to(values.device).double()
+            columns = [values.double() @ self.outputs(rows).T for rows in self._identity(values)]
+            return torch.cat(columns, dim=1)
+
+    def _scaled(self, keys: Keys) -> tuple[Keys, Tensor]:
+        """Keys scaled by powers of two to a largest entry in [1/2, 1), and the exponents.
+
+        The scaling is exact; it keeps small keys from drowning in the layer's bias. The gate of an
+        attached edit sees the difference, so that an edited layer is run on the keys themselves.
+        """
+        if any(slots_of(part) for part in self.module.modules()):
+            return keys, torch.zeros(len(keys), 1, dtype=torch.int32, device=keys.device)
+        exponents = torch.frexp(keys.detach().abs().amax(dim=1, keepdim=True)).exponent
+        return torch.ldexp(keys, -exponents), exponents
+
+    def _gradient(self, values: Values) -> Tensor | None:
+        start, stop = self.bounds
+        with torch.enable_grad():
+            inputs = torch.zeros(len(values), self.in_features, requires_grad=True)
+            try:
+                outputs = run(self.module, inputs, self.layout)
+                full = nn.functional.pad(values, (start, self.layout.out_features - stop))
+                return torch.autograd.grad(outputs, inputs, full.to(outputs), allow_unused=True)[0]
+            # Integer kernels have no gradient, and weights made in inference mode cannot give one.
+            except RuntimeError:
+                return None
+
+    def _identity(self, like: Tensor) -> Iterator[Tensor]:
+        return iter(torch.eye(self.in_features, device=like.device).split(_COLUMNS))
+
+
+@linear_output.register(nn.Module)
+def _module_output(layer: nn.Module, keys: Keys) -> Values:
+    return Projection(layer).outputs(keys)
+
+
+@linear_output.register(Projection)
+def _view_output(layer: Projection, keys: Keys) -> Values:
+    return layer.outputs(keys)
+
+
+@linear_output_transposed.register(nn.Module)
+def _module_transposed(layer: nn.Module, values: Values) -> Keys:
+    return Projection(layer).outputs_transposed(values)
+
+
+@linear_output_transposed.register(Projection)
+def _view_transposed(layer: Projection, values: Values) -> Keys:
+    return layer.outputs_transposed(values)

@@ -1,0 +1,224 @@
+"""Resolve where edits go, and refuse in words every place where an edit would not act.
+
+Used by `attach` and `fuse_`; nothing here changes a model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from rankedit.edits import Edit
+from rankedit.errors import AttachError, ProjectionError, ShapeError
+from rankedit.geometry import innermost
+from rankedit.projections import Projection
+from rankedit.selecting import find, named_modules
+
+Edits: TypeAlias = Mapping[str, Edit | Sequence[Edit]] | Edit | Sequence[Edit]
+
+_ROWS = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)\]")
+
+# diffusers' fused attention keeps the separate projections in the tree and calls the fused one.
+_REPLACED_BY = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One projection that is to be edited.
+
+    Attributes:
+        name: in the model, as the user gave it; empty where the layer itself was passed.
+        view: the innermost layer, and the rows of it.
+        edits: in order.
+        owner: the FSDP module that shards the layer's weights, if one does.
+    """
+
+    name: str
+    view: Projection
+    edits: tuple[Edit, ...]
+    owner: nn.Module | None
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer itself, without wrappers."""
+        return self.view.module
+
+
+def resolve(call: str, model: nn.Module | Projection, edits: Edits) -> list[Target]:
+    """Find and check the projections that `edits` name, without touching any.
+
+    Raises:
+        ProjectionError: a name is unknown, or not a projection.
+        ShapeError: an edit is of another size than its projection.
+        AttachError: the projection is never called, tensor-parallel, or named twice.
+    """
+    named = _named(call, model, edits)
+    root, rows = (model.module, model.rows) if isinstance(model, Projection) else (model, None)
+    targets = [_target(call, root, rows, name, listed) for name, listed in named.items()]
+    _check_distinct(call, targets)
+    for target in targets:
+        for edit in target.edits:
+            _check_sizes(call, target, edit)
+    return targets
+
+
+@contextmanager
+def gathered(target: Target) -> Iterator[None]:
+    """The layer with its whole weight in place, which under FSDP lasts only for the block."""
+    owner: Any = target.owner
+    if owner is None:
+        yield
+        return
+    owner.unshard()
+    try:
+        yield
+    finally:
+        owner.reshard()
+
+
+def _named(call: str, model: nn.Module | Projection, edits: Edits) -> dict[str, tuple[Edit, ...]]:
+    mapping: Mapping[str, Any] = edits if isinstance(edits, Mapping) else {"": edits}
+    if isinstance(model, Projection) and isinstance(edits, Mapping):
+        raise AttachError(
+            f"{call}: a Projection takes an edit or a list of edits, got a mapping with the keys "
+            f"{list(mapping)[:5]}; pass the model to address its layers by name."
+        )
+    named: dict[str, tuple[Edit, ...]] = {}
+    for name, value in mapping.items():
+        listed = tuple(value) if isinstance(value, Sequence) else (value,)
+        wrong = next((edit for edit in listed if not isinstance(edit, Edit)), None)
+        if wrong is not None or not isinstance(name, str) or not listed:
+            raise AttachError(
+                f"{call}: expected {{name: edit or list of edits}}, got {type(wrong).__name__} "
+                f"under {name!r}; an edit is a LowRank, a GatedEdit or anything with the methods "
+                "of rankedit.Edit."
+            )
+        named[name] = listed
+    return named
+
+
+def _target(
+    call: str, root: nn.Module, rows: slice | None, name: str, edits: tuple[Edit, ...]
+) -> Target:
+    path = name
+    match = _ROWS.fullmatch(name)
+    if match:
+        path, rows = match["name"], slice(int(match["start"]), int(match["stop"]))
+    try:
+        module = find(root, path)
+        view = Projection(innermost(module), rows)
+    except ProjectionError as error:
+        place = f"layer {name!r}" if name else "the layer itself (name the layers of a model)"
+        raise ProjectionError(f"{call}: {place}: {error}") from error
+    chain = _chain(root, path)
+    _check_called(call, name, path, chain)
+    target = Target(name, view, edits, _owner(view.module, chain))
+    _check_whole(call, target)
+    return target
+
+
+def _chain(root: nn.Module, path: str) -> list[nn.Module]:
+    """The modules from the layer up to the root."""
+    modules = dict(named_modules(root))
+    parts = path.split(".") if path else []
+    return [modules[".".join(parts[:count])] for count in range(len(parts), -1, -1)]
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+def _check_distinct(call: str, targets: Sequence[Target]) -> None:
+    seen: dict[tuple[int, tuple[int, int]], str] = {}
+    for target in targets:
+        place = (id(target.layer), target.view.bounds)
+        if place in seen:
+            raise AttachError(
+                f"{call}: {seen[place]!r} and {target.name!r} are one and the same layer, which "
+                "would be edited twice; keep one name, with a list of edits if there are several."
+            )
+        seen[place] = target.name
+
+
+def _check_sizes(call: str, target: Target, edit: Edit) -> None:
+    expected = (target.view.out_features, target.view.in_features)
+    if (edit.out_features, edit.in_features) != expected:
+        rows = target.view.rows
+        where = f" (rows {rows.start} to {rows.stop})" if rows is not None else ""
+        raise ShapeError(
+            f"{call}: the edit of {target.name!r}{where} must be [out, in] = {list(expected)} like "
+            f"the projection, got {[edit.out_features, edit.in_features]}; it was made for another "
+            "layer."
+        )
+
+
+def _check_called(call: str, name: str, path: str, chain: Sequence[nn.Module]) -> None:
+    """Refuse layers that stay in the tree while something else computes in their place."""
+    if len(chain) < 2:
+        return
+    child, parent = path.rpartition(".")[2], chain[1]
+    if isinstance(parent, nn.MultiheadAttention):
+        raise AttachError(
+            f"{call}: {name!r} is never called: nn.MultiheadAttention uses the weights of its "
+            "output projection in a function of its own; edit a layer after the attention instead."
+        )
+    for fused, replaced in _REPLACED_BY.items():
+        if child in replaced and _runs_fused(parent) and hasattr(parent, fused):
+            raise AttachError(
+                f"{call}: {name!r} is never called since its projections were fused: "
+                f"{type(parent).__name__} runs {fused!r}. Call unfuse_qkv_projections() first, or "
+                f"edit rows of {fused!r} by naming it with [start:stop]."
+            )
+
+
+def _runs_fused(attention: nn.Module) -> bool:
+    if getattr(attention, "fused_projections", False) is not True:
+        return False
+    # Two generations: newer classes clear the flag when unfused; the older one keeps it and only
+    # changes its processor back.
+    if hasattr(attention, "unfuse_projections"):
+        return True
+    return "Fused" in type(getattr(attention, "processor", None)).__name__
+
+
+def _loaded_class(module: str, name: str) -> type | None:
+    """A class of torch's, if its module was ever imported: only then can there be instances."""
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _owner(layer: nn.Module, chain: Sequence[nn.Module]) -> nn.Module | None:
+    sharded = _loaded_class("torch.distributed.tensor", "DTensor")
+    manager = _loaded_class("torch.distributed.fsdp", "FSDPModule")
+    if sharded is None or manager is None:
+        return None
+    if not any(isinstance(tensor, sharded) for tensor in layer.parameters(recurse=False)):
+        return None
+    return next((part for part in (layer, *chain) if isinstance(part, manager)), None)
+
+
+def _check_whole(call: str, target: Target) -> None:
+    """Refuse weights that stay split over devices while the layer runs (tensor parallelism)."""
+    sharded = _loaded_class("torch.distributed.tensor", "DTensor")
+    if sharded is None:
+        return
+    with gathered(target):
+        split = [
+            name
+            for name, tensor in target.layer.named_parameters(recurse=False)
+            if isinstance(tensor, sharded)
+        ]
+    if split:
+        raise AttachError(
+            f"{call}: {target.name!r} is split over devices: its {split[0]} is a DTensor that "
+            "stays sharded when it runs, by tensor parallelism or by FSDP around a module above "
+            "the one passed. Do it before parallelize_module, or pass the model given to fully_shard."
+        )
