@@ -1,0 +1,207 @@
+"""Edits and statistics on disk: one safetensors file with one JSON entry in its header.
+
+The format is specified in docs/file-format.md. A file is written in one step or not at all; it is
+checked completely before anything of it is used; nothing in it is ever a path, an import, a pattern
+or a Python class.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.atomic import atomic_write
+from rankedit.edits import LowRank
+from rankedit.errors import EditFileError
+from rankedit.fingerprints import fingerprint
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.moments import SecondMoment
+from rankedit.selecting import find, named_modules
+from rankedit.storage_entries import Item
+from rankedit.storage_format import (
+    FINGERPRINT_DIGITS,
+    METADATA_KEY,
+    EditFile,
+    check_file,
+    check_names,
+    encode,
+    read_file,
+)
+from rankedit.storage_header import Limits
+from rankedit.storage_tensors import header_bytes, write_tensors
+
+PathLike = str | os.PathLike[str]
+
+
+def save(
+    items: Mapping[str, Item] | Item,
+    path: PathLike,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    model: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write edits, statistics or tensors to one file, all or nothing.
+
+    The file replaces an older one in one step, so that a crash or a full disk leaves the old one as
+    it was. Tensors with the same content are stored once: edits of many layers that share their
+    keys cost little more than their targets. A base model's weights are never stored.
+
+    Args:
+        items: by module name `LowRank`, `GatedEdit`, `SecondMoment`, or a plain tensor that a
+            recipe needs with them. A single one is stored under the empty name, which stands for
+            the model itself, as in `named_modules`.
+        path: the file. Its folder must exist.
+        metadata: strings to keep with them, at most 64 KiB together.
+        model: the model that they were made for. A fingerprint of each named layer is stored, which
+            `check_base` compares.
+        dtype: how to store the tensors. By default edits are stored as float32 and statistics as
+            float64, of which half is stored because they are symmetric: they come back exactly,
+            and can be added to. `float32` halves statistics again, with an error of 6e-8 of each
+            entry: keep the ridge of a metric made from them at 1e-6 or more. `float16` and
+            `bfloat16` halve edits, with a relative error of 3e-4 and 2e-3. A plain tensor keeps
+            its own dtype.
+
+    Raises:
+        ShapeError: a tensor is empty, not finite, or beyond the range of `dtype`.
+        EditFileError: a name or a text that no reader would accept, more than fits into one file,
+            or something that is not a thing to be saved.
+        ProjectionError: a name that `model` does not have.
+
+    Example:
+        >>> import tempfile, torch, rankedit
+        >>> edit = rankedit.LowRank(torch.ones(3, 1), torch.ones(1, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rankedit.save({"layer": edit}, f"{folder}/edit.safetensors")
+        ...     rankedit.load(f"{folder}/edit.safetensors")["layer"].delta().shape
+        torch.Size([3, 2])
+    """
+    single = isinstance(items, LowRank | GatedEdit | SecondMoment | Tensor)
+    named: Mapping[str, Item] = {"": items} if single else items  # type: ignore[assignment,dict-item]
+    if not isinstance(named, Mapping) or not named:
+        raise EditFileError(
+            f"save: items must be a mapping of names to edits, or one edit, got {items!r:.80}."
+        )
+    check_names(named)
+    base = {} if model is None else _fingerprints(model, _modules(named))
+    text, tensors = encode(named, metadata or {}, base, dtype)
+    header = {METADATA_KEY: text}
+    size = len(header_bytes(tensors, header))
+    if size > Limits.header:
+        raise EditFileError(
+            f"save: the header of '{path}' needs {size} bytes, at most {Limits.header} are "
+            f"allowed; split the {len(named)} items over several files."
+        )
+    gates = {
+        item.gate.name: type(item.gate) for item in named.values() if isinstance(item, GatedEdit)
+    }
+    with atomic_write(path) as temporary:
+        with temporary.open("wb") as stream:
+            write_tensors(stream, tensors, header)
+        _check_written(temporary, path, gates)
+
+
+def _modules(items: Mapping[str, Item]) -> list[str]:
+    return sorted(name for name, item in items.items() if not isinstance(item, Tensor))
+
+
+def _check_written(temporary: Path, path: PathLike, gates: Mapping[str, type[Gate]]) -> None:
+    """Refuse to save what `load` would refuse.
+
+    Gated edits are built again, because rounding may have made their keys parallel; a file of them
+    is small. Statistics are not read back, as they may be as large as the memory.
+    """
+    check = read_file if gates else check_file
+    try:
+        with temporary.open("rb") as stream:
+            check(stream, temporary.stat().st_size, gates)
+    except EditFileError as error:
+        raise EditFileError(f"save: '{path}' could not be loaded again: {error}.") from error
+
+
+def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
+    """Read a file that `save` wrote; the result maps names to what was saved.
+
+    Everything is checked before anything is used: the header's size, every name, number, shape and
+    text in it, that the tensors fill the file exactly, the digest of the whole file, and that all
+    numbers are finite. Memory is taken for data that are there, never for what a header claims.
+
+    Args:
+        path: the file.
+        gates: classes of gates of your own that edits in the file may use; `Sigmoid` and
+            `Identity` are known.
+
+    Returns:
+        A dictionary with the attributes `metadata` and `base`. Tensors are on the CPU; those that
+        were stored in 16 bits come back as float32.
+
+    Raises:
+        EditFileError: the file is damaged, hostile, of another version, or no such file at all.
+        OSError: there is no file, or it cannot be read.
+    """
+    known = _by_name(gates)
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise EditFileError("it is not a regular file")
+            return read_file(stream, status.st_size, known)
+    except EditFileError as error:
+        raise EditFileError(f"load: '{path}': {error}. Nothing was loaded.") from error
+
+
+def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
+    classes: list[type[Gate]] = [Sigmoid, Identity, *own]
+    for gate in classes:
+        if not (isinstance(gate, type) and issubclass(gate, Gate)):
+            raise EditFileError(f"load: gates must be classes derived from Gate, got {gate!r:.80}.")
+    return {gate.name: gate for gate in classes}
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def check_base(model: nn.Module, loaded: EditFile) -> None:
+    """Refuse edits that were made for another model than this one.
+
+    Compares the fingerprints in the file with those of the layers of the same name. Edits of one
+    base model often work on a fine-tuned one: then do not call this.
+
+    Args:
+        model: the model that the edits are to be attached to.
+        loaded: what `load` returned.
+
+    Raises:
+        EditFileError: layers differ, or the file was saved without a model.
+        ProjectionError: the model lacks a layer that the file names.
+    """
+    if not loaded.base:
+        raise EditFileError(
+            "check_base: the file names no base model; it was saved without save(..., model=model)."
+        )
+    actual = _fingerprints(model, sorted(loaded.base))
+    wrong = [name for name, expected in loaded.base.items() if actual[name] != expected]
+    if wrong:
+        raise EditFileError(
+            f"check_base: the edits were made for another base model: {len(wrong)} of "
+            f"{len(loaded.base)} layers differ, first {wrong[0]!r} with fingerprint "
+            f"{loaded.base[wrong[0]]} in the file and {actual[wrong[0]]} in the model. Load the "
+            "model they were made for, in the dtype it had then, or skip check_base if this one "
+            "was fine-tuned from it."
+        )
+
+
+def _fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """By name the first digits of each layer's fingerprint; all layers must be there."""
+    modules = dict(named_modules(model))
+    # `find` says what the nearest names are.
+    layers = {name: modules[name] if name in modules else find(model, name) for name in names}
+    return {name: fingerprint(layer)[:FINGERPRINT_DIGITS] for name, layer in layers.items()}

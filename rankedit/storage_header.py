@@ -1,0 +1,217 @@
+"""Check the header of a safetensors file before anything is allocated or believed.
+
+The safetensors format is a length, a JSON header and the tensors' bytes. Its own readers accept
+duplicate names, a million empty tensors, ten thousand dimensions and names such as `../../x`; one
+such file keeps them busy for more than a minute. Here a header is refused unless it is small,
+strict and accounts for every byte of the file, so that reading the data afterwards is a plain copy.
+
+The functions raise `EditFileError` with the bare fact; the public calls add the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from rankedit.errors import EditFileError
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+NAME_CHARACTERS = re.compile(r"[A-Za-z0-9_.\-/]{1,256}")
+LENGTH_BYTES = 8
+_TENSOR_FIELDS = {"dtype", "shape", "data_offsets"}
+# Everything below U+0020 but tab and newline, U+007F to U+009F, and halves of surrogate pairs.
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a header may hold at most; a file beyond any of them is refused.
+
+    Attributes:
+        header: bytes of the JSON header. One MiB holds about 4,000 edited layers.
+        tensors: number of tensors.
+        dimensions: axes of a tensor.
+        separators: commas, braces and brackets of the header; bounds the time to parse it.
+    """
+
+    header: int = 1 << 20
+    tensors: int = 10_000
+    dimensions: int = 2
+    separators: int = 150_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor: its dtype's short name, shape and place in the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header.
+
+    Attributes:
+        metadata: the strings under `__metadata__`.
+        tensors: one `TensorInfo` per name, in the order of their bytes, which fill the data section
+            without hole or overlap.
+        raw: the header's bytes as they are in the file, without the length before them.
+    """
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+    raw: bytes
+
+
+def read_header(stream: BinaryIO, size: int, limits: Limits) -> Header:
+    """Read and check the header of a file of `size` bytes; the stream then stands at the data.
+
+    Raises:
+        EditFileError: anything that is not exactly as docs/file-format.md wants it.
+    """
+    raw = _raw_header(stream, size, limits)
+    document = parse_json(raw)
+    if not isinstance(document, dict):
+        raise EditFileError(f"the header must be a JSON object, got {type(document).__name__}")
+    metadata = _checked_metadata(document.pop("__metadata__", {}))
+    if len(document) > limits.tensors:
+        raise EditFileError(f"at most {limits.tensors} tensors are allowed, got {len(document)}")
+    infos = {checked_name(n): _tensor_info(n, d, limits) for n, d in document.items()}
+    ordered = dict(sorted(infos.items(), key=lambda item: item[1].begin))
+    _check_layout(ordered, size - LENGTH_BYTES - len(raw))
+    return Header(metadata, ordered, raw)
+
+
+def _raw_header(stream: BinaryIO, size: int, limits: Limits) -> bytes:
+    if size < LENGTH_BYTES + 2:
+        raise EditFileError(f"the file is cut off or no safetensors file: it has {size} bytes")
+    length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+    if length > limits.header:
+        raise EditFileError(
+            f"the header may have at most {limits.header} bytes, the file claims {length}; "
+            "it is no safetensors file, or not one that this library writes"
+        )
+    if length > size - LENGTH_BYTES:
+        raise EditFileError(
+            f"the file is cut off: its header has {length} bytes, only {size - LENGTH_BYTES} follow"
+        )
+    raw = stream.read(length)
+    if len(raw) != length or raw[:1] != b"{":
+        raise EditFileError("the header must begin with '{': the file is damaged")
+    separators = sum(raw.count(mark) for mark in (b",", b"{", b"["))
+    if separators > limits.separators:
+        raise EditFileError(
+            f"the header may have at most {limits.separators} separators, got {separators}"
+        )
+    return raw
+
+
+def parse_json(text: str | bytes) -> object:
+    """Parse JSON strictly: no duplicate keys, no NaN or Infinity, UTF-8, no deep nesting.
+
+    Raises:
+        EditFileError: saying what is wrong.
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise EditFileError(f"the header must be UTF-8: {error.reason}") from error
+    except RecursionError as error:
+        raise EditFileError("the header is nested too deeply") from error
+    except EditFileError:
+        raise
+    # JSONDecodeError is a ValueError, and so is Python's refusal of integers of 5,000 digits.
+    except ValueError as error:
+        raise EditFileError(f"the header is not valid JSON: {error}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise EditFileError(f"the header names {twice[:80]!r} twice")
+    return unique
+
+
+def _refuse(constant: str) -> object:
+    raise EditFileError(f"the header holds {constant}, which is not JSON")
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a tensor or module if it is one that is allowed.
+
+    Raises:
+        EditFileError: other characters than letters, digits and `_ . - /`, longer than 256, or
+            something that could be taken for a path outside a folder.
+    """
+    if not NAME_CHARACTERS.fullmatch(name) or ".." in name or name.startswith("/"):
+        raise EditFileError(
+            f"names consist of letters, digits and _ . - / without '..', got {name[:80]!r}"
+        )
+    return name
+
+
+def checked_text(value: object, what: str) -> str:
+    """Return `value` if it is a string without control characters.
+
+    Raises:
+        EditFileError: it is something else.
+    """
+    if not isinstance(value, str) or _CONTROL_CHARACTERS.search(value):
+        raise EditFileError(f"{what} must be text without control characters, got {value!r:.80}")
+    return value
+
+
+def _checked_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict):
+        raise EditFileError(f"__metadata__ must be an object, got {metadata!r:.80}")
+    for key, value in metadata.items():
+        checked_text(key, "a key of __metadata__")
+        checked_text(value, f"__metadata__ entry {key[:80]!r}")
+    return metadata
+
+
+def _tensor_info(name: str, entry: object, limits: Limits) -> TensorInfo:
+    if not isinstance(entry, dict) or entry.keys() != _TENSOR_FIELDS:
+        raise EditFileError(f"tensor {name!r} must have dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise EditFileError(
+            f"tensor {name!r} must have a dtype of {', '.join(ITEM_BYTES)}, got {dtype!r:.80}"
+        )
+    if not _whole_numbers(shape) or len(shape) > limits.dimensions or 0 in shape:
+        raise EditFileError(
+            f"tensor {name!r} must have at most {limits.dimensions} axes, none empty, "
+            f"got shape {shape!r:.80}"
+        )
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        raise EditFileError(f"tensor {name!r} must have two offsets, got {offsets!r:.80}")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise EditFileError(f"tensor {name!r}: its offsets do not fit its shape and dtype")
+    return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _whole_numbers(value: object) -> bool:
+    # `type(x) is int`: True and False are integers to isinstance, not to the format.
+    return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+
+
+def _check_layout(ordered: dict[str, TensorInfo], data_bytes: int) -> None:
+    position = 0
+    for name, info in ordered.items():
+        if info.begin != position:
+            what = "overlaps the one before" if info.begin < position else "leaves a hole before it"
+            raise EditFileError(f"tensor {name!r} {what}")
+        position = info.end
+    if position != data_bytes:
+        problem = "the file is cut off" if position > data_bytes else "bytes are left over"
+        raise EditFileError(f"{problem}: tensors need {position} bytes, the file has {data_bytes}")

@@ -1,0 +1,254 @@
+"""How each kind of thing is written as an entry of a file, and read back.
+
+One encoder and one planner per kind. A planner sees the document and the shapes of the tensors, no
+data; it checks everything and returns what builds the objects once the data are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankedit.edits import LowRank
+from rankedit.errors import EditFileError, ShapeError
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate
+from rankedit.moments import SecondMoment
+from rankedit.provenance import Provenance
+from rankedit.storage_entries import Build, Fields, Item, TensorTable, checked_number
+from rankedit.storage_header import checked_name, checked_text
+
+Entry = dict[str, object]
+
+ACTIVATION_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_MOMENT_SUMS = ("count", "weight_squares", "fourth")
+
+
+# -------------------------------------------------------------------- low-rank edits
+
+
+def encode_low_rank(
+    name: str, edit: LowRank, table: TensorTable, dtype: torch.dtype | None
+) -> Entry:
+    """`up` and `down`; in 16 bits with the norm of each rank split evenly between the two."""
+    kept = dtype or torch.float32
+    balanced = edit.balanced() if kept.itemsize == 2 else edit
+    return {
+        "kind": "low-rank",
+        "module": name,
+        "up": table.add(f"up of {name!r}", balanced.up, kept),
+        "down": table.add(f"down of {name!r}", balanced.down, kept),
+    }
+
+
+def plan_low_rank(entry: Fields) -> Build:
+    """Check a low-rank entry: `up [out, r]` and `down [r, in]`."""
+    name = entry.module("module")
+    up = entry.tensor("up", None, None)
+    down = entry.tensor("down", up.shape[1], None)
+    return lambda tensors: {name: LowRank(up.resolve(tensors), down.resolve(tensors))}
+
+
+# -------------------------------------------------------------------- gated edits
+
+
+def encode_gated(
+    items: Mapping[str, GatedEdit], table: TensorTable, dtype: torch.dtype | None
+) -> list[Entry]:
+    """Edits that differ in their targets only share one entry; `targets` are side by side."""
+    kept = dtype or torch.float32
+    groups: dict[str, tuple[Entry, dict[str, GatedEdit]]] = {}
+    for name, edit in items.items():
+        common = _gated_settings(name, edit, table, kept)
+        groups.setdefault(repr(common), (common, {}))[1][name] = edit
+    entries = []
+    for common, members in groups.values():
+        targets = torch.cat([e.targets.detach().cpu() for e in members.values()], dim=1)
+        number = table.add(f"targets of {', '.join(members)!r:.80}", targets, kept)
+        widths = {name: edit.targets.shape[1] for name, edit in members.items()}
+        entries.append({**common, "targets": number, "modules": widths})
+    return entries
+
+
+def _gated_settings(name: str, edit: GatedEdit, table: TensorTable, dtype: torch.dtype) -> Entry:
+    return {
+        "kind": "gated",
+        "statistics": edit.statistics,
+        "keys": table.add(f"keys of {name!r}", edit.keys, dtype),
+        "images": table.add(f"images of {name!r}", edit.images, dtype),
+        "gate": edit.gate.name,
+        "parameters": {f.name: _written(getattr(edit.gate, f.name)) for f in fields(edit.gate)},
+        "normalised": edit.normalised,
+        "floor": edit.floor,
+    }
+
+
+def _written(parameter: float | Tensor) -> object:
+    """A number as it is, so that it comes back exactly; a vector as a list."""
+    return parameter.tolist() if isinstance(parameter, Tensor) else float(parameter)
+
+
+def plan_gated(entry: Fields) -> Build:
+    """Check a gated entry: `keys` and `images` `[n, in]`, `targets [n, sum of the widths]`."""
+    keys = entry.tensor("keys", None, None)
+    images = entry.tensor("images", *keys.shape)
+    widths = _widths(entry.mapping("modules"))
+    targets = entry.tensor("targets", keys.shape[0], sum(widths.values()))
+    gate = _gate(entry, keys.shape[0])
+    normalised, statistics = entry.flag("normalised"), entry.text("statistics")
+    floor = entry.take("floor")
+    height = None if floor is None else checked_number(floor, "'floor' of a gated edit")
+
+    def build(tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
+        shared = {"keys": keys.resolve(tensors), "images": images.resolve(tensors)}
+        blocks = targets.resolve(tensors).split(list(widths.values()), dim=1)
+        return {
+            name: GatedEdit.from_images(
+                targets=block.contiguous(),
+                gate=gate,
+                normalised=normalised,
+                floor=height,
+                statistics=statistics,
+                **shared,
+            )
+            for name, block in zip(widths, blocks, strict=True)
+        }
+
+    return build
+
+
+def _widths(modules: dict[str, object]) -> dict[str, int]:
+    widths = {}
+    for name, width in modules.items():
+        if type(width) is not int or width < 1:
+            raise EditFileError(
+                f"the width of module {name[:80]!r} must be positive, got {width!r:.80}"
+            )
+        widths[checked_name(name) if name else name] = width
+    return widths
+
+
+def _gate(entry: Fields, n: int) -> Gate:
+    name, values, gates = entry.text("gate"), entry.mapping("parameters"), entry.context.gates
+    if name not in gates:
+        raise EditFileError(
+            f"the file uses the gate {name!r:.80}, known are {', '.join(sorted(gates))}; "
+            "pass its class: load(path, gates=[...])"
+        )
+    wanted = [f.name for f in fields(gates[name])]
+    if sorted(values) != sorted(wanted):
+        raise EditFileError(
+            f"gate {name!r} has the parameters {wanted}, got {sorted(values)!r:.80}"
+        )
+    given = {key: _parameter(key, value, n) for key, value in values.items()}
+    try:
+        return gates[name](**given)
+    except (TypeError, ValueError) as error:  # ShapeError is a ValueError
+        raise EditFileError(f"gate {name!r} refuses its parameters: {error}") from error
+
+
+def _parameter(name: str, value: object, n: int) -> float | Tensor:
+    """One number, or one for each of the n keys."""
+    if not isinstance(value, list):
+        return checked_number(value, f"gate parameter {name[:80]!r}")
+    if len(value) != n:
+        raise EditFileError(
+            f"gate parameter {name[:80]!r} must have one value or one for each of the {n} keys, "
+            f"got {len(value)}"
+        )
+    return torch.tensor([checked_number(v, f"gate parameter {name[:80]!r}") for v in value])
+
+
+# -------------------------------------------------------------------- statistics
+
+
+def encode_moment(
+    name: str, moment: SecondMoment, table: TensorTable, dtype: torch.dtype | None
+) -> Entry:
+    """The sums; of the symmetric one the upper triangle."""
+    kept = dtype or torch.float64
+    if kept.itemsize == 2:
+        raise ShapeError(
+            f"save: statistics can be stored as float64 or float32, got {kept} for {name!r}; "
+            "save them without dtype=, in a file of their own."
+        )
+    state = moment.state()
+    return {
+        "kind": "moment",
+        "module": name,
+        "outer": table.add(f"sum of squares of {name!r}", state["outer_packed"], kept),
+        "total": table.add(f"sum of {name!r}", state["total"], kept),
+        **{key: float(state[key]) for key in _MOMENT_SUMS},
+        "dtype": str(moment.dtype).removeprefix("torch."),
+        "provenance": {k: v for k, v in asdict(moment.provenance).items() if v},
+    }
+
+
+def plan_moment(entry: Fields) -> Build:
+    """Check statistics: `total [dim]`, `outer [dim·(dim + 1)/2]`, three sums of at least zero."""
+    name = entry.module("module")
+    total = entry.tensor("total", None)
+    dim = total.shape[0]
+    outer = entry.tensor("outer", dim * (dim + 1) // 2)
+    sums = {key: entry.number(key) for key in _MOMENT_SUMS}
+    if min(sums.values()) < 0:
+        raise EditFileError(f"the sums of statistics must not be negative, got {sums}")
+    dtype = ACTIVATION_DTYPES.get(entry.text("dtype"))
+    if dtype is None:
+        raise EditFileError(
+            f"the dtype of statistics must be one of {', '.join(ACTIVATION_DTYPES)}"
+        )
+    provenance = _provenance(entry.mapping("provenance"))
+
+    def build(tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
+        state = {"outer_packed": outer.resolve(tensors), "total": total.resolve(tensors)}
+        state |= {key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()}
+        return {name: SecondMoment.from_state(state, provenance, dtype)}
+
+    return build
+
+
+def _provenance(values: dict[str, object]) -> Provenance:
+    known = {f.name for f in fields(Provenance)}
+    if not values.keys() <= known:
+        raise EditFileError(f"provenance has unknown fields {sorted(values.keys() - known)!r:.80}")
+    tokens = values.pop("tokens", 0)
+    if type(tokens) is not int or not 0 <= tokens < 1 << 63:
+        raise EditFileError(f"provenance: tokens must be a whole number, got {tokens!r:.80}")
+    texts: dict[str, Any] = {k: checked_text(v, f"provenance {k!r}") for k, v in values.items()}
+    return Provenance(**texts, tokens=tokens)
+
+
+# -------------------------------------------------------------------- plain tensors
+
+
+def encode_tensor(
+    name: str, tensor: Tensor, table: TensorTable, dtype: torch.dtype | None
+) -> Entry:
+    """Anything else that a recipe needs beside its edits, such as the embedding of a new word."""
+    number = table.add(f"tensor {name!r}", tensor, dtype or tensor.dtype)
+    return {"kind": "tensor", "module": name, "tensor": number}
+
+
+def plan_tensor(entry: Fields) -> Build:
+    """Check a plain tensor: any shape that the header allows."""
+    name = entry.module("module")
+    reference = entry.any_tensor("tensor")
+    return lambda tensors: {name: reference.resolve(tensors)}
+
+
+PLANNERS: dict[str, Callable[[Fields], Build]] = {
+    "low-rank": plan_low_rank,
+    "gated": plan_gated,
+    "moment": plan_moment,
+    "tensor": plan_tensor,
+}

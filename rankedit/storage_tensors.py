@@ -1,0 +1,121 @@
+"""Write tensors to a safetensors file and read them from one whose header was checked.
+
+Why not the `safetensors` package itself: its reader opens a file by name, which may be another
+file than the one just checked; its writer needs a second copy of all data in memory, or leaves
+temporary files of its own when it is killed. The bytes are the same; the tests read each with the
+other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from rankedit.errors import EditFileError
+from rankedit.storage_header import LENGTH_BYTES, Header
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_SHORT_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DIGEST_LENGTH = 32  # hexadecimal characters
+NO_DIGEST = "0" * DIGEST_LENGTH
+# How the digest stands in the header: inside a JSON string, therefore with escaped quotes.
+_DIGEST_MARK = rb"\"digest\":\""
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors header of `tensors` in their order, padded to a multiple of 8 bytes."""
+    document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor.numel() * tensor.element_size()
+        document[name] = {
+            "dtype": _SHORT_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def write_tensors(
+    stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file; the tensors are contiguous and on the CPU.
+
+    Wide dtypes come first, so that every tensor is aligned. A digest of `NO_DIGEST` in the
+    metadata is replaced by the digest of the file.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    raw = header_bytes(ordered, metadata)
+    if _DIGEST_MARK in raw:
+        actual = file_digest(raw, NO_DIGEST, map(tensor_bytes, ordered.values()))
+        raw = _with_digest(raw, NO_DIGEST, actual)
+    stream.write(len(raw).to_bytes(LENGTH_BYTES, "little"))
+    stream.write(raw)
+    for tensor in ordered.values():
+        stream.write(tensor_bytes(tensor))
+
+
+def file_digest(raw_header: bytes, claimed: str, data: Iterable[memoryview | bytearray]) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of the file with zeros for its own digest."""
+    state = hashlib.sha256(len(raw_header).to_bytes(LENGTH_BYTES, "little"))
+    state.update(_with_digest(raw_header, claimed, NO_DIGEST))
+    for piece in data:
+        state.update(piece)
+    return state.hexdigest()[:DIGEST_LENGTH]
+
+
+def _with_digest(raw_header: bytes, old: str, new: str) -> bytes:
+    return raw_header.replace(_DIGEST_MARK + old.encode(), _DIGEST_MARK + new.encode(), 1)
+
+
+def read_data(stream: BinaryIO, header: Header) -> dict[str, bytearray]:
+    """Read the bytes of every tensor; the header has proved that the file has them.
+
+    Raises:
+        EditFileError: the file became shorter while it was read, or does not fit in memory.
+    """
+    data = {}
+    for name, info in header.tensors.items():
+        try:
+            buffer = bytearray(info.end - info.begin)
+        except (MemoryError, OverflowError) as error:
+            size = info.end - info.begin
+            raise EditFileError(
+                f"tensor {name!r} of {size} bytes does not fit in memory"
+            ) from error
+        if stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+            raise EditFileError("the file became shorter while it was read; load it again")
+        data[name] = buffer
+    return data
+
+
+def as_tensors(data: Mapping[str, bytearray], header: Header) -> dict[str, Tensor]:
+    """Turn what `read_data` gave into tensors that share the bytes.
+
+    Raises:
+        EditFileError: a tensor holds NaN or infinity.
+    """
+    tensors = {}
+    for name, info in header.tensors.items():
+        tensor = torch.frombuffer(data[name], dtype=DTYPES[info.dtype]).reshape(info.shape)
+        if not bool(torch.isfinite(tensor).all()):
+            raise EditFileError(f"tensor {name!r} holds NaN or infinity")
+        tensors[name] = tensor
+    return tensors
