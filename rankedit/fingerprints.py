@@ -84,6 +84,11 @@ def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield from _plain(f"{name}.{part}", getattr(tensor, part))
 
 
+def content_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, sampled like those of `fingerprint`."""
+    return hashlib.sha256(_content(tensor)).hexdigest()
+
+
 def _content(tensor: Tensor) -> bytes:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.numel() > SAMPLED_BYTES:

@@ -220,5 +220,6 @@ def _check_whole(call: str, target: Target) -> None:
         raise AttachError(
             f"{call}: {target.name!r} is split over devices: its {split[0]} is a DTensor that "
             "stays sharded when it runs, by tensor parallelism or by FSDP around a module above "
-            "the one passed. Do it before parallelize_module, or pass the model given to fully_shard."
+            "the one passed. Do it before parallelize_module, or pass the model that was given to "
+            "fully_shard."
         )

@@ -1,0 +1,259 @@
+"""Put static edits into the weights, and take them out bit for bit.
+
+    fuse_(model, {"h.3.mlp.c_proj": edit})      W ← round(W + ΔW)
+    unfuse_(model)                              W ← the bits that were overwritten
+
+Only a weight that can be read, written and is what the layer multiplies by can take an edit: plain
+floating-point weights. Everything else keeps its edits beside the weight, with `attach`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.edits import LowRank
+from rankedit.errors import AttachError, RankeditWarning
+from rankedit.fingerprints import content_digest
+from rankedit.projections import Projection
+from rankedit.selecting import clean_name
+from rankedit.swapping import suspended
+from rankedit.targets import Edits, Target, resolve
+
+# Share of an edit that rounding to the weight's dtype may lose before the user is told.
+SWALLOWED = 0.05
+# Relative deviation of `keys @ Wᵀ` from the layer's output at which the weight is not what it
+# multiplies by; a bfloat16 layer deviates by 0.004.
+_DEVIATION = 0.02
+_RECORD = "_rankedit_fused"
+
+
+@dataclass(frozen=True, eq=False)
+class _Fused:
+    """What a fused layer needs to be restored; it travels with copies and pickles of the layer."""
+
+    original: Tensor
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """One layer's new weight, computed but not yet written."""
+
+    layer: nn.Module
+    weight: Tensor
+    fused: Tensor
+
+
+def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) -> None:
+    """Add static edits to the weights in place. All edits are checked before any is written.
+
+    The overwritten weights are kept with their layers (one more copy of each edited weight) until
+    `unfuse_`; fusing again on top keeps the first originals.
+
+    Args:
+        model: a model, with `edits` by name; or a layer or `Projection`, with `edits` for it.
+        edits: `LowRank` edits, addressed as in `attach`. Gated edits have no weight form; choose
+            `edit.linearised(...)` yourself.
+        tied: allow weights that other modules share (an output head tied to the embedding): all of
+            them change. Only sharing within `model` can be seen.
+
+    Raises:
+        ProjectionError: a name is unknown, or not a projection.
+        ShapeError: an edit is of another size than its projection.
+        AttachError: an edit is not static, or a weight is quantised, on the meta device, sharded,
+            computed, shared, or would overflow.
+
+    Warns:
+        RankeditWarning: rounding to the weight's dtype loses more than 5 % of an edit; with the
+            figure `‖round(W + ΔW) − W − ΔW‖/‖ΔW‖`.
+    """
+    targets = resolve("fuse_", model, edits)
+    groups: dict[int, list[Target]] = {}
+    for target in targets:
+        groups.setdefault(id(target.layer), []).append(target)
+        _check_static(target)
+        if not tied:
+            root = model.module if isinstance(model, Projection) else model
+            _check_untied(root, target)
+    changes = [_change(group) for group in groups.values()]
+    written: list[tuple[_Change, Tensor]] = []
+    try:
+        for change in changes:
+            written.append((change, change.weight.detach().clone()))
+            _write(change)
+    except BaseException:
+        for change, original in reversed(written):
+            _restore(change.weight, original)
+        raise
+    for change, original in written:
+        kept = getattr(change.layer, _RECORD, None)
+        first = kept.original if kept else original
+        change.layer.__dict__[_RECORD] = _Fused(first, content_digest(change.weight))
+
+
+def unfuse_(model: nn.Module, *, force: bool = False) -> int:
+    """Put back, bit for bit, every weight of the model that `fuse_` overwrote.
+
+    Args:
+        model: the model or any part of it.
+        force: restore also weights that were changed since they were fused (trained, cast or
+            loaded over); those changes are lost.
+
+    Returns:
+        How many layers were restored.
+
+    Raises:
+        AttachError: a weight was changed since; nothing is restored then.
+    """
+    fused = [(name, layer) for name, layer in model.named_modules() if _RECORD in vars(layer)]
+    changed = [
+        name
+        for name, layer in fused
+        if content_digest(layer.get_parameter("weight")) != vars(layer)[_RECORD].digest
+    ]
+    if changed and not force:
+        raise AttachError(
+            f"unfuse_: {len(changed)} weights, the first that of {changed[0]!r}, are not what fuse_ "
+            "left there: they were trained, cast or loaded over. Pass force=True to put back the "
+            "originals all the same."
+        )
+    for _, layer in fused:
+        _restore(layer.get_parameter("weight"), vars(layer)[_RECORD].original)
+        del layer.__dict__[_RECORD]
+    return len(fused)
+
+
+def _restore(weight: Tensor, original: Tensor) -> None:
+    with torch.no_grad():
+        weight.copy_(original)
+
+
+def _write(change: _Change) -> None:
+    with torch.no_grad():
+        change.weight.copy_(change.fused)
+
+
+# ---------------------------------------------------------------------------------- computing
+
+
+def _change(group: list[Target]) -> _Change:
+    """The new weight of one layer, with all edits on rows of it."""
+    layer, layout = group[0].layer, group[0].view.layout
+    weight = _plain_weight(group[0])
+    transposed = _is_transposed(group[0], weight)
+    delta = torch.zeros(
+        layout.out_features, layout.in_features, dtype=torch.float64, device=weight.device
+    )
+    for target in group:
+        start, stop = target.view.bounds
+        for edit in target.edits:
+            if isinstance(edit, LowRank):
+                delta[start:stop] += edit.to(torch.float64, weight.device).delta()
+    placed = (delta.T if transposed else delta).reshape(weight.shape)
+    exact = weight.detach().double() + placed
+    fused = exact.to(weight.dtype)
+    _check_rounding(group[0], fused, exact, placed)
+    return _Change(layer, weight, fused)
+
+
+def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor) -> None:
+    if not bool(torch.isfinite(fused).all()):
+        raise AttachError(
+            f"fuse_: the edited weight of {target.name!r} overflows {fused.dtype}: largest entry "
+            f"{float(exact.abs().max()):.3g}; use attach, or load the model in a wider dtype."
+        )
+    lost = float((fused.double() - exact).norm() / delta.norm().clamp_min(1e-300))
+    if lost > SWALLOWED and bool(delta.any()):
+        warnings.warn(
+            f"fuse_: rounding to {fused.dtype} loses {lost:.0%} of the edit of {target.name!r} "
+            f"(‖round(W + ΔW) − W − ΔW‖/‖ΔW‖ = {lost:.3g}); attach keeps all of it.",
+            RankeditWarning,
+            stacklevel=4,
+        )
+
+
+def _plain_weight(target: Target) -> Tensor:
+    weight = target.layer._parameters.get("weight")
+    why = None
+    if weight is None:
+        why = "has no parameter of its own called weight (it is computed or packed)"
+    elif weight.is_meta:
+        why = "has its weight on the meta device (offloaded, or not loaded)"
+    elif type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
+        why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
+    elif not weight.is_floating_point() or weight.element_size() < 2:
+        why = f"stores its weight as {weight.dtype} (quantised)"
+    if weight is None or why is not None:
+        raise AttachError(
+            f"fuse_: {target.name!r} ({type(target.layer).__name__}) {why}, where adding an edit "
+            "would fail, vanish or corrupt it; use attach, which keeps the edit beside the weight."
+        )
+    return weight
+
+
+def _is_transposed(target: Target, weight: Tensor) -> bool:
+    """Whether the weight is stored `[in, out]`, by comparing its products with what the layer does.
+
+    Raises:
+        AttachError: the layer does something else with it.
+    """
+    view = Projection(target.layer)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(4, view.in_features, generator=generator).to(weight.device)
+    with suspended(target.layer):
+        outputs = view.outputs(keys).float()
+    matrix = weight.detach().flatten(1).float()
+    for transposed, form in ((False, matrix.T), (True, matrix)):
+        if form.shape == (view.in_features, view.out_features):
+            deviation = float((keys @ form - outputs).norm())
+            if deviation <= _DEVIATION * float(outputs.norm()):
+                return transposed
+    raise AttachError(
+        f"fuse_: the weight {list(weight.shape)} of {target.name!r} is not the matrix that the layer "
+        f"({type(target.layer).__name__}) multiplies by: scaled, masked or quantised; use attach."
+    )
+
+
+# ----------------------------------------------------------------------------------- refusals
+
+
+def _check_static(target: Target) -> None:
+    wrong = next((edit for edit in target.edits if not isinstance(edit, LowRank)), None)
+    if wrong is not None:
+        raise AttachError(
+            f"fuse_: the edit of {target.name!r} must be a LowRank, got {type(wrong).__name__}, "
+            "whose effect depends on the input; fuse edit.linearised(outputs), which is another edit "
+            "and reports how far it differs, or use attach."
+        )
+
+
+def _check_untied(model: nn.Module, target: Target) -> None:
+    weight = target.layer._parameters.get("weight")
+    if weight is None or weight.is_meta:
+        return
+    shared = [name for name, tensor in _tensors(model) if _overlap(weight, tensor)]
+    if len(shared) > 1:
+        raise AttachError(
+            f"fuse_: the weight of {target.name!r} is shared by {shared}, and all of them would "
+            "change; use attach, which edits this layer alone, or pass tied=True."
+        )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for kind in (model.named_parameters, model.named_buffers):
+        for name, tensor in kind(remove_duplicate=False):
+            yield clean_name(name), tensor
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    if second.is_meta or not second.numel() or first.device != second.device:
+        return False
+    if any(type(tensor.data) is not Tensor for tensor in (first, second)):
+        return False  # parts of a quantised or sharded weight; those are refused later
+    starts = first.data_ptr(), second.data_ptr()
+    return starts[0] < starts[1] + second.nbytes and starts[1] < starts[0] + first.nbytes
