@@ -29,11 +29,10 @@ from rankedit.storage_format import (
     METADATA_KEY,
     EditFile,
     check_file,
-    check_names,
     encode,
     read_file,
 )
-from rankedit.storage_header import Limits
+from rankedit.storage_header import Limits, checked_name
 from rankedit.storage_tensors import header_bytes, write_tensors
 
 PathLike = str | os.PathLike[str]
@@ -82,13 +81,7 @@ def save(
         ...     rankedit.load(f"{folder}/edit.safetensors")["layer"].delta().shape
         torch.Size([3, 2])
     """
-    single = isinstance(items, LowRank | GatedEdit | SecondMoment | Tensor)
-    named: Mapping[str, Item] = {"": items} if single else items  # type: ignore[assignment,dict-item]
-    if not isinstance(named, Mapping) or not named:
-        raise EditFileError(
-            f"save: items must be a mapping of names to edits, or one edit, got {items!r:.80}."
-        )
-    check_names(named)
+    named = _named(items)
     base = {} if model is None else _fingerprints(model, _modules(named))
     text, tensors = encode(named, metadata or {}, base, dtype)
     header = {METADATA_KEY: text}
@@ -105,6 +98,26 @@ def save(
         with temporary.open("wb") as stream:
             write_tensors(stream, tensors, header)
         _check_written(temporary, path, gates)
+
+
+def _named(items: Mapping[str, Item] | Item) -> Mapping[str, Item]:
+    if isinstance(items, LowRank | GatedEdit | SecondMoment | Tensor):
+        return {"": items}
+    if not isinstance(items, Mapping) or not items:
+        raise EditFileError(
+            f"save: items must be a mapping of names to edits, or one edit, got {items!r:.80}."
+        )
+    for name in items:
+        if name != "":
+            _check_name(name)
+    return items
+
+
+def _check_name(name: object) -> None:
+    try:
+        checked_name(name)
+    except EditFileError as error:
+        raise EditFileError(f"save: {error}; give the module's name in the model.") from error
 
 
 def _modules(items: Mapping[str, Item]) -> list[str]:

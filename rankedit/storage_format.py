@@ -23,7 +23,6 @@ from rankedit.storage_entries import Build, Context, Fields, Item, TensorTable
 from rankedit.storage_header import (
     Header,
     Limits,
-    checked_name,
     checked_text,
     parse_json,
     read_header,
@@ -240,14 +239,3 @@ def _base(value: object, modules: list[str]) -> dict[str, str]:
         if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
             raise EditFileError(f"a fingerprint has 16 hexadecimal digits, got {fingerprint!r:.80}")
     return dict(zip(sorted(modules), value, strict=True))
-
-
-def check_names(items: Mapping[str, object]) -> None:
-    """Refuse names that a reader would refuse.
-
-    Raises:
-        EditFileError: the bare fact.
-    """
-    for name in items:
-        if name:
-            checked_name(name)

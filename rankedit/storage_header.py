@@ -145,18 +145,19 @@ def _refuse(constant: str) -> object:
     raise EditFileError(f"the header holds {constant}, which is not JSON")
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: object) -> str:
     """Return the name of a tensor or module if it is one that is allowed.
 
     Raises:
         EditFileError: other characters than letters, digits and `_ . - /`, longer than 256, or
             something that could be taken for a path outside a folder.
     """
-    if not NAME_CHARACTERS.fullmatch(name) or ".." in name or name.startswith("/"):
+    text = name if isinstance(name, str) else ""
+    if not NAME_CHARACTERS.fullmatch(text) or ".." in text or text.startswith("/"):
         raise EditFileError(
-            f"names consist of letters, digits and _ . - / without '..', got {name[:80]!r}"
+            f"names consist of letters, digits and _ . - / without '..', got {name!r:.80}"
         )
-    return name
+    return text
 
 
 def checked_text(value: object, what: str) -> str:

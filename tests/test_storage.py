@@ -1,0 +1,407 @@
+"""What is saved comes back: exactly, small, and only to the model that it was made for."""
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from rankedit.edits import LowRank
+from rankedit.errors import EditFileError, ProjectionError, ShapeError
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.merging import merge
+from rankedit.metric import Metric
+from rankedit.moments import SecondMoment
+from rankedit.provenance import Provenance
+from rankedit.storage import check_base, load, save
+from rankedit.storage_header import ITEM_BYTES, Limits
+from rankedit.storage_tensors import DTYPES
+
+# Stable Diffusion 1.5: what reads the text in its 16 cross-attention layers.
+SD15_VALUES = {
+    f"{block}.attentions.{i}.transformer_blocks.0.attn2.to_v": width
+    for block, count, width in (
+        ("down_blocks.0", 2, 320),
+        ("down_blocks.1", 2, 640),
+        ("down_blocks.2", 2, 1280),
+        ("mid_block", 1, 1280),
+        ("up_blocks.1", 3, 1280),
+        ("up_blocks.2", 3, 640),
+        ("up_blocks.3", 3, 320),
+    )
+    for i in range(count)
+}
+BOUND = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def moment_of(dim: int, rows: int = 50) -> SecondMoment:
+    origin = Provenance(model="m", module="a", corpus="c", dtype="bfloat16", tokens=rows)
+    return SecondMoment(dim, provenance=origin).update(normal(rows, dim).bfloat16())
+
+
+def gated_edit(n: int = 2, width: int = 3, gate: Gate | None = None, **options) -> GatedEdit:
+    metric = Metric.from_moment(moment_of(5))
+    return GatedEdit(normal(n, 5, seed=1), normal(n, width, seed=2), metric, gate, **options)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.safetensors"
+
+
+# -------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_low_rank_edits_come_back_bit_for_bit(path, dtype):
+    edit = LowRank(normal(4, 2, dtype=dtype), normal(2, 3, dtype=dtype))
+    save({"a.b": edit}, path, dtype=dtype)
+    back = load(path)["a.b"]
+    assert back.up.dtype == dtype
+    assert torch.equal(back.up, edit.up)
+    assert torch.equal(back.down, edit.down)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("imbalance", [1.0, 1e-7, 1e7])
+def test_sixteen_bits_keep_their_digits_whatever_the_balance(path, dtype, imbalance):
+    up = normal(40, 2) * torch.tensor([imbalance, 1.0])
+    down = normal(2, 30) / torch.tensor([[imbalance], [1.0]])
+    edit = LowRank(up, down)
+    save(edit, path, dtype=dtype)
+    back = load(path)[""]
+    assert back.up.dtype == torch.float32
+    error = (back.delta() - edit.delta()).norm() / edit.delta().norm()
+    assert float(error) < 2 * BOUND[dtype]
+
+
+def test_half_precision_keeps_tensors_far_beyond_its_range(path):
+    for scale in (1e-30, 1e30):
+        save({"t": scale * normal(9, 9)}, path, dtype=torch.float16)
+        back = load(path)["t"]
+        assert float((back / scale - normal(9, 9)).abs().max()) < 3 * BOUND[torch.float16]
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Sigmoid(),
+        Sigmoid(0.6, 0.15),
+        Sigmoid(torch.tensor([0.5, 0.7]), 0.1),
+        Sigmoid(torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.2])),
+        Identity(),
+    ],
+)
+def test_gated_edits_come_back_bit_for_bit(path, gate):
+    floor = 0.25 if isinstance(gate, Sigmoid) else None
+    edit = gated_edit(gate=gate, normalised=floor is not None, floor=floor)
+    save({"x": edit}, path, dtype=torch.float64)
+    back = load(path)["x"]
+    for name in ("keys", "targets", "images"):
+        assert torch.equal(getattr(back, name).double(), getattr(edit, name).double())
+    assert repr(back.gate) == repr(gate)
+    assert (back.normalised, back.floor) == (edit.normalised, edit.floor)
+    assert back.statistics == edit.statistics != ""
+
+
+def test_a_joint_edit_of_merged_concepts_acts_as_before(path):
+    metric = Metric.from_moment(moment_of(5))
+    concepts = [
+        GatedEdit(
+            normal(1, 5, seed=i), normal(1, 3, seed=i + 9), metric, Sigmoid(0.5 + i / 10, 0.1)
+        )
+        for i in range(3)
+    ]
+    joint = merge(concepts)
+    save({"x": joint}, path)
+    back = load(path)["x"]
+    x, weight = normal(20, 5, seed=7), normal(3, 5)
+    added = [e.added(x, e.bind(lambda keys: keys.to(weight) @ weight.T)) for e in (joint, back)]
+    torch.testing.assert_close(added[1], added[0], rtol=1e-5, atol=1e-5)
+
+
+def test_concepts_saved_apart_can_be_merged_after_loading(tmp_path):
+    metric = Metric.from_moment(moment_of(5))
+    for i in range(2):
+        edit = GatedEdit(normal(1, 5, seed=i), normal(1, 3, seed=i), metric)
+        save({"x": edit}, tmp_path / f"{i}", dtype=torch.float16)
+    joint = merge([load(tmp_path / f"{i}")["x"] for i in range(2)])
+    assert joint.statistics == metric.fingerprint
+    assert len(joint.keys) == 2
+
+
+@dataclass(frozen=True)
+class Ramp(Gate):
+    """A gate of a user's own."""
+
+    name = "ramp"
+    start: float = 0.5
+
+    def opening(self, similarity, parameters):
+        return (similarity - parameters["start"]).clamp(0, 1)
+
+
+def test_a_gate_of_ones_own_is_found_only_when_its_class_is_passed(path):
+    save({"x": gated_edit(gate=Ramp(0.2))}, path)
+    assert load(path, gates=[Ramp])["x"].gate == Ramp(0.2)
+    with pytest.raises(EditFileError, match=r"gate 'ramp', known are identity, sigmoid.*gates="):
+        load(path)
+    with pytest.raises(EditFileError, match="must be classes derived from Gate"):
+        load(path, gates=[Ramp(0.2)])
+
+
+def test_statistics_come_back_exactly_and_can_be_added_to(path):
+    moment = moment_of(6)
+    save({"a": moment}, path)
+    back = load(path)["a"]
+    assert torch.equal(back.matrix, moment.matrix)
+    assert torch.equal(back.mean, moment.mean)
+    for name in ("count", "fourth", "effective_count", "provenance", "dtype"):
+        assert getattr(back, name) == getattr(moment, name)
+    more = normal(10, 6, seed=3)
+    assert torch.equal(back.update(more).matrix, moment.update(more).matrix)
+
+
+def test_statistics_that_saw_nothing_yet_can_be_saved(path):
+    save(SecondMoment(3), path)
+    assert load(path)[""].count == 0
+
+
+def test_statistics_take_half_a_matrix_and_float32_a_documented_error(path):
+    dim = 200
+    moment = moment_of(dim)
+    save(moment, path)
+    assert path.stat().st_size < 8 * dim * (dim + 1) // 2 + 8 * dim + 1024
+    save(moment, path, dtype=torch.float32)
+    assert path.stat().st_size < 4 * dim * (dim + 1) // 2 + 4 * dim + 1024
+    error = (load(path)[""].matrix - moment.matrix).abs()
+    assert bool((error <= 6e-8 * moment.matrix.abs()).all())
+
+
+def test_plain_tensors_keep_shape_and_dtype(path):
+    tensors = {
+        "scalar": torch.tensor(2.5),
+        "vector": normal(3, dtype=torch.float64),
+        "matrix": normal(2, 3).T,
+    }
+    save(tensors, path)
+    back = load(path)
+    for name, tensor in tensors.items():
+        assert torch.equal(back[name], tensor)
+        assert back[name].dtype == tensor.dtype
+
+
+def test_metadata_and_everything_at_once(path):
+    items = {"a": LowRank(normal(3, 1), normal(1, 5)), "b": gated_edit(), "c": moment_of(5)}
+    save(items | {"d": normal(4)}, path, metadata={"placeholder": "<bean>", "note": "né\n\t中"})
+    back = load(path)
+    assert {name: type(item) for name, item in back.items()} == {
+        "a": LowRank,
+        "b": GatedEdit,
+        "c": SecondMoment,
+        "d": torch.Tensor,
+    }
+    assert back.metadata == {"placeholder": "<bean>", "note": "né\n\t中"}
+    assert back.base == {}
+
+
+def test_tensors_that_require_gradients_or_are_views_are_stored_as_they_are(path):
+    up, down = normal(3, 4).T[:, :2], normal(2, 3).requires_grad_()
+    save({"a": LowRank(up, down)}, path)
+    assert torch.equal(load(path)["a"].up, up)
+    assert torch.equal(load(path)["a"].down, down)
+
+
+def test_the_file_is_a_function_of_its_content(tmp_path):
+    for name in ("one", "two"):
+        save({"a": gated_edit(), "b": gated_edit(1)}, tmp_path / name, metadata={"k": "v"})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+# -------------------------------------------------------------------- size
+
+
+def test_a_concept_for_stable_diffusion_stays_below_32_kib(path):
+    """V values only, the key and its metric image, and the embedding of the new word."""
+    metric = Metric.from_moment(moment_of(768, rows=1000))
+    key = normal(1, 768)
+    first = GatedEdit(key, normal(1, 320), metric, Sigmoid())
+    edits = {
+        name: first.with_targets(normal(1, width, seed=i))
+        for i, (name, width) in enumerate(SD15_VALUES.items())
+    }
+    assert sum(SD15_VALUES.values()) == 12_480
+    save(edits, path, dtype=torch.float16)
+    assert path.stat().st_size < 30_000
+    model = nn.ModuleDict()
+    for name, width in SD15_VALUES.items():
+        parent = model
+        *folders, leaf = name.split(".")
+        for folder in folders:
+            parent = _child(parent, folder)
+        parent[leaf] = nn.Linear(768, width, bias=False)
+    everything = edits | {"embedding": normal(1, 768, seed=5)}
+    origin = {"recipe": "perfusion", "placeholder": "<bean>", "category": "cat"}
+    save(everything, path, dtype=torch.float16, metadata=origin, model=model)
+    assert path.stat().st_size < 32_000
+    back = load(path)
+    check_base(model, back)
+    for name, edit in edits.items():
+        assert torch.allclose(back[name].targets, edit.targets, atol=3e-3)
+
+
+def _child(parent: nn.ModuleDict, name: str) -> nn.ModuleDict:
+    if name not in parent:
+        parent[name] = nn.ModuleDict()
+    return parent[name]
+
+
+def test_equal_tensors_are_stored_once(path):
+    down = normal(1, 1000)
+    edits = {f"layer.{i}": LowRank(normal(2, 1, seed=i), down.clone()) for i in range(50)}
+    save(edits, path)
+    assert path.stat().st_size < 4 * 1000 + 50 * 250
+    assert all(torch.equal(edit.down, down) for edit in load(path).values())
+
+
+def test_four_thousand_layers_fit_and_more_are_refused_in_words(path):
+    edits = {
+        f"model.layers.{i}.mlp.down_proj": LowRank(
+            normal(2, 1, seed=i), normal(1, 2, seed=i + 5000)
+        )
+        for i in range(4_000)
+    }
+    save(edits, path)
+    assert len(load(path)) == 4_000
+    more = edits | {f"more.{name}": edit for name, edit in edits.items()}
+    before = path.read_bytes()
+    with pytest.raises(EditFileError, match=r"at most 1048576 are allowed; split the 8000 items"):
+        save(more, path)
+    assert path.read_bytes() == before
+
+
+# -------------------------------------------------------------------- other readers and writers
+
+
+def test_the_safetensors_package_reads_the_file(path):
+    edit = LowRank(normal(3, 1), normal(1, 2))
+    save({"a": edit}, path)
+    tensors = safetensors.torch.load_file(path)
+    assert torch.equal(tensors["0"], edit.up)
+    assert torch.equal(tensors["1"], edit.down)
+    with safetensors.safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["rankedit"])["version"] == 1
+
+
+def test_a_file_that_another_tool_rewrote_is_refused(path, tmp_path):
+    save({"a": LowRank(normal(3, 1), normal(1, 2))}, path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({n: 2 * t for n, t in tensors.items()}, path, metadata)
+    with pytest.raises(EditFileError, match="does not match its digest"):
+        load(path)
+
+
+def test_dtypes_of_header_and_tensors_agree():
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_BYTES
+
+
+# -------------------------------------------------------------------- refusals of save
+
+
+def test_save_refuses_what_load_would_refuse(path):
+    edit = LowRank(normal(3, 1), normal(1, 2))
+    path.write_bytes(b"old")
+    cases = [
+        ({"../x": edit}, {}, "names consist of letters"),
+        ({"a b": edit}, {}, "names consist of letters"),
+        ({"a": edit}, {"k": "\x00"}, "control characters"),
+        ({"a": edit}, {"k": "x" * 70_000}, "65536"),
+        ({"a": edit}, {"k": 3}, "must be text"),
+        ({}, {}, "must be a mapping of names to edits, or one edit"),
+        ([edit], {}, "must be a mapping of names to edits, or one edit"),
+        ({"a": nn.Linear(2, 2)}, {}, "must be a LowRank, GatedEdit, SecondMoment or tensor"),
+        ({1: edit}, {}, "names consist of letters"),
+    ]
+    for items, metadata, message in cases:
+        with pytest.raises(EditFileError, match=message) as caught:
+            save(items, path, metadata=metadata)
+        assert "save: " in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_save_refuses_tensors_that_it_could_not_give_back(path):
+    with pytest.raises(ShapeError, match=r"tensor 't' must be finite.*look for NaN"):
+        save({"t": torch.tensor([float("nan")])}, path)
+    with pytest.raises(ShapeError, match=r"within the range of torch.float32"):
+        save({"t": torch.tensor([1e300], dtype=torch.float64)}, path, dtype=torch.float32)
+    with pytest.raises(ShapeError, match="non-empty tensor"):
+        save({"t": torch.empty(0, 3)}, path)
+    with pytest.raises(ShapeError, match="float64, float32, float16 or bfloat16"):
+        save({"t": torch.arange(3)}, path)
+    with pytest.raises(EditFileError, match="at most 2 axes"):
+        save({"t": torch.ones(1, 2, 3)}, path)
+    with pytest.raises(ShapeError, match=r"statistics can be stored as float64 or float32"):
+        save({"m": moment_of(3)}, path, dtype=torch.float16)
+    assert not path.exists()
+
+
+def test_keys_that_rounding_makes_parallel_are_refused_when_saving(path):
+    keys = torch.tensor([[1.0, 1.0], [1.0038, 1.0]])  # bfloat16 has no number between 1 and 1.0078
+    edit = GatedEdit(keys, normal(2, 3), Metric.identity(2))
+    save({"x": edit}, path)
+    with pytest.raises(EditFileError, match=r"could not be loaded again.*linearly independent"):
+        save({"x": edit}, path, dtype=torch.bfloat16)
+    assert isinstance(load(path)["x"], GatedEdit)
+
+
+# -------------------------------------------------------------------- the base model
+
+
+def layers(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 2)))
+
+
+def test_check_base_accepts_the_model_and_refuses_another(path):
+    model = layers(0)
+    edits = {"b": LowRank(normal(2, 1), normal(1, 3)), "a": LowRank(normal(3, 1), normal(1, 2))}
+    save(edits | {"word": normal(4)}, path, model=model)
+    loaded = load(path)
+    assert sorted(loaded.base) == ["a", "b"]
+    check_base(model, loaded)
+    with pytest.raises(EditFileError, match=r"another base model: 2 of 2 layers differ, first 'a'"):
+        check_base(layers(1), loaded)
+    with torch.no_grad():
+        model.b.weight[0, 0] += 1e-6
+    with pytest.raises(EditFileError, match=r"1 of 2 layers differ, first 'b' with fingerprint"):
+        check_base(model, loaded)
+    with pytest.raises(ProjectionError, match="'a'"):
+        check_base(nn.Sequential(nn.Linear(2, 3)), loaded)
+
+
+def test_check_base_needs_a_file_that_knows_its_model(path):
+    save({"a": LowRank(normal(3, 1), normal(1, 2))}, path)
+    with pytest.raises(EditFileError, match=r"names no base model.*model=model"):
+        check_base(layers(0), load(path))
+
+
+def test_saving_for_a_model_without_the_layer_writes_nothing(path):
+    with pytest.raises(ProjectionError, match="'c'"):
+        save({"c": LowRank(normal(3, 1), normal(1, 2))}, path, model=layers(0))
+    assert not path.exists()
+
+
+def test_limits_are_those_that_the_documentation_states():
+    assert Limits() == Limits(header=1 << 20, tensors=10_000, dimensions=2, separators=150_000)
+    assert replace(Limits(), tensors=1) != Limits()
