@@ -1,0 +1,260 @@
+"""Read what projections read: the statistics of any number of them in one pass over the data."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from rankedit.batches import DEFAULT_MASK, Mask, Noted, default_call, mask_of
+from rankedit.checkpoint import Checkpoint, Keeper, Plan
+from rankedit.digests import model_digest
+from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
+from rankedit.interrupt import Interrupt
+from rankedit.moments import SecondMoment
+from rankedit.progress import progress as show_progress
+from rankedit.projections import Projection
+from rankedit.provenance import Provenance
+from rankedit.ranks import Ranks, check_shares, reduced
+from rankedit.reading import Stopper, may_stop, quiet, watching
+from rankedit.selecting import Pattern, select
+from rankedit.sharing import Group, SharedMoments
+
+Batch = TypeVar("Batch")
+Which: TypeAlias = Pattern | Iterable[str] | Mapping[str, nn.Module | Projection]
+
+
+def collect(
+    model: nn.Module,
+    which: Which,
+    batches: Iterable[Batch],
+    *,
+    call: Callable[[Batch], object] | None = None,
+    mask: Mask[Batch] = DEFAULT_MASK,
+    provenance: Provenance | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    shard: bool = True,
+    progress: bool = True,
+) -> dict[str, SecondMoment]:
+    """Second moments of what projections read, all in one pass over the data.
+
+    The model runs in evaluation mode without gradients, and only as far as the last projection that
+    is needed (see `rankedit.reading.Stopper`). Projections that read the same tensors, such as the
+    keys and values of an attention block, get *the same* `SecondMoment` object: its work is done
+    once, and so can the factorisation of a `Metric` be.
+
+    With several processes (torchrun and `torch.distributed.init_process_group`), each runs its
+    share and all return the sums over all of them, reduced once at the end.
+
+    Args:
+        model: the model; neither it nor its modes are changed.
+        which: what `select` takes (a glob, a regular expression, a predicate, several names), or
+            what it returns.
+        batches: anything to loop over. If it is resumed from a checkpoint, or shared between
+            processes, it must give the same batches in the same order each time.
+        call: runs the model on one batch, `call(batch)`. By default `model(**batch)` for mappings,
+            `model(*batch)` for tuples and lists, else `model(batch)`. Must do the same for each
+            batch: if the first one calls every projection once, later ones stop after that.
+        mask: which vectors are no padding: the key of a mask in each batch, or `mask(batch)`; ones
+            or True are kept. The default `"attention_mask"` may be missing from a batch, which then
+            counts whole; another key may not. None counts everything.
+        provenance: model, tokenizer and corpus, for the record; the rest is filled in.
+        checkpoint: file for the partial result (or a `Checkpoint`, which also says how often).
+            After a crash, Ctrl-C or `kill -9`, the same call resumes there, with the same result to
+            the bit. It is removed at the end.
+        shard: with several processes: True if all were given the same batches, of which each takes
+            every `world_size`-th; False if each was given its own.
+        progress: show it on the standard error.
+
+    Returns:
+        A moment for each projection, by name.
+
+    Raises:
+        ProjectionError: nothing matches, or what matches does not read vectors.
+        StatisticsError: a projection was never called, data are not finite or do not fit the mask,
+            the checkpoint is of something else, or another process died.
+        KeyboardInterrupt: Ctrl-C; with a checkpoint it is written first, and the message says so.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from rankedit.collect import collect
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+        >>> moments = collect(model, "*", [torch.randn(4, 7, 3)] * 2, progress=False)
+        >>> {name: (moment.dim, moment.count) for name, moment in moments.items()}
+        {'0': (3, 56.0), '2': (5, 56.0)}
+    """
+    targets = _targets(model, which)
+    ranks = Ranks.current()
+    digest = model_digest(model)
+    plan = Plan(tuple(targets), digest, provenance or Provenance(), ranks.rank, ranks.size, shard)
+    kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    collection = _Collection(model, targets, plan, Keeper(kept, plan))
+    shown = progress and ranks.rank == 0
+    collection.work(batches, call or default_call(model), mask, shown=shown)
+    return collection.result()
+
+
+def _targets(model: nn.Module, which: Which) -> dict[str, nn.Module]:
+    if not isinstance(which, Mapping):
+        return select(model, which)
+    return {n: m.module if isinstance(m, Projection) else m for n, m in which.items()}
+
+
+class _Collection:
+    """One call of `collect`: the loop over the batches, and what must survive its end."""
+
+    def __init__(
+        self, model: nn.Module, targets: Mapping[str, nn.Module], plan: Plan, keeper: Keeper
+    ) -> None:
+        self._model = model
+        self._targets = targets
+        self._plan = plan
+        self._ranks = Ranks(plan.rank, plan.size)
+        self._keeper = keeper
+        self._state = keeper.read()
+        self._moments = SharedMoments(self._state.groups)
+        self._stopper = Stopper(list(targets), allowed=may_stop(model))
+
+    # ---------------------------------------------------------------- the loop
+
+    def work(
+        self,
+        batches: Iterable[Batch],
+        call: Callable[[Batch], object],
+        mask: Mask[Batch],
+        *,
+        shown: bool,
+    ) -> None:
+        """Run what is left of the batches; keeps the checkpoint whatever ends it."""
+        total = self._length(batches)
+        with (
+            quiet(self._model),
+            watching(self._targets, self._read),
+            Interrupt(enabled=self._keeper.file is not None) as interrupt,
+            show_progress("collect", total, done=self._state.batches, shown=shown) as advance,
+        ):
+            try:
+                for batch in self._left(batches):
+                    self._one(batch, call, mask_of(mask, batch))
+                    seen = max((group.kept for group in self._state.groups), default=0)
+                    advance(f"{seen:,} vectors")
+                    if interrupt.asked:
+                        raise KeyboardInterrupt
+            except BaseException as error:
+                self._keep(error)
+                raise
+
+    def _length(self, batches: object) -> int | None:
+        if not isinstance(batches, Sized):
+            return None
+        return self._ranks.share_of(len(batches)) if self._plan.shard else len(batches)
+
+    def _left(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """This process's batches, less those that were done earlier."""
+        done = self._state.batches
+        common = Noted(batches)
+        number = -1
+        for number, batch in enumerate(self._ranks.share(common) if self._plan.shard else common):
+            if number == 0:
+                self._check_first(common.first)
+            if number >= done:
+                yield batch
+        if number < 0:
+            self._check_first(common.first)
+        if number + 1 < done:
+            raise StatisticsError(
+                f"collect: the checkpoint '{self._keeper.file}' has {done} batches of this "
+                f"process, but there are only {number + 1}; resume with the same data, or remove "
+                "the file."
+            )
+
+    def _check_first(self, first: str) -> None:
+        """The data must be those of the other processes, and those of the interrupted run."""
+        check_shares(self._ranks, first, sharded_here=self._plan.shard)
+        if self._state.first not in ("", first):
+            raise StatisticsError(
+                f"collect: the checkpoint '{self._keeper.file}' was made from data with another "
+                "first batch; resume with the same data in the same order (a shuffled loader needs "
+                "a fixed seed), or remove the file to start again."
+            )
+        self._state = replace(self._state, first=first)
+
+    def _one(self, batch: Batch, call: Callable[[Batch], object], mask: Tensor | None) -> None:
+        self._moments.begin(mask)
+        self._stopper.run(lambda: call(batch))
+        self._moments.end()
+        first = not self._state.batches
+        groups = self._moments.groups
+        self._state = replace(self._state, batches=self._state.batches + 1, groups=groups)
+        if first:
+            self._warn_of_missing()
+        self._keeper.offer(self._state)
+
+    def _read(self, name: str, x: Tensor) -> None:
+        try:
+            self._moments.read(name, x)
+        except RankeditError as error:
+            raise StatisticsError(
+                f"collect: projection {name!r}, batch {self._state.batches} (from 0): {error}"
+            ) from error
+        self._stopper.called(name)
+
+    def _warn_of_missing(self) -> None:
+        missing = self._moments.missing(self._targets)
+        if len(missing) == len(self._targets):
+            raise StatisticsError(_never_called(missing, "in the first batch"))
+        if missing:
+            message = f"{_never_called(missing, 'in the first batch')} Later batches may call them."
+            warnings.warn(message, RankeditWarning, stacklevel=4)
+
+    def _keep(self, error: BaseException) -> None:
+        """Write the checkpoint if the sums are those of whole batches, and say how to go on."""
+        if self._keeper.file is None:
+            return
+        if self._moments.clean and self._state.batches:
+            self._keeper.write(self._state)
+        if isinstance(error, KeyboardInterrupt) and self._keeper.file.exists():
+            raise KeyboardInterrupt(
+                f"collect: interrupted; make the same call again, with checkpoint="
+                f"'{self._keeper.file}', to go on where the file stops"
+            ) from error
+
+    # ---------------------------------------------------------------- the result
+
+    def result(self) -> dict[str, SecondMoment]:
+        """The moments by name, summed over the processes; then the checkpoint is not needed."""
+        if self._ranks.size > 1:  # another process may die now
+            self._keeper.write(self._state)
+        groups = reduced(self._moments.groups, self._ranks)
+        moments = {name: group.moment for group in groups for name in group.members}
+        missing = [name for name in self._targets if name not in moments]
+        if missing:
+            raise StatisticsError(_never_called(missing, "in any batch"))
+        for group in groups:
+            group.moment.provenance = self._provenance(group)
+        self._keeper.remove()
+        return {name: moments[name] for name in self._targets}
+
+    def _provenance(self, group: Group) -> Provenance:
+        given = self._plan.provenance
+        return replace(
+            given,
+            weights=given.weights or self._plan.weights,
+            module=",".join(group.members),
+            dtype=str(group.moment.dtype).removeprefix("torch."),
+            tokens=group.offered,
+        )
+
+
+def _never_called(names: list[str], when: str) -> str:
+    shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"collect: {len(names)} projections were not called {when}: {shown}. They are fused into "
+        "another layer, used without being called, or not reached by call(batch); select what is "
+        "called (rankedit.probe lists it)."
+    )

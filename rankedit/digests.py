@@ -1,0 +1,71 @@
+"""Short digests that tell whether a model, or a batch of data, is the one of an earlier run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Numbers of each tensor that are looked at: enough to notice training, merging or another seed.
+_SAMPLES = 64
+
+
+def model_digest(model: nn.Module) -> str:
+    """A mark of all weights of a model, cheap at any size: 64 numbers of each tensor enter it.
+
+    Names, shapes and dtypes count too. Of weights that are sharded, quantised into a tensor
+    subclass, or waiting on the meta device, only those do.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _named_tensors(model):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        data = tensor.detach()
+        if type(data) in (Tensor, nn.Parameter) and not data.is_meta and data.numel():
+            digest.update(_sample(data))
+    return digest.hexdigest()
+
+
+def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.reshape(-1)
+    if flat.numel() > _SAMPLES:
+        places = torch.arange(_SAMPLES, device=flat.device) * (flat.numel() - 1) // (_SAMPLES - 1)
+        flat = flat[places]
+    return _bytes(flat)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
+
+
+def batch_digest(batch: object) -> str:
+    """A digest of the tensors, numbers and strings in a batch of mappings and sequences."""
+    digest = hashlib.sha256()
+    for piece in _pieces(batch):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: object) -> Iterable[bytes]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        # A view of bytes needs at least one axis; `contiguous` also resolves lazy conjugates.
+        yield _bytes(value) if not value.is_meta else b""
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key).encode()
+            yield from _pieces(item)
+    elif isinstance(value, (tuple, list)):
+        yield f"{type(value).__name__}{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, (str, int, float, bool)):
+        yield repr(value).encode()
+    else:  # what the representation of other objects says need not be the same in another process
+        yield type(value).__name__.encode()
