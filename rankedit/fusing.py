@@ -118,9 +118,9 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     ]
     if changed and not force:
         raise AttachError(
-            f"unfuse_: {len(changed)} weights, the first that of {changed[0]!r}, are not what fuse_ "
-            "left there: they were trained, cast or loaded over. Pass force=True to put back the "
-            "originals all the same."
+            f"unfuse_: {len(changed)} weights, the first that of {changed[0]!r}, are not what "
+            "fuse_ left there: they were trained, cast or loaded over. Pass force=True to put back "
+            "the originals all the same."
         )
     for _, layer in fused:
         _restore(layer.get_parameter("weight"), vars(layer)[_RECORD].original)
@@ -214,8 +214,8 @@ def _is_transposed(target: Target, weight: Tensor) -> bool:
             if deviation <= _DEVIATION * float(outputs.norm()):
                 return transposed
     raise AttachError(
-        f"fuse_: the weight {list(weight.shape)} of {target.name!r} is not the matrix that the layer "
-        f"({type(target.layer).__name__}) multiplies by: scaled, masked or quantised; use attach."
+        f"fuse_: the weight {list(weight.shape)} of {target.name!r} is not the matrix that its "
+        f"{type(target.layer).__name__} multiplies by: scaled, masked or quantised; use attach."
     )
 
 
@@ -227,8 +227,8 @@ def _check_static(target: Target) -> None:
     if wrong is not None:
         raise AttachError(
             f"fuse_: the edit of {target.name!r} must be a LowRank, got {type(wrong).__name__}, "
-            "whose effect depends on the input; fuse edit.linearised(outputs), which is another edit "
-            "and reports how far it differs, or use attach."
+            "whose effect depends on the input; fuse edit.linearised(outputs), which is another "
+            "edit and reports how far it differs, or use attach."
         )
 
 

@@ -119,11 +119,12 @@ class Projection:
         """
         check_rows("Projection.outputs", "keys", keys, self.in_features)
         with torch.set_grad_enabled(torch.is_grad_enabled() and keys.requires_grad):
-            scaled, exponents = self._scaled(keys)
-            rows = torch.cat([scaled, torch.zeros_like(scaled[:1])])
+            keys = keys.double()
+            scale = self._scale(keys)
+            rows = torch.cat([keys * scale, torch.zeros_like(keys[:1])])
             outputs = run(self.module, rows, self.layout)[:, slice(*self.bounds)]
             outputs = outputs.to(keys.device).double()
-            return torch.ldexp(outputs[:-1] - outputs[-1:], exponents)
+            return (outputs[:-1] - outputs[-1:]) / scale
 
     def outputs_transposed(self, values: Values) -> Keys:
         """`values @ W [n, in]`: the gradient of the layer, or its columns where it has none.
@@ -141,16 +142,16 @@ class Projection:
             columns = [values.double() @ self.outputs(rows).T for rows in self._identity(values)]
             return torch.cat(columns, dim=1)
 
-    def _scaled(self, keys: Keys) -> tuple[Keys, Tensor]:
-        """Keys scaled by powers of two to a largest entry in [1/2, 1), and the exponents.
+    def _scale(self, keys: Keys) -> Tensor:
+        """Powers of two `[n, 1]` that bring the largest entry of each key to [1/2, 1).
 
         The scaling is exact; it keeps small keys from drowning in the layer's bias. The gate of an
         attached edit sees the difference, so that an edited layer is run on the keys themselves.
         """
+        sizes = keys.detach().abs().amax(dim=1, keepdim=True)
         if any(slots_of(part) for part in self.module.modules()):
-            return keys, torch.zeros(len(keys), 1, dtype=torch.int32, device=keys.device)
-        exponents = torch.frexp(keys.detach().abs().amax(dim=1, keepdim=True)).exponent
-        return torch.ldexp(keys, -exponents), exponents
+            return torch.ones_like(sizes)
+        return torch.ldexp(torch.ones_like(sizes), -torch.frexp(sizes).exponent)
 
     def _gradient(self, values: Values) -> Tensor | None:
         start, stop = self.bounds
