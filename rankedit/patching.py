@@ -57,6 +57,7 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
             replaced, named twice), or strength is not finite.
 
     Example:
+        >>> import torch
         >>> from rankedit.edits import LowRank
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> _ = layer.weight.data.zero_()

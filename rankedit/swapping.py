@@ -108,10 +108,14 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     device = fn(tensor.detach()).device
     if device == tensor.device:
         return tensor
-    if tensor.requires_grad and tensor.is_leaf:  # keep its identity, as modules do for parameters
-        tensor.data = tensor.detach().to(device)
+    moved = tensor.detach().to(device)
+    if not tensor.requires_grad:
+        return moved
+    # A tensor that an optimiser holds keeps its identity, as parameters do, where torch can do so.
+    if tensor.is_leaf and torch._has_compatible_shallow_copy_type(tensor, moved):
+        tensor.data = moved
         return tensor
-    return tensor.to(device)
+    return moved.requires_grad_()
 
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
@@ -246,4 +250,5 @@ def suspended(module: nn.Module) -> Iterator[None]:
 
 def scalar(value: float, device: torch.device) -> Tensor:
     """A 0-dim float32 tensor: changing it in place recompiles nothing, unlike a Python float."""
-    return torch.full((), value, dtype=torch.float32, device=device)
+    with torch.inference_mode(mode=False):
+        return torch.full((), value, dtype=torch.float32, device=device)
