@@ -58,7 +58,8 @@ def collect(
             processes, it must give the same batches in the same order each time.
         call: runs the model on one batch, `call(batch)`. By default `model(**batch)` for mappings,
             `model(*batch)` for tuples and lists, else `model(batch)`. Must do the same for each
-            batch: if the first one calls every projection once, later ones stop after that.
+            batch: if the first one calls every projection once, later ones stop after that, and
+            what `call` would have done then is not done.
         mask: which vectors are no padding: the key of a mask in each batch, or `mask(batch)`; ones
             or True are kept. The default `"attention_mask"` may be missing from a batch, which then
             counts whole; another key may not. None counts everything.

@@ -1,5 +1,6 @@
 """Every projection's moment is that of what it read, whatever the model does with its tensors."""
 
+import itertools
 import re
 
 import pytest
@@ -146,7 +147,7 @@ def test_dropout_is_off_while_collecting():
 
 def test_a_loop_of_several_calls_counts_them_all(model):
     data = batches(4)
-    steps = iter([2, 1, 3, 2] * 10)
+    steps = itertools.cycle([2, 1, 3, 2])
 
     def call(batch, steps=steps):
         for _ in range(next(steps)):
@@ -154,7 +155,7 @@ def test_a_loop_of_several_calls_counts_them_all(model):
 
     moments = collect(model, "*.to_*", data, call=call, progress=False)
     assert moments["own.0.to_q"].count == 8 * 10
-    again = iter([2, 1, 3, 2] * 20)
+    again = itertools.cycle([2, 1, 3, 2])
     expected = reference(model, moments, data, call=lambda batch: call(batch, again))
     assert all(same(moments[name], expected[name]) for name in moments)
 
@@ -290,16 +291,16 @@ def test_masks_that_are_none_are_refused(model):
         StatisticsError, match=r"must be a key of every batch, got \['x', 'context'\]"
     ):
         collect(model, "*.to_k", data, mask="padding", progress=False)
-    with pytest.raises(StatisticsError, match="tensor of ones .kept. and zeros"):
+    with pytest.raises(StatisticsError, match=r"tensor of ones \(kept\) and zeros"):
         collect(model, "*.to_k", data, mask=lambda _: torch.tensor([0.0, -1e4]), progress=False)
-    with pytest.raises(StatisticsError, match="'own.0.to_k', batch 0 .from 0.: the mask must have"):
+    with pytest.raises(StatisticsError, match=r"'own.0.to_k', batch 0 \(from 0\): the mask must"):
         collect(model, "*.to_k", data, mask=lambda _: torch.ones(2, 9), progress=False)
 
 
 def test_data_that_are_not_finite_are_refused_with_the_place(model):
     data = batches(3)
     data[2]["context"][0, 0, 0] = torch.nan
-    with pytest.raises(StatisticsError, match=r"'cross\.0\.to_k', batch 2 .*must be finite"):
+    with pytest.raises(StatisticsError, match=r"'cross\.\d\.to_k', batch 2 .*must be finite"):
         collect(model, "cross.*.to_k", data, progress=False)
 
 

@@ -1,0 +1,275 @@
+"""An interrupted collection goes on where it stopped, with the same result to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rankedit import EditFileError, Provenance, StatisticsError
+from rankedit.checkpoint import Checkpoint
+from rankedit.collect import collect
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_model(width=7, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(width, 9), nn.Tanh(), nn.Linear(9, 5), nn.Linear(5, 2))
+
+
+def make_batches(count=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, 4, 7, generator=generator) for _ in range(count)]
+
+
+def run(batches, path=None, which="*", **options):
+    checkpoint = None if path is None else Checkpoint(path, seconds=0.0)
+    return collect(make_model(), which, batches, checkpoint=checkpoint, progress=False, **options)
+
+
+def failing(batches, at, error):
+    def generate():
+        for number, batch in enumerate(batches):
+            if number == at:
+                raise error
+            yield batch
+
+    return generate()
+
+
+def same_states(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        first, second = a[name].state(), b[name].state()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert a[name].provenance == b[name].provenance
+        assert a[name].dtype == b[name].dtype
+
+
+@pytest.fixture
+def uninterrupted():
+    return run(make_batches())
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_only_the_missing_batches_are_run(tmp_path, uninterrupted, at):
+    path = tmp_path / "partial"
+    with pytest.raises(OSError, match="gone"):
+        run(failing(make_batches(), at, OSError("gone")), path)
+    model, calls = make_model(), []
+
+    def call(x):
+        calls.append(1)
+        model(x)
+
+    moments = collect(model, "*", make_batches(), call=call, checkpoint=path, progress=False)
+    assert len(calls) == 6 - at
+    same_states(moments, uninterrupted)
+    assert list(tmp_path.iterdir()) == []  # complete: nothing is left behind
+
+
+def test_a_crash_within_a_batch_loses_that_batch_only(tmp_path, uninterrupted):
+    path, model, failures = tmp_path / "partial", make_model(), []
+    options = {"checkpoint": Checkpoint(path, seconds=0.0), "progress": False}
+
+    def fail(*_):  # after the first projection has been read, before the second
+        failures.append(1)
+        if len(failures) == 4:
+            raise MemoryError("no more")
+
+    handle = model[1].register_forward_hook(fail)
+    with pytest.raises(MemoryError):
+        collect(model, "*", make_batches(), **options)
+    handle.remove()
+    calls = []
+    moments = collect(
+        model, "*", make_batches(), call=lambda x: calls.append(1) or model(x), **options
+    )
+    assert len(calls) == 3
+    same_states(moments, uninterrupted)
+
+
+def test_sharing_survives_the_interruption(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(7, 2), nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    path, model = tmp_path / "partial", Pair()
+    whole = collect(model, "*", make_batches(), progress=False)
+    with pytest.raises(OSError, match="gone"):
+        collect(
+            model, "*", failing(make_batches(), 3, OSError("gone")), checkpoint=path, progress=False
+        )
+    resumed = collect(model, "*", make_batches(), checkpoint=path, progress=False)
+    assert resumed["a"] is resumed["b"]
+    assert whole["a"] is whole["b"]
+    same_states(resumed, whole)
+
+
+def test_keyboard_interrupt_says_how_to_resume(tmp_path, uninterrupted):
+    path = tmp_path / "partial"
+    with pytest.raises(KeyboardInterrupt, match=f"make the same call again.*checkpoint='{path}'"):
+        run(failing(make_batches(), 4, KeyboardInterrupt()), path)
+    same_states(run(make_batches(), path), uninterrupted)
+
+
+def test_without_a_checkpoint_an_interrupt_is_what_it_always_was():
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(failing(make_batches(), 4, KeyboardInterrupt()))
+    assert str(caught.value) == ""
+
+
+def test_the_first_ctrl_c_finishes_the_batch(tmp_path, uninterrupted, capsys):
+    path, model, done = tmp_path / "partial", make_model(), []
+
+    def call(x):
+        done.append(1)
+        if len(done) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        model(x)
+
+    with pytest.raises(KeyboardInterrupt, match="make the same call again"):
+        collect(model, "*", make_batches(), call=call, checkpoint=path, progress=False)
+    assert "Finishing this batch; press Ctrl-C again to stop at once" in capsys.readouterr().err
+    assert len(done) == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    same_states(collect(model, "*", make_batches(), checkpoint=path, progress=False), uninterrupted)
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    model, batches_run = make_model(), []
+
+    def call(x):
+        batches_run.append(1)
+        if len(batches_run) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        model(x)
+
+    path = tmp_path / "partial"
+    with pytest.raises(KeyboardInterrupt, match="make the same call again"):
+        collect(
+            model, "*", make_batches(), call=call, checkpoint=Checkpoint(path, 0.0), progress=False
+        )
+    calls = []
+    collect(
+        model,
+        "*",
+        make_batches(),
+        call=lambda x: calls.append(1) or model(x),
+        checkpoint=path,
+        progress=False,
+    )
+    assert len(calls) == 4
+
+
+def interrupted(path, **options):
+    with pytest.raises(OSError, match="gone"):
+        run(failing(make_batches(), 3, OSError("gone")), path, **options)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "partial"
+    interrupted(path, provenance=Provenance(corpus="letters"))
+    before = path.read_bytes()
+    with pytest.raises(StatisticsError, match=r"another collection: its provenance.*letters"):
+        run(make_batches(), path)
+    given = {"provenance": Provenance(corpus="letters")}
+    with pytest.raises(StatisticsError, match="of another collection: its names is"):
+        run(make_batches(), path, which="0", **given)
+    with pytest.raises(StatisticsError, match="of another collection: its weights is"):
+        collect(make_model(seed=3), "*", make_batches(), checkpoint=path, progress=False, **given)
+    with pytest.raises(StatisticsError, match="from data with another first batch"):
+        run(make_batches(seed=4), path, **given)
+    with pytest.raises(StatisticsError, match="3 batches of this process, but there are only 2"):
+        run(make_batches(2), path, **given)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_other_processes_is_refused(tmp_path):
+    (tmp_path / "partial.rank0-of-2").touch()
+    with pytest.raises(StatisticsError, match="by another number of processes than 1"):
+        run(make_batches(), tmp_path / "partial")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "partial"
+    interrupted(path)
+    whole = path.read_bytes()
+    step = max(1, len(whole) // 60)
+    for length in range(0, len(whole), step):
+        path.write_bytes(whole[:length])
+        with pytest.raises(EditFileError, match="is damaged or no checkpoint"):
+            run(make_batches(), path)
+    path.write_bytes(whole.replace(b"float32", b"flaot32"))
+    with pytest.raises(EditFileError, match="is damaged or no checkpoint"):
+        run(make_batches(), path)
+
+
+KILLED = textwrap.dedent(
+    """
+    import sys
+    from tests_resume import make_batches, make_model
+    from rankedit.checkpoint import Checkpoint
+    from rankedit.collect import collect
+    model = make_model()
+    def call(x):
+        print("batch", flush=True)
+        model(x)
+    moments = collect(model, "*", make_batches(60), call=call,
+                      checkpoint=Checkpoint(sys.argv[1], seconds=0.0), progress=False)
+    """
+)
+
+
+def test_kill_at_any_moment_and_resume(tmp_path):
+    (tmp_path / "tests_resume.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('source', {__file__!r})\n"
+        "source = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(source)\n"
+        "make_model, make_batches = source.make_model, source.make_batches\n"
+    )
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path = folder / "partial"
+    for kill in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, path],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(4 + 3 * kill):
+            process.stdout.readline()
+        time.sleep(0.002 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert path.exists()
+    calls = []
+    model = make_model()
+    moments = collect(
+        model,
+        "*",
+        make_batches(60),
+        call=lambda x: calls.append(1) or model(x),
+        checkpoint=path,
+        progress=False,
+    )
+    assert 0 < len(calls) < 60
+    same_states(moments, collect(make_model(), "*", make_batches(60), progress=False))
+    assert list(folder.iterdir()) == []
