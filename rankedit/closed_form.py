@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rankedit.edits import EditReport, LowRank
 from rankedit.errors import RankeditWarning, ShapeError, SolveError
-from rankedit.gram import solve_gram
+from rankedit.gram import GramSystem
 from rankedit.linear_output import linear_output, linear_output_transposed
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows, describe
@@ -111,11 +111,11 @@ def solve_lacking(
     hold: Keys | None = None,
 ) -> LowRank:
     """`solve_edit` for what the keys lack, `R = V − K Wᵀ`, when that is known already."""
-    problem = _posed(keys, lacking, metric, softness, hold)
-    notes = _remarks(problem)
+    problem, notes = _within_reach(_posed(keys, lacking, metric, softness, hold))
+    notes += _remarks(problem)
     solve = _solve_dual if problem.dual else _solve_primal
-    edit, dependent = solve(problem)
-    notes += ["the keys are linearly dependent; their values agree"] if dependent else []
+    edit, remark = solve(problem)
+    notes += [remark] if remark else []
     for note in notes:
         warnings.warn(f"solve_edit: {note}", RankeditWarning, stacklevel=3)
     report = EditReport(
@@ -131,10 +131,11 @@ def _posed(
     device = metric.device or keys.device
     rows = [check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device).double()]
     soft = torch.as_tensor(softness, dtype=torch.float64, device=device)
-    if soft.ndim > 1 or soft.numel() not in (1, len(keys)) or not bool((soft >= 0).all()):
+    sized = soft.ndim <= 1 and soft.numel() in (1, len(keys))
+    if not sized or not bool(((soft >= 0) & torch.isfinite(soft)).all()):
         raise ShapeError(
-            f"solve_edit: softness must be one number or [{len(keys)}], one for each key, none "
-            f"negative, got {describe(softness)}."
+            f"solve_edit: softness must be one number or [{len(keys)}], one for each key, finite "
+            f"and not negative, got {describe(softness)}."
         )
     if hold is not None:
         check_rows("solve_edit", "hold", hold, metric.dim)
@@ -150,21 +151,30 @@ def _posed(
     )
 
 
-def _remarks(problem: _Problem) -> list[str]:
-    metric, notes = problem.metric, []
-    reach = metric.reach(problem.keys)
+def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
+    """The rows that the metric allows to move; a row that cannot move is met if it need not."""
+    reach = problem.metric.reach(problem.keys)
     moved = problem.lacking.abs().amax(1) > 0
     if bool((moved & (reach < _NO_REACH)).any()):
         index = int(torch.where(moved, reach, torch.inf).argmin())
         raise SolveError(
-            f"solve_edit: key {index} lies outside the subspace that the metric allows, so nothing "
-            "can change what it gives; choose another key, or a metric with a larger null space."
+            f"solve_edit: key {index} is zero inside the subspace that the metric allows, so "
+            "nothing can change what it gives; choose another key, or a metric with a larger "
+            "null space."
         )
-    if bool((reach < _LITTLE_REACH).any()):
+    little, kept, notes = moved & (reach < _LITTLE_REACH), reach >= _NO_REACH, []
+    if bool(little.any()):
         notes.append(
-            f"only {float(reach.min()):.1e} of a key's squared length lies inside the subspace "
-            "that the metric allows; the edit will be large"
+            f"only {float(reach[little].min()):.1e} of a key's squared length lies inside the "
+            "subspace that the metric allows; the edit will be large"
         )
+    kept[0] |= not bool(kept.any())  # an edit needs a row, if only one of zeros
+    rows = (problem.keys[kept], problem.lacking[kept], problem.softness[kept])
+    return _Problem(problem.metric, *rows), notes
+
+
+def _remarks(problem: _Problem) -> list[str]:
+    metric, notes = problem.metric, []
     if metric.typical_energy is not None:
         unusual = metric.energy(problem.keys) / metric.typical_energy
         if float(unusual.max()) > _UNUSUAL:
@@ -177,21 +187,23 @@ def _remarks(problem: _Problem) -> list[str]:
     return notes
 
 
-def _solve_dual(problem: _Problem) -> tuple[LowRank, bool]:
-    images = problem.metric.solve(problem.keys)
-    gram = images @ problem.keys.T
-    solution, dependent = solve_gram(gram, problem.softness, problem.lacking)
-    return LowRank(solution.T.contiguous(), images), dependent
+def _solve_dual(problem: _Problem) -> tuple[LowRank, str]:
+    # In halves: with Y = K B and rows P spanning those of Y, ΔWᵀ = B Pᵀ U, where U solves a system
+    # of the square root of the condition number that K A Kᵀ has.
+    system = GramSystem.of(problem.metric.whiten(problem.keys), problem.softness)
+    down = problem.metric.unwhiten(system.rows)
+    solution = system.solve(problem.lacking, problem.keys @ down.T)
+    return LowRank(solution.T.contiguous(), down), system.remark
 
 
-def _solve_primal(problem: _Problem) -> tuple[LowRank, bool]:
+def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
     weights = 1 / problem.softness
     metric = problem.metric.extended(problem.keys, weights)
     delta = metric.solve((problem.lacking * weights[:, None]).T @ problem.keys)
     out_features, in_features = delta.shape
     if out_features <= in_features:
-        return LowRank(torch.eye(out_features).to(delta), delta), False
-    return LowRank(delta, torch.eye(in_features).to(delta)), False
+        return LowRank(torch.eye(out_features).to(delta), delta), ""
+    return LowRank(delta, torch.eye(in_features).to(delta)), ""
 
 
 def _residual(problem: _Problem, edit: LowRank) -> float:

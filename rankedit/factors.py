@@ -16,7 +16,7 @@ from rankedit.shapes import Covariance, check_rows, describe
 from rankedit.subspace import Subspace
 
 # Woodbury pays while the additions are fewer than a quarter of the width; and it subtracts numbers
-# that agree to log10(gain) digits, so that a gain beyond 1e6 asks for a new factorisation.
+# that agree to half of log10(gain) digits, so that a large gain asks for a new factorisation.
 _WOODBURY_SHARE = 0.25
 _WOODBURY_GAIN = 1e6
 
@@ -57,7 +57,7 @@ class Factors:
         return factors if few and factors._gain <= _WOODBURY_GAIN else factors._refactored()
 
     def _refactored(self) -> Factors:
-        space, extra = self.space.explicit(self.extra)
+        space, extra = self.space.explicit(self._rows())
         matrix = extra.T @ extra
         if self.lower is None:
             matrix.diagonal().add_(self.scale)
@@ -75,12 +75,30 @@ class Factors:
 
     def solve(self, c: Tensor) -> Tensor:
         """`c M⁻¹`."""
-        base = self._solve_base(c)
+        return self.unwhiten(self.whiten(c))
+
+    def whiten(self, c: Tensor) -> Tensor:
+        """`c B` with `B Bᵀ = M⁻¹`."""
+        if self.lower is not None:
+            c = torch.linalg.solve_triangular(self.lower, c.T, upper=False).T
+        c = c / math.sqrt(self.scale)
         if self.extra is None:
-            return base
-        # Woodbury: (M₀ + EᵀE)⁻¹ = M₀⁻¹ − M₀⁻¹Eᵀ (I + E M₀⁻¹ Eᵀ)⁻¹ E M₀⁻¹
-        inner = torch.cholesky_solve(self._extra_solved @ c.T, self._capacity)
-        return base - inner.T @ self._extra_solved
+            return c
+        basis, root = self._correction
+        inside = c @ basis
+        shrunk = torch.linalg.solve_triangular(root, inside.T, upper=False).T
+        return c + (shrunk - inside) @ basis.T
+
+    def unwhiten(self, c: Tensor) -> Tensor:
+        """`c Bᵀ`."""
+        if self.extra is not None:
+            basis, root = self._correction
+            inside = c @ basis
+            shrunk = torch.linalg.solve_triangular(root.T, inside.T, upper=True).T
+            c = c + (shrunk - inside) @ basis.T
+        if self.lower is not None:
+            c = torch.linalg.solve_triangular(self.lower.T, c.T, upper=True).T
+        return c / math.sqrt(self.scale)
 
     def apply(self, c: Tensor) -> Tensor:
         """`c M`."""
@@ -94,26 +112,24 @@ class Factors:
         base = base * math.sqrt(self.scale)
         return base if self.extra is None else torch.cat([base, c @ self.extra.T], 1)
 
-    def _solve_base(self, c: Tensor) -> Tensor:
-        solved = c if self.lower is None else torch.cholesky_solve(c.T, self.lower).T
-        return solved / self.scale
+    @cached_property
+    def _whitened_extra(self) -> Tensor:
+        rows = self._rows()
+        return replace(self, extra=None).whiten(rows)
 
     @cached_property
-    def _extra_solved(self) -> Tensor:
-        return self._solve_base(self._rows())
-
-    @cached_property
-    def _gram(self) -> Tensor:
-        gram = self._extra_solved @ self._rows().T
-        return (gram + gram.T) / 2
-
-    @cached_property
-    def _capacity(self) -> Tensor:
-        return torch.linalg.cholesky(self._gram + torch.eye(len(self._gram)).to(self._gram))
+    def _correction(self) -> tuple[Tensor, Tensor]:
+        # Woodbury's identity in halves. With H Hᵀ = scale·L Lᵀ and the additions seen from there,
+        # F = E H⁻ᵀ, Fᵀ = Q T:  M = H (I + FᵀF) Hᵀ  and  I + FᵀF = (I − QQᵀ) + Q (I + T Tᵀ) Qᵀ,
+        # whose root is I − QQᵀ + Q C Qᵀ with C the Cholesky factor of I + T Tᵀ.
+        basis, triangle = torch.linalg.qr(self._whitened_extra.T)
+        square = triangle @ triangle.T
+        square.diagonal().add_(1)
+        return basis, torch.linalg.cholesky(square)
 
     @property
     def _gain(self) -> float:
-        return float(self._gram.diagonal().max())
+        return float(self._whitened_extra.square().sum(1).max())
 
     def _rows(self) -> Tensor:
         empty = torch.zeros(0, self.space.coordinate_dim, dtype=torch.float64, device=self.device)

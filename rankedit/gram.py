@@ -2,61 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from rankedit.errors import SolveError
 
-# Eigenvalues of the Gram matrix of unit keys below this count as zero: float64 rounding of n keys
-# leaves about n·1e-16, and metrics of condition 1e10 leave 1e-10 of asymmetry to refine away.
-_DEPENDENT = 1e-12
+# A key of unit length whose part beside the earlier keys has a square below this is nearly
+# dependent: the Gram matrix, which squares what it is made of, no longer tells it apart.
+_NEARLY = 1e-12
+
+# Singular values of unit keys below this are rounding: 1e-16, times 1e5 at a condition of 1e10.
+_DEPENDENT = 1e-9
 
 # Dependent equality keys must agree on their values to this, relative.
 _AGREEMENT = 1e-6
 
 
-def solve_gram(gram: Tensor, softness: Tensor, lacking: Tensor) -> tuple[Tensor, bool]:
-    """X with `(G + S) X = R`, and whether dependent keys had to be reconciled.
+@dataclass(frozen=True)
+class GramSystem:
+    """`(Y Yᵀ + S) Λ = R`, solved for `U` with `Yᵀ Λ = Pᵀ U`, rows P well conditioned.
 
-    The matrix is scaled to unit diagonal first, so that the lengths of the keys do not matter. `G`
-    may be slightly asymmetric, as the product of two rounded factors is: it is taken as it is, by
-    iterative refinement, because an edit that is built from the same factors then meets its
-    equalities exactly.
-
-    Args:
-        gram: `K A Kᵀ [n, n]`, float64.
+    Attributes:
+        rows: `P = T Y [r, m]`; r is the number of independent keys.
+        transform: `T [r, n]` with `T (Y Yᵀ + S) Tᵀ ≈ I`.
         softness: S as a vector `[n]`.
-        lacking: R `[n, out]`.
-
-    Raises:
-        SolveError: keys without softness are dependent, and ask for different values.
+        lengths: `√(Y Yᵀ + S)_jj [n]`.
+        remark: what is unusual about the keys, in words.
     """
-    system = gram + softness.diag()
-    diagonal = system.diagonal()
-    roots = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    scaled = (system + system.T) / 2 * torch.outer(roots, roots)
-    lower, info = torch.linalg.cholesky_ex(scaled)
-    if int(info) == 0 and float(lower.diagonal().square().min()) > _DEPENDENT:
-        solution = torch.zeros_like(lacking)
-        for _ in range(3):
-            missing = (lacking - system @ solution) * roots[:, None]
-            solution = solution + roots[:, None] * torch.cholesky_solve(missing, lower)
-        return solution, False
-    return _reconciled(scaled, roots, lacking), True
 
+    rows: Tensor
+    transform: Tensor
+    softness: Tensor
+    lengths: Tensor
+    remark: str
 
-def _reconciled(scaled: Tensor, roots: Tensor, lacking: Tensor) -> Tensor:
-    eigenvalues, vectors = torch.linalg.eigh(scaled)
-    kept = eigenvalues > _DEPENDENT * len(scaled) * eigenvalues[-1]
-    vectors, eigenvalues = vectors[:, kept], eigenvalues[kept]
-    wanted = lacking * roots[:, None]
-    inside = vectors.T @ wanted
-    disagreement = (wanted - vectors @ inside).norm(dim=1)
-    if float(disagreement.norm()) > _AGREEMENT * float(wanted.norm()):
-        off = (scaled - torch.eye(len(scaled)).to(scaled)).abs()[int(disagreement.argmax())]
+    @classmethod
+    def of(cls, whitened: Tensor, softness: Tensor) -> GramSystem:
+        """From `Y [n, m]`, the keys in coordinates where the metric is the identity.
+
+        All rows are scaled to unit length first, so that the lengths of the keys do not matter.
+        """
+        squares = whitened.square().sum(1) + softness
+        lengths = torch.where(squares > 0, squares, 1.0).sqrt()
+        scaled, soft = whitened / lengths[:, None], softness / lengths.square()
+        lower, info = torch.linalg.cholesky_ex(scaled @ scaled.T + soft.diag())
+        if int(info) == 0 and float(lower.diagonal().square().min()) > _NEARLY:
+            identity = torch.eye(len(lower)).to(lower)
+            transform, remark = torch.linalg.solve_triangular(lower, identity, upper=False), ""
+        else:
+            transform, remark = _transform(scaled, soft)
+        transform = transform / lengths
+        return cls(transform @ whitened, transform, softness, lengths, remark)
+
+    def solve(self, lacking: Tensor, seen: Tensor) -> Tensor:
+        """U `[r, out]`.
+
+        Args:
+            lacking: R `[n, out]`.
+            seen: `Y Pᵀ [n, r]` as the caller will compute it from what becomes of P; refinement
+                against it makes the equalities hold for that, rounding included.
+
+        Raises:
+            SolveError: keys without softness are dependent, and ask for different values.
+        """
+        system = seen + (self.transform * self.softness).T
+        solution = lacking.new_zeros(len(self.rows), lacking.shape[1])
+        for _ in range(4):
+            missing = lacking - system @ solution
+            solution = solution + self.transform @ missing
+        if len(self.rows) < len(lacking):
+            self._check_agreement((lacking - system @ solution) / self.lengths[:, None], lacking)
+        return solution
+
+    def _check_agreement(self, missing: Tensor, lacking: Tensor) -> None:
+        wanted = lacking / self.lengths[:, None]
+        if float(missing.norm()) <= _AGREEMENT * float(wanted.norm()):
+            return
         raise SolveError(
-            f"solve_edit: key {int(disagreement.argmax())} depends linearly on others (most on key "
-            f"{int(off.argmax())}) and asks for a value that contradicts theirs; drop one of "
-            "them, or pass softness > 0 to compromise."
+            f"solve_edit: key {int(missing.norm(dim=1).argmax())} depends linearly on others and "
+            "asks for a value that contradicts theirs; drop one of them, or pass softness > 0 to "
+            "compromise."
         )
-    return roots[:, None] * (vectors @ (inside / eigenvalues[:, None]))
+
+
+def _transform(scaled: Tensor, soft: Tensor) -> tuple[Tensor, str]:
+    # The Gram matrix is never formed here: small singular values would be lost in it.
+    stacked = torch.cat([scaled, soft.sqrt().diag()], 1)
+    left, values, _ = torch.linalg.svd(stacked, full_matrices=False)
+    kept = values > _DEPENDENT * values[0]
+    transform = (left[:, kept] / values[kept]).T
+    if not bool(kept.all()):
+        return transform, "the keys are linearly dependent; their values agree"
+    return transform, (
+        "the keys are nearly dependent under the metric (smallest singular value of unit keys "
+        f"{float(values[-1]):.1e}); the edit may be large"
+    )

@@ -16,6 +16,10 @@ from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows
 
 
+# A layer is the same while its output for a known key moves by no more than this, relative.
+_SAME = 1e-4
+
+
 @dataclass(frozen=True)
 class Conflict:
     """Two keys that are nearly parallel under the metric: editing one moves the other.
@@ -38,7 +42,7 @@ class Conflict:
 class _Entry:
     keys: Keys
     lacking: Values
-    outputs: Values
+    witness: Values  # what the layer gave for the first key, run alone
 
 
 class Ledger:
@@ -155,14 +159,14 @@ class Ledger:
         outputs = linear_output(self._layer, keys)
         check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys))
         lacking = values.detach().to(keys.device).double() - outputs.to(keys.device).double()
-        return _Entry(keys.detach().clone(), lacking, outputs[:1].detach().clone())
+        # Run alone, as it will be when checked: in half precision a batch rounds differently.
+        witness = linear_output(self._layer, keys[:1]).detach().double().clone()
+        return _Entry(keys.detach().clone(), lacking, witness)
 
     def _check_unchanged(self, call: str) -> None:
         for entry in list(self._entries.values())[-1:]:
-            now = linear_output(self._layer, entry.keys[:1])
-            if not torch.allclose(
-                now, entry.outputs, rtol=1e-3, atol=1e-6 * float(now.abs().max())
-            ):
+            now = linear_output(self._layer, entry.keys[:1]).detach().double()
+            if float((now - entry.witness).norm()) > _SAME * float(entry.witness.norm()):
                 raise SolveError(
                     f"Ledger.{call}: the layer no longer gives what it gave when the last edit was "
                     "entered; detach or unfuse edits first, the ledger works on the original layer."

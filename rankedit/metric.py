@@ -222,10 +222,21 @@ class Metric:
         """`x A [n, dim]`, float64: the metric image of the rows of x."""
         return self._factors.space.ambient(self._factors.solve(self._coordinates("solve", x)))
 
+    def whiten(self, x: Keys) -> Tensor:
+        """`x B [n, m]` with `B Bᵀ = A`, so that `⟨x, y⟩ = (x B)(y B)ᵀ`; float64."""
+        return self._factors.whiten(self._coordinates("whiten", x))
+
+    def unwhiten(self, y: Tensor) -> Keys:
+        """`y Bᵀ [n, dim]`; `unwhiten(whiten(x))` is `solve(x)`.
+
+        A half has the square root of M's condition number: what is computed between the two halves
+        keeps twice as many digits.
+        """
+        return self._factors.space.ambient(self._factors.unwhiten(y))
+
     def inner(self, x: Keys, y: Keys) -> Tensor:
         """`x A yᵀ [n, m]`, float64: inner products between the rows of x and those of y."""
-        solved = self._factors.solve(self._coordinates("inner", x))
-        return solved @ self._coordinates("inner", y).T
+        return self.whiten(x) @ self.whiten(y).T
 
     def cosine(self, x: Keys, y: Keys) -> Tensor:
         """Cosines `[n, m]` under the metric: 1 for parallel keys, 0 for independent ones.
@@ -238,8 +249,7 @@ class Metric:
 
     def energy(self, x: Keys) -> Tensor:
         """`x_j A x_jᵀ [n]`: how unusual each row is. On the data itself the mean is about dim."""
-        coordinates = self._coordinates("energy", x)
-        return (self._factors.solve(coordinates) * coordinates).sum(1)
+        return self.whiten(x).square().sum(1)
 
     def reach(self, x: Keys) -> Tensor:
         """Share `[n]` of each row's squared length that lies inside the metric's subspace."""

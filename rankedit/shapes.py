@@ -47,7 +47,8 @@ def check_finite(call: str, name: str, tensor: Tensor) -> None:
     Raises:
         ShapeError: with the number of bad entries.
     """
-    finite = torch.isfinite(tensor)
+    # Some 8-bit formats have no isfinite of their own; to widen them is exact.
+    finite = torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
     if not bool(finite.all()):
         raise ShapeError(
             f"{call}: {name} must be finite, got {int((~finite).sum())} NaN or infinite entries in "

@@ -94,13 +94,12 @@ class Subspace:
         complete = torch.linalg.qr(self.rows.T, mode="complete").Q
         return complete[:, self.rows.shape[0] :].T.contiguous()
 
-    def explicit(self, coordinates: Tensor | None) -> tuple[Subspace, Tensor]:
+    def explicit(self, coordinates: Tensor) -> tuple[Subspace, Tensor]:
         """The subspace by a basis of its own, and the coordinates of the same vectors there."""
-        given = torch.zeros(0, self.coordinate_dim) if coordinates is None else coordinates
         if not self.removed:
-            return self, given
+            return self, coordinates
         basis = self.basis()
-        return Subspace(self.dim, basis), given @ basis.T
+        return Subspace(self.dim, basis), coordinates @ basis.T
 
 
 def null_space(
