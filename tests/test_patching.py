@@ -202,7 +202,6 @@ class TestAsIfNothingWereAttached:
             model.to("meta")
             assert all(tensor.is_meta for tensor in model.inner.buffers())
             assert sum(tensor.requires_grad for tensor in model.inner.buffers()) == 1
-            assert model(X.to("meta")).shape == (5, 3, 8)
 
     def test_the_edit_itself_is_not_changed_by_settings(self):
         model, edit = residual(), gated(16, 32)
