@@ -165,8 +165,8 @@ class GatedEdit:
             the keys, and a line of the report's warnings has the same figure for the inputs.
         """
         tensors = self.bind(outputs)
-        lacking = self.targets.double() - tensors["key_outputs"].double()
-        edit = LowRank(lacking.T, torch.linalg.solve(self.gram(), self.images.double()))
+        lacking = self.targets.detach().double() - outputs(self.keys).detach().double()
+        edit = LowRank(lacking.T, torch.linalg.solve(self.gram(), self.images.double()).detach())
 
         def difference(x: Inputs) -> float:
             gated = self.added(x, tensors).double()
@@ -190,7 +190,7 @@ class GatedEdit:
         tensors = {
             "read": torch.cat(reads).float(),
             "targets": self.targets.float(),
-            "key_outputs": outputs(self.keys).detach().float(),
+            "key_outputs": outputs(self.keys).float(),
             **gates.parameters(self.gate),
         }
         if self.floor is not None:

@@ -15,7 +15,6 @@ from rankedit.linear_output import linear_output
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows
 
-
 # A layer is the same while its output for a known key moves by no more than this, relative.
 _SAME = 1e-4
 
