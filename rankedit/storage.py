@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -160,12 +162,8 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
     """
     known = _by_name(gates)
     try:
-        # Without O_NONBLOCK, opening a pipe would wait for a writer.
-        with open(path, "rb", opener=_open_without_waiting) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise EditFileError("it is not a regular file")
-            return read_file(stream, status.st_size, known)
+        with open_regular(path) as (stream, size):
+            return read_file(stream, size, known)
     except EditFileError as error:
         raise EditFileError(f"load: '{path}': {error}. Nothing was loaded.") from error
 
@@ -176,6 +174,21 @@ def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
         if not (isinstance(gate, type) and issubclass(gate, Gate)):
             raise EditFileError(f"load: gates must be classes derived from Gate, got {gate!r:.80}.")
     return {gate.name: gate for gate in classes}
+
+
+@contextmanager
+def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file to read and give it with its size.
+
+    Raises:
+        EditFileError: a pipe or a device, which could be endless.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
+    with open(path, "rb", opener=_open_without_waiting) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise EditFileError("it is not a regular file")
+        yield stream, status.st_size
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -1,0 +1,181 @@
+"""Low-rank edits as LoRA files, for programs that know nothing of this library, and back.
+
+Nothing is approximated: a `LowRank` edit is a LoRA of the same rank. The tensors are the edit's
+own, `alpha` equals the rank, so that every reader's scale is exactly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from rankedit.atomic import atomic_write
+from rankedit.edits import LowRank
+from rankedit.errors import EditFileError, ShapeError
+from rankedit.geometry import geometry, innermost
+from rankedit.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
+from rankedit.lora_layouts import DIFFUSERS, KOHYA, PEFT, Layout, layout_named
+from rankedit.lora_reading import from_lora
+from rankedit.selecting import find
+from rankedit.storage import PathLike
+from rankedit.storage_header import checked_name
+from rankedit.storage_tensors import write_tensors
+
+__all__ = ["DIFFUSERS", "KOHYA", "PEFT", "Layout", "from_lora", "to_lora"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def to_lora(
+    edits: Mapping[str, LowRank],
+    path: PathLike,
+    *,
+    layout: Layout | str = PEFT,
+    component: str = "",
+    model: nn.Module | None = None,
+    dtype: torch.dtype = torch.float32,
+    config: Mapping[str, object] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write low-rank edits as a LoRA that PEFT, diffusers, ComfyUI and others load.
+
+    | layout    | what is written              | who reads it                                      |
+    |-----------|------------------------------|---------------------------------------------------|
+    | peft      | a folder of two files        | `PeftModel.from_pretrained`, `model.load_adapter` |
+    | diffusers | one file                     | `pipe.load_lora_weights`                          |
+    | kohya     | one file, flat names, alphas | ComfyUI; `pipe.load_lora_weights` for UNets       |
+
+    Args:
+        edits: by the layer's name in the model. A `GatedEdit` has no LoRA form: linearise it first.
+        path: the folder (peft) or the file.
+        layout: `PEFT`, `DIFFUSERS` or `KOHYA` of this module, or its name.
+        component: what precedes the names for diffusion pipelines, such as `"unet"`,
+            `"transformer"` or `"text_encoder.text_model"`; empty if the names have it.
+        model: the model; needed if 1x1 convolutions are edited, whose tensors have four axes, and
+            to set `fan_in_fan_out` for layers that keep their weight transposed (GPT-2).
+        dtype: how to store; 16 bits split the norm of each rank evenly between up and down, and
+            leave a relative error of 3e-4 (float16) or 2e-3 (bfloat16).
+        config: further fields of PEFT's `adapter_config.json`, such as `base_model_name_or_path`.
+        metadata: strings for the file's header, such as `modelspec.trigger_phrase`.
+
+    Raises:
+        EditFileError: not a low-rank edit, or names that the layout cannot express.
+        ShapeError: entries that are not finite in `dtype`.
+        ProjectionError: `model` lacks a layer.
+    """
+    chosen = layout_named(layout)
+    named = {f"{component}.{n}" if component else n: e for n, e in _checked(edits).items()}
+    views = {} if model is None else {n: _Kernel.of(find(model, n)) for n in edits}
+    kernels = dict(zip(named, (views.get(n, _Kernel()) for n in edits), strict=True))
+    tensors = _tensors(named, chosen, kernels, dtype)
+    header = {"format": "pt", **(metadata or {})}
+    if not chosen.folder:
+        _write(Path(path), tensors, header)
+        return
+    folder = Path(path)
+    folder.mkdir(exist_ok=True)
+    ranks = {name: edit.rank for name, edit in named.items()}
+    transposed = {"fan_in_fan_out": any(kernel.transposed for kernel in kernels.values())}
+    text = adapter_config(ranks, {**transposed, **(config or {})})
+    _write(folder / WEIGHTS_NAME, tensors, header)
+    with atomic_write(folder / CONFIG_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _checked(edits: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
+    if not isinstance(edits, Mapping) or not edits:
+        raise EditFileError(
+            f"to_lora: edits must be a mapping of names to edits, got {edits!r:.80}."
+        )
+    for name, edit in edits.items():
+        if not isinstance(edit, LowRank):
+            raise EditFileError(
+                f"to_lora: {name!r} must be a LowRank edit, got {type(edit).__name__}. An edit "
+                "that depends on the input has no LoRA form; edit.linearised(...) makes a static "
+                "edit of a GatedEdit and reports how far it is from it."
+            )
+        try:
+            checked_name(name)
+        except EditFileError as error:
+            raise EditFileError(
+                f"to_lora: {error}; give the module's name in the model."
+            ) from error
+    return edits
+
+
+class _Kernel:
+    """How a layer wants its LoRA: axes behind the matrix, and whether it is kept transposed."""
+
+    def __init__(self, axes: int = 0, *, transposed: bool = False) -> None:
+        self.axes = axes
+        self.transposed = transposed
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Kernel:
+        inner = innermost(layer)
+        # GPT-2's Conv1D, known by its only attribute: W is stored as [in, out].
+        transposed = not isinstance(inner, nn.Linear) and isinstance(
+            getattr(inner, "nf", None), int
+        )
+        return cls(len(geometry(layer).stride), transposed=transposed)
+
+
+def _tensors(
+    edits: Mapping[str, LowRank],
+    layout: Layout,
+    kernels: Mapping[str, _Kernel],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    # In single files readers find out ranks and alphas by themselves. Where they differ between
+    # layers, diffusers 0.42 loses the alphas of attention layers with flat names, and earlier
+    # versions give every layer the commonest rank's scale; equal ranks are read rightly by all.
+    rank = 0 if layout.folder else max(edit.rank for edit in edits.values())
+    tensors: dict[str, Tensor] = {}
+    for name, edit in edits.items():
+        down, up = _factors(name, edit, rank or edit.rank, dtype)
+        ones = (1,) * kernels[name].axes
+        suffixes = layout.suffixes_for(name)
+        stem = _stem(layout, name)
+        if stem + suffixes.down in tensors:
+            raise EditFileError(
+                f"to_lora: {name!r} and another layer are both {stem!r} in this layout; "
+                "write them to separate files."
+            )
+        tensors[stem + suffixes.down] = down.reshape(*down.shape, *ones)
+        tensors[stem + suffixes.up] = up.reshape(*up.shape, *ones)
+        if layout.with_alpha:
+            tensors[stem + suffixes.alpha] = torch.tensor(float(rank), dtype=dtype)
+    return tensors
+
+
+def _stem(layout: Layout, name: str) -> str:
+    try:
+        return layout.stem(name)
+    except EditFileError as error:
+        raise EditFileError(f"to_lora: {error}.") from error
+
+
+def _factors(name: str, edit: LowRank, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`down [rank, in]` and `up [out, rank]`, filled up with zeros."""
+    if dtype not in _DTYPES:
+        raise ShapeError(f"to_lora: dtype must be one of {_DTYPES}, got {dtype}.")
+    balanced = edit.balanced() if dtype.itemsize == 2 else edit
+    missing = rank - edit.rank
+    down = pad(balanced.down.detach(), (0, 0, 0, missing)).to("cpu", dtype).contiguous()
+    up = pad(balanced.up.detach(), (0, missing)).to("cpu", dtype).contiguous()
+    for part, tensor in (("down", down), ("up", up)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ShapeError(
+                f"to_lora: {part} of {name!r} must be finite and within the range of {dtype}; "
+                "pass a wider dtype=."
+            )
+    return down, up
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        write_tensors(stream, tensors, metadata)
