@@ -41,4 +41,6 @@ def oas(moment: SecondMoment) -> float:
     mean_square = (float(matrix.trace()) / moment.dim) ** 2
     numerator = square + mean_square
     denominator = (moment.effective_count + 1) * (square - mean_square / moment.dim)
+    if moment.dim == 1:  # nothing to shrink towards: C is its own mean eigenvalue
+        return 0.0
     return 1.0 if denominator <= 0 else min(1.0, numerator / denominator)
