@@ -8,6 +8,9 @@ import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import rankedit
+from rankedit import shapes
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 BLOCKS = Sybil(parsers=[PythonCodeBlockParser()], encoding="utf-8")
@@ -46,3 +49,16 @@ def test_relative_links_lead_somewhere():
         if not (page.parent / target).exists()
     ]
     assert missing == []
+
+
+def test_api_pages_document_every_public_name():
+    pages = "\n".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
+    documented = set(re.findall(r"auto(?:class|function|exception):: (?:\w+\.)*(\w+)", pages))
+    assert set(rankedit.__all__) - documented == set()
+
+
+def test_named_shapes_are_all_on_the_api_page():
+    page = (ROOT / "docs/api.md").read_text()
+    said = dict(re.findall(r"\.\. py:type:: (\w+)\n\n   ``(\[.*?\])``", page))
+    known = vars(shapes).items()
+    assert said == {n: a.__metadata__[0] for n, a in known if hasattr(a, "__metadata__")}
