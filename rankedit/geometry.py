@@ -154,8 +154,8 @@ def run(module: nn.Module, rows: Tensor, layout: Geometry | None = None) -> Tens
 
     `forward` is called rather than the module: offloading wraps `forward`, whereas what hangs on
     the call (forward hooks that collect statistics, a sharding library's first-call set-up) is not
-    meant for a side question. Autocast, dropout and gradients of the layer's own parameters are
-    off; gradients of the rows are kept.
+    meant for a side question. Autocast, dropout of wrappers and gradients of the layer's own
+    parameters are off; gradients of the rows are kept.
 
     Returns:
         rows `[n, out]` in the dtype and on the device that the layer gives.
@@ -213,8 +213,13 @@ def _dtypes(module: nn.Module) -> list[torch.dtype]:
 
 @contextmanager
 def _at_rest(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters, both put back afterwards."""
-    training = [part for part in module.modules() if part.training]
+    """No dropout and frozen parameters, both put back afterwards.
+
+    The innermost layer keeps its mode: it has no dropout, but may repack its weight when it first
+    runs in evaluation mode (bitsandbytes on a CPU), after which it rounds otherwise.
+    """
+    inner = innermost(module)
+    training = [part for part in module.modules() if part.training and part is not inner]
     learning = [tensor for tensor in module.parameters() if tensor.requires_grad and tensor.is_leaf]
     try:
         for part in training:

@@ -162,7 +162,7 @@ class Projection:
                 full = nn.functional.pad(values, (start, self.layout.out_features - stop))
                 return torch.autograd.grad(outputs, inputs, full.to(outputs), allow_unused=True)[0]
             # Integer kernels have no gradient, and weights made in inference mode cannot give one.
-            except RuntimeError:
+            except (RuntimeError, ProjectionError):
                 return None
 
     def _identity(self, like: Tensor) -> Iterator[Tensor]:
