@@ -179,7 +179,7 @@ def cholesky(matrix: Covariance) -> Tensor:
     mean = max(float(matrix.trace()) / matrix.shape[0], 0.0)
     if mean == 0:
         raise SolveError("Metric: the statistics are all zero; collect some data first.")
-    needed = max(-float(eigenvalues[0]) / mean, 0.0) + 1e-10
+    needed = 2 * max(-float(eigenvalues[0]) / mean, 0.0) + 1e-10  # printed to one digit
     raise SolveError(
         "Metric: the statistics must be positive definite, but their smallest eigenvalue is "
         f"{float(eigenvalues[0]):.2g} at a mean of {mean:.2g}; pass ridge={needed:.1g} or more, "

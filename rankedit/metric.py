@@ -176,10 +176,11 @@ class Metric:
         # On the metric's device first: some accelerators have no float64.
         rows = rows.detach().to(self.device or rows.device).double()
         roots = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
-        if roots.ndim > 1 or roots.numel() not in (1, len(rows)) or not bool((roots >= 0).all()):
+        sized = roots.ndim <= 1 and roots.numel() in (1, len(rows))
+        if not sized or not bool(((roots >= 0) & torch.isfinite(roots)).all()):
             raise ShapeError(
-                f"Metric.extended: weights must be one number or [{len(rows)}], none negative, "
-                f"got {describe(weights)}."
+                f"Metric.extended: weights must be one number or [{len(rows)}], finite and not "
+                f"negative, got {describe(weights)}."
             )
         additions = rows * roots.sqrt().reshape(-1, 1)
         factors = self._factors.extended(self._factors.space.coordinates(additions))
