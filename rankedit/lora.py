@@ -43,11 +43,10 @@ def to_lora(
 ) -> None:
     """Write low-rank edits as a LoRA that PEFT, diffusers, ComfyUI and others load.
 
-    | layout    | what is written              | who reads it                                      |
-    |-----------|------------------------------|---------------------------------------------------|
-    | peft      | a folder of two files        | `PeftModel.from_pretrained`, `model.load_adapter` |
-    | diffusers | one file                     | `pipe.load_lora_weights`                          |
-    | kohya     | one file, flat names, alphas | ComfyUI; `pipe.load_lora_weights` for UNets       |
+    * `PEFT`, a folder of two files: `PeftModel.from_pretrained`, `model.load_adapter`.
+    * `DIFFUSERS`, one file: `pipe.load_lora_weights`.
+    * `KOHYA`, one file with flat names and alphas: ComfyUI, and `pipe.load_lora_weights` for UNets
+      and text encoders.
 
     Args:
         edits: by the layer's name in the model. A `GatedEdit` has no LoRA form: linearise it first.
@@ -58,7 +57,7 @@ def to_lora(
         model: the model; needed if 1x1 convolutions are edited, whose tensors have four axes, and
             to set `fan_in_fan_out` for layers that keep their weight transposed (GPT-2).
         dtype: how to store; 16 bits split the norm of each rank evenly between up and down, and
-            leave a relative error of 3e-4 (float16) or 2e-3 (bfloat16).
+            leave a relative error of 3e-4 (float16) or 2.4e-3 (bfloat16).
         config: further fields of PEFT's `adapter_config.json`, such as `base_model_name_or_path`.
         metadata: strings for the file's header, such as `modelspec.trigger_phrase`.
 

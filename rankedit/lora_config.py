@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rankedit.errors import EditFileError
 from rankedit.storage_entries import checked_number
-from rankedit.storage_header import checked_name, parse_json
+from rankedit.storage_header import checked_name, checked_object, parse_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -73,9 +73,7 @@ class Strength:
                 f"only plain LoRA adapters are low-rank edits, got peft_type "
                 f"{config.get('peft_type')!r:.80}, use_dora {config.get('use_dora')!r:.80}"
             )
-        patterns = config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise EditFileError(f"alpha_pattern must be an object, got {patterns!r:.80}")
+        patterns = checked_object(config.get("alpha_pattern") or {}, "alpha_pattern")
         # PEFT takes the keys for regular expressions; nothing from a file is ever one here.
         pattern = tuple(
             (_checked_pattern(key), checked_number(value, f"alpha of {key!r:.80}"))
@@ -122,9 +120,7 @@ def strengths_in_metadata(metadata: Mapping[str, str]) -> dict[str, Strength]:
     """
     if METADATA_KEY not in metadata:
         return {}
-    document = parse_json(metadata[METADATA_KEY])
-    if not isinstance(document, dict):
-        raise EditFileError(f"{METADATA_KEY} must be a JSON object, got {document!r:.80}")
+    document = checked_object(parse_json(metadata[METADATA_KEY]), METADATA_KEY)
     configs: dict[str, dict[str, object]] = {}
     for key, value in document.items():
         component, _, field = key.partition(".")

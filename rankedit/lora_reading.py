@@ -14,7 +14,7 @@ from rankedit.errors import EditFileError, RankeditError
 from rankedit.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
 from rankedit.lora_layouts import names_of, split_key
 from rankedit.storage import PathLike, open_regular
-from rankedit.storage_header import Limits, parse_json, read_header
+from rankedit.storage_header import Limits, checked_object, parse_json, read_header
 from rankedit.storage_tensors import as_tensors, read_data
 
 # Files of other programs carry longer headers than ours, and convolutions of four axes.
@@ -66,10 +66,7 @@ def _config(path: Path) -> Mapping[str, object]:
     with open_regular(path) as (stream, size):
         if size > Limits.header:
             raise EditFileError(f"{CONFIG_NAME} may have {Limits.header} bytes, got {size}")
-        document = parse_json(stream.read())
-    if not isinstance(document, dict):
-        raise EditFileError(f"{CONFIG_NAME} must be a JSON object, got {document!r:.80}")
-    return document
+        return checked_object(parse_json(stream.read()), CONFIG_NAME)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

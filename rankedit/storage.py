@@ -66,7 +66,7 @@ def save(
             float64, of which half is stored because they are symmetric: they come back exactly,
             and can be added to. `float32` halves statistics again, with an error of 6e-8 of each
             entry: keep the ridge of a metric made from them at 1e-6 or more. `float16` and
-            `bfloat16` halve edits, with a relative error of 3e-4 and 2e-3. A plain tensor keeps
+            `bfloat16` halve edits, with a relative error of 3e-4 and 2.4e-3. A plain tensor keeps
             its own dtype.
 
     Raises:

@@ -16,7 +16,7 @@ from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 from rankedit.shapes import describe
-from rankedit.storage_header import TensorInfo, checked_name, checked_text
+from rankedit.storage_header import TensorInfo, checked_name, checked_object, checked_text
 from rankedit.storage_tensors import DTYPES, tensor_bytes
 
 # Largest power of two by which a stored tensor is scaled; float32 ends at 2**128.
@@ -126,9 +126,7 @@ class Fields:
     """
 
     def __init__(self, raw: object, what: str, context: Context) -> None:
-        if not isinstance(raw, dict):
-            raise EditFileError(f"{what} must be a JSON object, got {raw!r:.80}")
-        self._rest: dict[str, object] = dict(raw)
+        self._rest: dict[str, object] = dict(checked_object(raw, what))
         self._what = what
         self.context = context
 
@@ -166,10 +164,7 @@ class Fields:
 
     def mapping(self, name: str) -> dict[str, object]:
         """A JSON object."""
-        value = self.take(name)
-        if not isinstance(value, dict):
-            raise EditFileError(f"{name!r} of {self._what} must be an object, got {value!r:.80}")
-        return value
+        return checked_object(self.take(name), f"{name!r} of {self._what}")
 
     def tensor(self, name: str, *shape: int | None) -> Reference:
         """A tensor of this shape, where None stands for any size."""

@@ -23,6 +23,7 @@ from rankedit.storage_entries import Build, Context, Fields, Item, TensorTable
 from rankedit.storage_header import (
     Header,
     Limits,
+    checked_object,
     checked_text,
     parse_json,
     read_header,
@@ -187,17 +188,14 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
 
 
 def _metadata(value: object) -> dict[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise EditFileError(f"metadata must be an object of strings, got {value!r:.80}")
-    for key, text in value.items():
+    texts = checked_object({} if value is None else value, "metadata")
+    for key, text in texts.items():
         checked_text(key, "a key of metadata")
         checked_text(text, f"metadata {key!r:.80}")
-    size = sum(len(key) + len(text) for key, text in value.items())
+    size = sum(len(key) + len(text) for key, text in texts.items())
     if size > METADATA_BYTES:
         raise EditFileError(f"metadata may have {METADATA_BYTES} characters, got {size}")
-    return value
+    return texts
 
 
 def _plan_entries(entries: object, context: Context) -> tuple[list[str], list[Build]]:

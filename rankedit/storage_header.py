@@ -14,7 +14,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rankedit.errors import EditFileError
 
@@ -76,9 +76,7 @@ def read_header(stream: BinaryIO, size: int, limits: Limits) -> Header:
         EditFileError: anything that is not exactly as docs/file-format.md wants it.
     """
     raw = _raw_header(stream, size, limits)
-    document = parse_json(raw)
-    if not isinstance(document, dict):
-        raise EditFileError(f"the header must be a JSON object, got {type(document).__name__}")
+    document = checked_object(parse_json(raw), "the header")
     metadata = _checked_metadata(document.pop("__metadata__", {}))
     if len(document) > limits.tensors:
         raise EditFileError(f"at most {limits.tensors} tensors are allowed, got {len(document)}")
@@ -160,6 +158,17 @@ def checked_name(name: object) -> str:
     return text
 
 
+def checked_object(value: object, what: str) -> dict[str, Any]:
+    """Return `value` if it is a JSON object.
+
+    Raises:
+        EditFileError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise EditFileError(f"{what} must be a JSON object, got {value!r:.80}")
+    return value
+
+
 def checked_text(value: object, what: str) -> str:
     """Return `value` if it is a string without control characters.
 
@@ -172,12 +181,11 @@ def checked_text(value: object, what: str) -> str:
 
 
 def _checked_metadata(metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict):
-        raise EditFileError(f"__metadata__ must be an object, got {metadata!r:.80}")
-    for key, value in metadata.items():
+    texts = checked_object(metadata, "__metadata__")
+    for key, value in texts.items():
         checked_text(key, "a key of __metadata__")
         checked_text(value, f"__metadata__ entry {key[:80]!r}")
-    return metadata
+    return texts
 
 
 def _tensor_info(name: str, entry: object, limits: Limits) -> TensorInfo:

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import resource
 import time
 import tracemalloc
 
@@ -27,6 +28,7 @@ from tests.attacks.hostile_files import (
     MOMENT_TENSORS,
     edit_file,
     signed,
+    tensor,
 )
 
 GATES = {gate.name: gate for gate in (Sigmoid, Identity)}
@@ -117,6 +119,14 @@ def test_every_appended_byte_is_refused(small_file):
     assert all(refused(small_file + bytes([value])) for value in range(256))
 
 
+def test_every_flipped_bit_is_refused(small_file):
+    for at in range(len(small_file)):
+        for bit in range(8):
+            damaged = bytearray(small_file)
+            damaged[at] ^= 1 << bit
+            assert refused(bytes(damaged)), (at, bit)
+
+
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """One to four edits of the kinds that disks, editors and fuzzers make."""
     changed = bytearray(content)
@@ -190,6 +200,28 @@ def test_a_sparse_terabyte_is_refused_without_reading_it(tmp_path):
         stream.truncate(1 << 40)
     with pytest.raises(EditFileError, match="left over"):
         load(path)
+
+
+def test_a_file_larger_than_the_memory_is_refused(tmp_path):
+    """Eight terabytes of holes, with a header that claims just that."""
+    size = 1 << 43
+    entry = {"kind": "tensor", "module": "a", "tensor": 0}
+    content = edit_file(entry, tensors={"0": tensor("F64", [size // 8], 0, size)}, data=b"")
+    path = tmp_path / "sparse"
+    path.write_bytes(content)
+    os.truncate(path, len(content) + size)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 40, limits[1]))
+    try:
+        with pytest.raises(EditFileError, match=f"of {size} bytes does not fit in memory"):
+            load(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(small_file):
+    with pytest.raises(EditFileError, match="became shorter while it was read"):
+        read_file(io.BytesIO(small_file[:-1]), len(small_file), GATES)
 
 
 def test_missing_files_and_folders_are_reported_as_such(tmp_path):

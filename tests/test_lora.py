@@ -263,7 +263,7 @@ def test_broken_loras_are_refused(path, name):
         ('{"lora_alpha":1,"lora_alpha":2}', "twice"),
         ('{"alpha_pattern":{"(a+)+$":2}}', "names consist"),
         ('{"alpha_pattern":[]}', ""),
-        ('{"alpha_pattern":[1]}', "must be an object"),
+        ('{"alpha_pattern":[1]}', "must be a JSON object"),
         ('{"a":' + "[" * 100_000, "nested too deeply"),
         (" " * (1 << 20) + "{}", "may have 1048576 bytes"),
     ],

@@ -153,7 +153,7 @@ HOSTILE = {
         lambda: container('{"__metadata__":{"a":"' + "x" * 90_000_000 + '"}}'),
         "at most 1048576 bytes",
     ),
-    "metadata_is_a_list": (lambda: raw_header('{"__metadata__":[]}'), "must be an object"),
+    "metadata_is_a_list": (lambda: raw_header('{"__metadata__":[]}'), "must be a JSON object"),
     "metadata_is_a_number": (lambda: raw_header('{"__metadata__":{"a":1}}'), "must be text"),
     "metadata_twice": (
         lambda: raw_header('{"__metadata__":{},"__metadata__":{}}'),
@@ -296,6 +296,8 @@ HOSTILE = {
     "provenance_tokens_negative": (lambda: moment(provenance={"tokens": -1}), "whole number"),
     "base_too_short": (lambda: edit_file(LOW_RANK, base=[]), "one fingerprint per module"),
     "base_not_hexadecimal": (lambda: edit_file(LOW_RANK, base=["x" * 16]), "16 hexadecimal"),
+    "user_metadata_is_a_list": (lambda: edit_file(LOW_RANK, metadata=[1]), "JSON object"),
+    "parameters_are_a_list": (lambda: gated(parameters=[]), "JSON object"),
     "user_metadata_not_text": (lambda: edit_file(LOW_RANK, metadata={"a": [1]}), "must be text"),
     "user_metadata_too_long": (
         lambda: edit_file(LOW_RANK, metadata={"a": "x" * 70_000}),
