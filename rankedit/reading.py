@@ -17,18 +17,22 @@ from rankedit.shapes import describe
 Read = Callable[[str, Tensor], None]
 
 
+def as_written() -> contextlib.AbstractContextManager[object]:
+    """Compiled modules run as they were written, and call hooks that came after compilation."""
+    # Without dynamo nothing can have been compiled, and importing it takes seconds.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, without gradients, compiled parts run as they were written.
 
-    A compiled module does not call hooks that came after its compilation; run eagerly it does.
     Afterwards every module is in the mode it was in.
     """
     training = [module for module in model.modules() if module.training]
-    # Without dynamo nothing can have been compiled, and importing it takes seconds.
-    compiled = "torch._dynamo" in sys.modules
-    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with torch.no_grad(), eager:
+    with torch.no_grad(), as_written():
         model.eval()
         try:
             yield
