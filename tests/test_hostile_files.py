@@ -18,11 +18,10 @@ from rankedit.metric import Metric
 from rankedit.moments import Provenance, SecondMoment
 from rankedit.storage import load, save
 from rankedit.storage_format import read_file
-from tests.attacks.hostile_files import (
+from tests.attacks.forging import (
     DATA,
     GATED,
     GATED_TENSORS,
-    HOSTILE,
     LOW_RANK,
     MOMENT,
     MOMENT_TENSORS,
@@ -30,6 +29,7 @@ from tests.attacks.hostile_files import (
     signed,
     tensor,
 )
+from tests.attacks.hostile_files import HOSTILE
 
 GATES = {gate.name: gate for gate in (Sigmoid, Identity)}
 LIMIT_SECONDS = 0.1

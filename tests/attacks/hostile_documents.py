@@ -1,0 +1,107 @@
+"""Files whose document is wrong: what makes each, and what it must be refused for."""
+
+from tests.attacks.forging import (
+    DATA,
+    DOWN,
+    GATED,
+    GATED_TENSORS,
+    LOW_RANK,
+    MOMENT,
+    MOMENT_TENSORS,
+    UP,
+    ZEROS,
+    container,
+    edit_file,
+    gated,
+    low_rank,
+    low_rank_entries,
+    moment,
+)
+
+DEEP = "[" * 100_000
+
+DOCUMENTS = {
+    "no_document": (lambda: container({"0": UP, "1": DOWN}, DATA), "no file of this library"),
+    "another_document_too": (
+        lambda: container({"__metadata__": {"rankedit": "{}", "x": ""}}, b"\0" * 8)[:-8],
+        "nothing else",
+    ),
+    "document_not_json": (
+        lambda: container({"__metadata__": {"rankedit": "import os"}}),
+        "not valid JSON",
+    ),
+    "document_is_a_list": (lambda: container({"__metadata__": {"rankedit": "[]"}}), "JSON object"),
+    "document_deep": (
+        lambda: container({"__metadata__": {"rankedit": '{"version":' + DEEP}}),
+        "nested too deeply",
+    ),
+    "version_2": (lambda: edit_file(LOW_RANK, version=2), "version must be 1"),
+    "version_true": (lambda: edit_file(LOW_RANK, version=True), "version must be 1"),
+    "wrong_digest": (
+        lambda: edit_file(LOW_RANK)[:-1] + b"\x41",
+        "damaged: its content does not match its digest",
+    ),
+    "digest_is_a_number": (lambda: edit_file(LOW_RANK, digest=0), "must be text"),
+    "digest_in_capitals": (lambda: edit_file(LOW_RANK, digest="A" * 32), "hexadecimal"),
+    "unknown_document_field": (lambda: edit_file(LOW_RANK, code="1"), "unknown fields"),
+    "entries_missing": (
+        lambda: container({"__metadata__": {"rankedit": f'{{"version":1,"digest":"{ZEROS}"}}'}}),
+        "lacks 'entries'",
+    ),
+    "entries_is_an_object": (lambda: low_rank_entries({}), "entries must be a list"),
+    "entry_is_a_string": (lambda: edit_file("low-rank"), "JSON object"),
+    "kind_is_a_class": (lambda: low_rank(kind="torch.nn.Linear"), "must be one of low-rank"),
+    "entry_names_a_class": (lambda: low_rank(cls="os.system"), "unknown fields"),
+    "module_goes_up": (lambda: low_rank(module="../../etc/passwd"), "names consist"),
+    "module_is_a_pattern": (lambda: low_rank(module="(a+)+$"), "names consist"),
+    "module_with_newline": (lambda: low_rank(module="a\n"), "names consist"),
+    "module_twice": (lambda: edit_file(LOW_RANK, LOW_RANK), "described twice"),
+    "tensor_beyond_the_last": (lambda: low_rank(up=2), "number of a tensor"),
+    "tensor_number_true": (lambda: low_rank(up=True), "number of a tensor"),
+    "tensor_number_is_text": (lambda: low_rank(up="0"), "number of a tensor"),
+    "tensor_belongs_to_nothing": (lambda: edit_file(), "belong to nothing"),
+    "ranks_differ": (lambda: low_rank(up=1, down=0), "must have shape"),
+    "exponent_huge": (lambda: low_rank(up=[0, 10**9]), "exponent"),
+    "exponent_overflows": (lambda: low_rank(up=[0, 200]), "infinite"),
+    "gate_unknown": (lambda: gated(gate="os.system"), "known are"),
+    "gate_parameter_missing": (lambda: gated(parameters={"bias": 1}), "has the parameters"),
+    "gate_parameter_huge": (
+        lambda: gated(parameters={"bias": 10**400, "temperature": 1}),
+        "finite number",
+    ),
+    "temperature_zero": (lambda: gated(parameters={"bias": 0, "temperature": 0}), "positive"),
+    "too_many_biases": (
+        lambda: gated(parameters={"bias": [0] * 9, "temperature": 1}),
+        "one value or one for each",
+    ),
+    "floor_is_a_list": (lambda: gated(floor=[]), "finite number"),
+    "normalised_is_a_number": (lambda: gated(normalised=1), "true or false"),
+    "statistics_with_escape": (lambda: gated(statistics="\x1b[2J"), "control characters"),
+    "half_a_surrogate_pair": (lambda: gated(statistics="\ud800"), "control characters"),
+    "widths_do_not_fit": (lambda: gated(modules={"a": 1, "b": 1}), "must have shape"),
+    "width_negative": (lambda: gated(modules={"a": 4, "b": -1}), "must be positive"),
+    "keys_without_length": (
+        lambda: edit_file(GATED, tensors=GATED_TENSORS, data=bytes(8) + DATA[8:]),
+        "impossible",
+    ),
+    "triangle_too_small": (
+        lambda: edit_file(
+            MOMENT, tensors={"0": MOMENT_TENSORS["0"] | {"shape": [3, 1]}, "1": DOWN}
+        ),
+        "must have shape",
+    ),
+    "count_negative": (lambda: moment(count=-1), "must not be negative"),
+    "count_is_text": (lambda: moment(count="1"), "finite number"),
+    "moment_dtype_unknown": (lambda: moment(dtype="object"), "dtype of statistics"),
+    "provenance_unknown_field": (lambda: moment(provenance={"code": "x"}), "unknown fields"),
+    "provenance_tokens_negative": (lambda: moment(provenance={"tokens": -1}), "whole number"),
+    "base_too_short": (lambda: edit_file(LOW_RANK, base=[]), "one fingerprint per module"),
+    "base_not_hexadecimal": (lambda: edit_file(LOW_RANK, base=["x" * 16]), "16 hexadecimal"),
+    "user_metadata_is_a_list": (lambda: edit_file(LOW_RANK, metadata=[1]), "JSON object"),
+    "parameters_are_a_list": (lambda: gated(parameters=[]), "JSON object"),
+    "user_metadata_not_text": (lambda: edit_file(LOW_RANK, metadata={"a": [1]}), "must be text"),
+    "user_metadata_too_long": (
+        lambda: edit_file(LOW_RANK, metadata={"a": "x" * 70_000}),
+        "65536",
+    ),
+}
