@@ -1,0 +1,175 @@
+"""Low-rank edits: their algebra, and compression that is optimal on the data."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rankedit as rk
+from rankedit.edits import check_width
+from tests.problems import cost, normal, relative, spd, theorem
+
+
+def low_rank(out: int, width: int, rank: int, seed: int = 0) -> rk.LowRank:
+    return rk.LowRank(normal(out, rank, seed=seed), normal(rank, width, seed=seed + 1))
+
+
+class TestAlgebra:
+    @theorem
+    @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**20))
+    def test_is_that_of_the_matrices(self, out, width, rank, seed):
+        a, b = low_rank(out, width, rank, seed), low_rank(out, width, rank + 1, seed + 2)
+        assert relative((a + b).delta(), a.delta() + b.delta()) < 1e-13
+        assert relative((a * 3.0).delta(), 3 * a.delta()) < 1e-14
+        assert relative((0.5 * a).delta(), a.delta() / 2) < 1e-14
+        assert relative((-a).delta(), -a.delta()) < 1e-14
+        assert (a + b).rank == 2 * rank + 1
+        assert a.norm() == pytest.approx(float(a.delta().norm()))
+        assert (a.in_features, a.out_features) == (width, out)
+
+    def test_an_edit_and_its_negative_are_nothing(self):
+        edit = low_rank(5, 4, 2)
+        nothing = edit + -edit
+        assert nothing.norm() < 1e-7 * edit.norm()
+        assert float(nothing.delta().abs().max()) < 1e-14
+
+    def test_of_other_projections_is_refused(self):
+        with pytest.raises(rk.ShapeError, match=r"same projection \[out, in\], got \[5, 4\] and "):
+            low_rank(5, 4, 2) + low_rank(4, 5, 2)
+
+    def test_of_other_things_is_a_type_error(self):
+        with pytest.raises(TypeError):
+            low_rank(5, 4, 2) + 1
+
+    @pytest.mark.parametrize(
+        ("up", "down", "message"),
+        [
+            (torch.ones(3), torch.ones(1, 2), r"LowRank: up must have shape \[n, dim\]"),
+            (torch.ones(3, 2), torch.ones(1, 2), r"LowRank: down must have shape \[2, dim\]"),
+            (torch.ones(3, 2) * torch.inf, torch.ones(2, 2), "LowRank: up must be finite"),
+            (torch.ones(3, 0), torch.ones(0, 2), r"down must have shape \[0, dim\]"),
+        ],
+    )
+    def test_factors_that_do_not_fit(self, up, down, message):
+        with pytest.raises(rk.ShapeError, match=message):
+            rk.LowRank(up, down)
+
+    def test_to_another_dtype(self):
+        edit = low_rank(5, 4, 2).to(torch.float16)
+        assert edit.up.dtype == edit.down.dtype == torch.float16
+        assert edit.to(device="cpu").up.dtype == torch.float16
+
+
+class TestDrift:
+    def test_by_metric_and_by_moment(self):
+        inputs = normal(200, 6, seed=1) @ spd(6, 100.0, 2)
+        moment, edit = rk.SecondMoment(6).update(inputs), low_rank(5, 6, 2)
+        expected = float((inputs @ edit.delta().T).square().sum(1).mean().sqrt())
+        assert edit.drift(moment) == pytest.approx(expected)
+        assert edit.drift(rk.Metric.from_moment(moment, ridge=0.0)) == pytest.approx(expected)
+        assert edit.to(torch.float32).drift(moment) == pytest.approx(expected, rel=1e-5)
+
+
+class TestCompress:
+    @theorem
+    @given(
+        st.integers(2, 9),
+        st.integers(2, 9),
+        st.integers(2, 7),
+        st.integers(1, 6),
+        st.sampled_from([1.0, 1e3, 1e6, 1e9]),
+        st.integers(0, 2**20),
+    )
+    def test_never_drifts_more_than_plain_truncation(self, out, width, rank, kept, condition, seed):
+        edit, C = low_rank(out, width, rank, seed), spd(width, condition, seed + 2)
+        metric = rk.Metric.from_matrix(C)
+        mine, plain = edit.compress(kept, metric), edit.compress(kept)
+        assert mine.rank <= max(kept, min(rank, kept))
+        errors = [cost(e.delta() - edit.delta(), C) for e in (mine, plain)]
+        total = cost(edit.delta(), C)
+        assert errors[0] <= errors[1] * (1 + 1e-9) + 1e-18 * total
+        # Optimal: what is lost are the smallest singular values in the metric's coordinates.
+        values = torch.linalg.svdvals(edit.delta() @ torch.linalg.cholesky(C))
+        lost = float(values[kept:].square().sum())
+        assert errors[0] == pytest.approx(lost, rel=1e-6, abs=1e-18 * total)
+
+    def test_plain_is_the_truncated_svd(self):
+        edit = low_rank(8, 6, 5)
+        U, s, Vh = torch.linalg.svd(edit.delta())
+        expected = (U[:, :2] * s[:2]) @ Vh[:2]
+        assert relative(edit.compress(2).delta(), expected) < 1e-12
+
+    def test_can_be_far_better_on_the_data(self):
+        C = torch.diag(torch.tensor([1.0, 1e-4]).double())
+        edit = rk.LowRank(torch.eye(2).double(), torch.tensor([[1.0, 0.0], [0.0, 10.0]]).double())
+        metric = rk.Metric.from_matrix(C)
+        errors = [(e + -edit).drift(metric) for e in (edit.compress(1, metric), edit.compress(1))]
+        assert errors == pytest.approx([0.1, 1.0])
+
+    def test_enough_rank_returns_the_edit_itself(self):
+        edit = low_rank(5, 4, 2)
+        assert edit.compress(2) is edit
+        assert edit.compress(7) is edit
+
+    def test_redundant_components_cost_nothing(self):
+        edit = low_rank(8, 6, 2)
+        doubled = edit + edit + -edit
+        assert relative(doubled.compress(2).delta(), edit.delta()) < 1e-12
+
+    def test_keeps_the_dtype(self):
+        assert low_rank(8, 6, 5).to(torch.float32).compress(2).up.dtype == torch.float32
+
+    def test_at_least_one(self):
+        with pytest.raises(rk.ShapeError, match="rank must be at least 1, got 0"):
+            low_rank(5, 4, 2).compress(0)
+
+
+class TestBalanced:
+    def test_same_matrix_with_even_factors(self):
+        edit = low_rank(5, 4, 3)
+        lopsided = rk.LowRank(edit.up * 1e6, edit.down * 1e-6)
+        even = lopsided.balanced()
+        assert relative(even.delta(), edit.delta()) < 1e-12
+        assert relative(even.up.norm(dim=0), even.down.norm(dim=1)) < 1e-12
+
+    def test_saves_half_precision(self):
+        edit = low_rank(5, 4, 3)
+        lopsided = rk.LowRank(edit.up * 1e6, edit.down * 1e-6)
+        half = lopsided.balanced().to(torch.float16).delta()
+        assert relative(half, edit.delta()) < 1e-2
+
+    def test_dead_components_stay_dead(self):
+        edit = rk.LowRank(torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.0], [3.0], [4.0]]))
+        assert float(edit.balanced().delta()) == pytest.approx(8.0)
+
+
+class TestProtocol:
+    def test_low_rank_is_an_edit(self):
+        assert isinstance(low_rank(5, 4, 2), rk.Edit)
+        assert not isinstance(torch.ones(2), rk.Edit)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    def test_added_is_the_product(self, dtype):
+        edit, x = low_rank(5, 4, 2), normal(2, 3, 4, seed=9).to(dtype)
+        tensors = edit.bind(lambda keys: keys)
+        added = edit.added(x, tensors)
+        assert added.dtype == torch.float32
+        assert relative(added, x.double() @ edit.delta().T) < 1e-5
+        assert edit.settings() == frozenset()
+
+    def test_autocast_does_not_coarsen_it(self):
+        edit, x = low_rank(5, 4, 2), normal(3, 4, seed=9).float()
+        tensors = edit.bind(lambda keys: keys)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = edit.added(x, tensors)
+        assert torch.equal(inside, edit.added(x, tensors))
+
+    def test_check_width(self):
+        with pytest.raises(rk.ShapeError, match=r"attach: x must have shape \[..., 4\], got"):
+            check_width("attach", torch.ones(2, 3), 4)
+
+
+def test_report_reads_well():
+    report = rk.EditReport(0.25, 3.0, 1e4, ("something is odd",))
+    expected = "residual at the keys 0.25, drift 3, condition 1e+04; something is odd"
+    assert str(report) == expected
