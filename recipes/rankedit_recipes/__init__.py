@@ -1,0 +1,1 @@
+"""Recipes: published methods composed from rankedit, and the sandbox they run on."""

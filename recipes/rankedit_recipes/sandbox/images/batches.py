@@ -1,0 +1,92 @@
+"""What each training step sees, as a function of the seed, the step and nothing else."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from .cache import Drawn, scene_of
+from .captions import caption
+from .presets import Preset
+from .scenes import rng_of
+
+UNCAPTIONED = 0.08
+"""How often the caption is empty, which is what guidance compares with."""
+
+
+class Batch(NamedTuple):
+    """One process's part of a step.
+
+    Attributes:
+        pixels: Pictures from -1 to 1, [n, 3, size, size].
+        weight: Weight of each latent cell in the loss, mean about 1, [n, 1, cells, cells].
+        tokens: Captions, [n, length].
+        times: Time steps of the diffusion, [n].
+        noise: Standard normal, [n, channels, cells, cells].
+    """
+
+    pixels: Tensor
+    weight: Tensor
+    tokens: Tensor
+    times: Tensor
+    noise: Tensor
+
+
+def singles_of(preset: Preset) -> int:
+    """How many pictures of the cache show one object."""
+    return preset.pictures // 3
+
+
+def make_batch(
+    preset: Preset, drawn: Drawn, tokenizer: PreTrainedTokenizerFast, step: int, rank: int = 0
+) -> Batch:
+    """The part of a step's batch that one worker computes.
+
+    Args:
+        preset: Settings.
+        drawn: The cache.
+        tokenizer: Captions to tokens.
+        step: Number of the step.
+        rank: Number of the worker.
+
+    Returns:
+        The batch. All workers' parts together do not depend on how many there are.
+    """
+    part = preset.batch // preset.workers
+    rows = range(rank * part, (rank + 1) * part)
+    indices, texts = zip(*(_row(preset, step, row) for row in rows), strict=True)
+    pixels = torch.from_numpy(np.stack([drawn.pixels[i] for i in indices]))
+    objects = torch.from_numpy(np.stack([drawn.objects[i] for i in indices]))[:, None] / 255
+    weight = 1 + preset.object_weight * objects
+    tokens = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
+    times, noise = _diffusion(preset, step)
+    return Batch(
+        (pixels.permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=torch.channels_last),
+        weight / weight.mean((1, 2, 3), keepdim=True),
+        tokens,
+        times[rows.start : rows.stop],
+        noise[rows.start : rows.stop].contiguous(memory_format=torch.channels_last),
+    )
+
+
+def _row(preset: Preset, step: int, row: int) -> tuple[int, str]:
+    """Which picture, and what is said about it."""
+    rng = rng_of("row", preset.seed, step, row)
+    singles = singles_of(preset)
+    pair = step >= preset.single_steps and rng.random() < preset.pairs
+    index = rng.randrange(singles, preset.pictures) if pair else rng.randrange(singles)
+    text = caption(scene_of(preset.seed, index, singles), rng)
+    return index, "" if rng.random() < UNCAPTIONED else text
+
+
+def _diffusion(preset: Preset, step: int) -> tuple[Tensor, Tensor]:
+    """Times (half of them where shapes are decided) and noise of the whole step."""
+    generator = torch.Generator().manual_seed(rng_of("noise", preset.seed, step).getrandbits(62))
+    everywhere = torch.randint(0, 1000, (preset.batch,), generator=generator)
+    middle = torch.randint(450, 900, (preset.batch,), generator=generator)
+    chosen = torch.rand(preset.batch, generator=generator) < 0.5
+    cells = preset.size // preset.patch
+    shape = (preset.batch, preset.channels, cells, cells)
+    return torch.where(chosen, middle, everywhere), torch.randn(shape, generator=generator)

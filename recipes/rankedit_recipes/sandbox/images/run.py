@@ -1,0 +1,189 @@
+"""Runs a training over its workers: data, steps, log, checkpoints, sample grids."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .batches import make_batch, singles_of
+from .cache import Drawn, drawn_pictures
+from .checkpoint import latest_checkpoint, save_checkpoint, write_text
+from .loading import load_weights_into
+from .presets import Preset
+from .samples import save_samples
+from .trainer import Clock, Trainer, rate_at
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is run; nothing here changes the weights it makes.
+
+    Attributes:
+        folder: Where checkpoints, samples, the cache and the log go.
+        init_from: Folder of a pipeline whose weights to start from, or None.
+        minutes: Minutes between checkpoints.
+        sample_every: Checkpoints between sample grids; 0 draws none.
+        log_every: Steps between lines of the log.
+    """
+
+    folder: Path
+    init_from: Path | None = None
+    minutes: float = 4.0
+    sample_every: int = 2
+    log_every: int = 50
+
+
+def pictures_of(preset: Preset, folder: Path) -> Drawn:
+    """The pictures that a training sees.
+
+    Args:
+        preset: Settings.
+        folder: The training's folder.
+
+    Returns:
+        The pictures; drawn on the first call.
+    """
+    return drawn_pictures(
+        folder / "cache",
+        seed=preset.seed,
+        count=preset.pictures,
+        singles=singles_of(preset),
+        size=preset.size,
+        patch=preset.patch,
+        workers=max(2, preset.workers),
+    )
+
+
+def run(preset: Preset, how: Run) -> None:
+    """Train until the last step, from the newest intact checkpoint if there is one.
+
+    Args:
+        preset: What to train.
+        how: Where, and how often to save.
+    """
+    pictures_of(preset, how.folder)
+    if preset.workers == 1:
+        _work(0, preset, how, "")
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    mp.spawn(_work, args=(preset, how, address), nprocs=preset.workers)
+
+
+def _work(rank: int, preset: Preset, how: Run, address: str) -> None:
+    if preset.workers > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", address, rank=rank, world_size=preset.workers)
+    drawn = pictures_of(preset, how.folder)
+    trainer = _start(preset, how, drawn)
+    parent, first = os.getppid(), rank == 0
+    log = _Log(how, trainer) if first else None
+    while trainer.step < preset.steps:
+        if preset.workers > 1 and os.getppid() != parent:
+            raise SystemExit("train: the process that started this worker is gone")
+        loss, norm = trainer.advance(
+            make_batch(preset, drawn, trainer.tokenizer, trainer.step, rank)
+        )
+        if log is not None:
+            log.record(loss, norm)
+    if log is not None:
+        log.close()
+    if preset.workers > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _start(preset: Preset, how: Run, drawn: Drawn) -> Trainer:
+    trainer = Trainer(preset, drawn)
+    state = latest_checkpoint(how.folder)
+    if state is not None:
+        trainer.restore(state)
+    elif how.init_from is not None:
+        load_weights_into(trainer.modules, how.init_from)
+        trainer.reset_average()
+    else:
+        trainer.begin()
+    return trainer
+
+
+class _Log:
+    """What the first worker does besides training."""
+
+    def __init__(self, how: Run, trainer: Trainer) -> None:
+        self.how, self.trainer = how, trainer
+        self.saved, self.count = time.monotonic(), 0
+        self.clock, self.losses = Clock(), [0.0, 0.0]
+        self.file = how.folder / "log.jsonl"
+        self._forget_later_lines()
+        self._write({"preset": asdict(trainer.preset), "from_step": trainer.step})
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.task = self.progress.add_task("train", total=trainer.preset.steps)
+        self.progress.start()
+
+    def _forget_later_lines(self) -> None:
+        """Drop what a killed run wrote after its last checkpoint: it is done again."""
+        if not self.file.exists():
+            return
+        lines = self.file.read_text().splitlines()
+        kept = [line for line in lines if json.loads(line).get("step", 0) <= self.trainer.step]
+        write_text(self.file, "".join(f"{line}\n" for line in kept))
+
+    def _write(self, entry: dict[str, object]) -> None:
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def record(self, loss: float, norm: float) -> None:
+        """Count a step; now and then write a line, a checkpoint or a grid."""
+        self.losses[0] += loss
+        self.losses[1] += norm
+        trainer, every = self.trainer, self.how.log_every
+        if trainer.step % every == 0:
+            speed = self.clock.speed(every * trainer.preset.batch)
+            self._write(
+                {
+                    "step": trainer.step,
+                    "loss": round(self.losses[0] / every, 5),
+                    "gradient": round(self.losses[1] / every, 4),
+                    "rate": round(rate_at(trainer.preset, trainer.step), 4),
+                    "pictures_per_second": round(speed, 1),
+                    "time": time.strftime("%H:%M:%S"),
+                }
+            )
+            self.progress.update(
+                self.task,
+                completed=trainer.step,
+                description=f"loss {self.losses[0] / every:.4f}, {speed:.0f} pictures/s",
+            )
+            self.losses = [0.0, 0.0]
+        if time.monotonic() - self.saved > 60 * self.how.minutes:
+            self._save()
+
+    def _save(self) -> None:
+        save_checkpoint(self.how.folder, self.trainer.state())
+        self.count += 1
+        if self.how.sample_every and self.count % self.how.sample_every == 0:
+            name = f"step-{self.trainer.step:08d}.png"
+            save_samples(self.trainer, self.how.folder / "samples" / name)
+        self.saved = time.monotonic()
+
+    def close(self) -> None:
+        """Save the end of the training."""
+        self.progress.stop()
+        save_checkpoint(self.how.folder, self.trainer.state())
+        if self.how.sample_every:
+            save_samples(self.trainer, self.how.folder / "samples" / "final.png")

@@ -1,0 +1,35 @@
+"""A tokenizer of whole words, in the standard fast tokenizer class of transformers."""
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from .vocabulary import words
+
+SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
+"""Padding, unknown words, the start and the end of a text; their indices are 0 to 3."""
+
+LENGTH = 32
+"""Tokens of every padded text."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The world's tokenizer: lower case, one token a word, padded to `LENGTH`.
+
+    Returns:
+        The tokenizer. New words can be added with its `add_tokens`.
+    """
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words()])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=LENGTH,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+    )
