@@ -52,7 +52,8 @@ def from_lora(
             strengths = strengths_in_metadata(metadata)
         edits = _edits(tensors, strengths, candidates)
     except EditFileError as error:
-        raise EditFileError(f"from_lora: '{path}': {error}. Nothing was loaded.") from error
+        fact = str(error).rstrip(".")
+        raise EditFileError(f"from_lora: '{path}': {fact}. Nothing was loaded.") from error
     chosen = {n.removeprefix(prefix): edit for n, edit in edits.items() if n.startswith(prefix)}
     if not chosen:
         raise EditFileError(

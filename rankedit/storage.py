@@ -137,7 +137,8 @@ def _check_written(temporary: Path, path: PathLike, gates: Mapping[str, type[Gat
         with temporary.open("rb") as stream:
             check(stream, temporary.stat().st_size, gates)
     except EditFileError as error:
-        raise EditFileError(f"save: '{path}' could not be loaded again: {error}.") from error
+        fact = str(error).rstrip(".")
+        raise EditFileError(f"save: '{path}' could not be loaded again: {fact}.") from error
 
 
 def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
@@ -165,7 +166,8 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
         with open_regular(path) as (stream, size):
             return read_file(stream, size, known)
     except EditFileError as error:
-        raise EditFileError(f"load: '{path}': {error}. Nothing was loaded.") from error
+        fact = str(error).rstrip(".")
+        raise EditFileError(f"load: '{path}': {fact}. Nothing was loaded.") from error
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:

@@ -168,6 +168,9 @@ class Fields:
 
     def tensor(self, name: str, *shape: int | None) -> Reference:
         """A tensor of this shape, where None stands for any size."""
+        return self._tensor(name, shape)
+
+    def _tensor(self, name: str, shape: tuple[int | None, ...] | None) -> Reference:
         value = self.take(name)
         number, exponent = _number_and_exponent(value)
         info = self.context.infos.get(str(number)) if type(number) is int else None
@@ -178,22 +181,26 @@ class Fields:
             )
         if type(exponent) is not int or abs(exponent) > _LARGEST_EXPONENT:
             raise EditFileError(f"{name!r} of {self._what}: exponent {exponent!r:.80} is too large")
-        fits = len(shape) == len(info.shape) and all(
-            want in (None, got) for want, got in zip(shape, info.shape, strict=True)
+        if shape is not None:
+            self._check_shape(name, shape, info.shape)
+        self.context.used.add(str(number))
+        return Reference(str(number), info.shape, exponent)
+
+    def _check_shape(
+        self, name: str, shape: tuple[int | None, ...], actual: tuple[int, ...]
+    ) -> None:
+        fits = len(shape) == len(actual) and all(
+            want in (None, got) for want, got in zip(shape, actual, strict=True)
         )
         if not fits:
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise EditFileError(
-                f"{name!r} of {self._what} must have shape [{expected}], got {list(info.shape)}"
+                f"{name!r} of {self._what} must have shape [{expected}], got {list(actual)}"
             )
-        self.context.used.add(str(number))
-        return Reference(str(number), info.shape, exponent)
 
     def any_tensor(self, name: str) -> Reference:
         """A tensor of any shape."""
-        number, _ = _number_and_exponent(self._rest.get(name))
-        info = self.context.infos.get(str(number))
-        return self.tensor(name, *(info.shape if info else ()))
+        return self._tensor(name, None)
 
     def finish(self) -> None:
         """Refuse fields that nobody asked for: a newer version would have another number."""

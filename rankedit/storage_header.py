@@ -210,8 +210,10 @@ def _tensor_info(name: str, entry: object, limits: Limits) -> TensorInfo:
 
 
 def _whole_numbers(value: object) -> bool:
-    # `type(x) is int`: True and False are integers to isinstance, not to the format.
-    return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+    # By type: True and False are integers to isinstance, not to the format.
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+        return False
+    return not value or min(value) >= 0
 
 
 def _check_layout(ordered: dict[str, TensorInfo], data_bytes: int) -> None:

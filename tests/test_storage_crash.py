@@ -39,6 +39,12 @@ def test_with_the_disk_full_at_50_offsets_the_old_file_stays(tmp_path):
     assert report["left"] == ["edit.safetensors"]
 
 
+def test_two_writers_and_a_reader_see_whole_files_only(tmp_path):
+    report = attack("race", tmp_path, 200)
+    assert set(report["found"]) == {"old", "new"}
+    assert report["left"] == ["edit.safetensors"]
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o000, 0o666)])
 def test_the_mode_of_the_file_is_what_the_umask_says(tmp_path, umask, mode):
     previous = os.umask(umask)

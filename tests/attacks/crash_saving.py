@@ -1,7 +1,7 @@
-"""Kill savers and fill the disk under them; print as JSON what was found.
+"""Kill savers, fill the disk under them, let two save at once; print as JSON what was found.
 
-Run as `python tests/attacks/crash_saving.py kill|full FOLDER COUNT`. A process of its own, because
-it forks: the parent has everything imported and no threads, so that a saver starts at once.
+Run as `python tests/attacks/crash_saving.py kill|full|race FOLDER COUNT`. A process of its own,
+because it forks: the parent has everything imported and no threads, so that a saver starts at once.
 """
 
 import json
@@ -55,7 +55,7 @@ def kill(path: Path, count: int) -> dict[str, object]:
         child = os.fork()
         if not child:
             save_for_ever(path)
-        time.sleep(draw.uniform(0.001, 0.02))
+        time.sleep(draw.uniform(0.001, 0.012))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         state = what_is_there(path)
@@ -88,8 +88,28 @@ def full(path: Path, count: int) -> dict[str, object]:
     return {"found": results, "left": sorted(entry.name for entry in path.parent.iterdir())}
 
 
+def race(path: Path, count: int) -> dict[str, object]:
+    """Read while two savers write the same file."""
+    save(edit(OLD), path)
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            save_for_ever(path)
+    found: dict[str, int] = {}
+    for _ in range(count):
+        time.sleep(0.002)
+        state = what_is_there(path)
+        found[state] = found.get(state, 0) + 1
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    save(edit(OLD), path)
+    return {"found": found, "left": sorted(entry.name for entry in path.parent.iterdir())}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[2]) / "edit.safetensors"
-    report = {"kill": kill, "full": full}[sys.argv[1]](target, int(sys.argv[3]))
+    report = {"kill": kill, "full": full, "race": race}[sys.argv[1]](target, int(sys.argv[3]))
     print(json.dumps(report))
