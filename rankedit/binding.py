@@ -37,8 +37,7 @@ class Installed:
 
     def tensor(self, name: str) -> Tensor:
         """The buffer that holds one of the edit's tensors, or its strength."""
-        buffer: Tensor = getattr(self.layer, self.slot.buffer(name))
-        return buffer
+        return self.layer.get_buffer(self.slot.buffers[name])
 
 
 def bound_tensors(call: str, target: Target, edit: Edit) -> dict[str, Tensor]:
@@ -113,7 +112,7 @@ def exchange(item: Installed, edit: Edit) -> list[tuple[Tensor, Tensor]]:
         AttachError: the new edit is of another kind or size, or has tensors to be learned.
     """
     call, name = "Attachment.refresh", item.target.name
-    old = {key: item.tensor(key) for key in item.slot.names}
+    old = {key: item.tensor(key) for key in item.slot.buffers if key != STRENGTH}
     new = bound_tensors(call, item.target, edit) if type(edit) is type(item.slot.edit) else {}
     shapes = [{key: list(tensor.shape) for key, tensor in part.items()} for part in (old, new)]
     if shapes[0] != shapes[1] or edit.settings() != item.slot.edit.settings():

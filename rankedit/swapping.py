@@ -38,26 +38,18 @@ class Slot:
         edit: gives the arithmetic; its tensors are never read at run time.
         layout: where the vectors lie in what the layer reads.
         rows: first and one past the last output row that the edit adds to.
-        names: the edit's tensors.
+        buffers: the layer's buffer for each of the edit's tensors and for the strength, by name.
     """
 
     number: int
     edit: Edit
     layout: Geometry
     rows: tuple[int, int]
-    names: tuple[str, ...]
+    buffers: Mapping[str, str]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         """The slot itself: it is immutable, and the copied layer has buffers of its own."""
         return self
-
-    def buffer(self, name: str) -> str:
-        """Name of the layer's buffer that holds a tensor of this slot."""
-        return f"rankedit_{self.number}_{name}"
-
-    def buffers(self) -> tuple[str, ...]:
-        """Names of all buffers of this slot."""
-        return tuple(self.buffer(name) for name in (*self.names, STRENGTH))
 
 
 class EditedProjection(nn.Module):
@@ -70,25 +62,31 @@ class EditedProjection(nn.Module):
         outputs = super().forward(*args, **kwargs)
         for slot in self._rankedit_slots:
             inputs = args[0] if args else next(iter(kwargs.values()))
-            outputs = outputs + self._contribution(slot, inputs).to(outputs.dtype)
+            outputs = self._edited(slot, inputs, outputs)
         return outputs
 
-    def _contribution(self, slot: Slot, inputs: Tensor) -> Tensor:
+    def _edited(self, slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
+        # Read directly: `get_buffer` and attribute access cost more than a small edit itself.
+        own: Any = self._buffers
+        tensors: dict[str, Tensor] = {name: own[buffer] for name, buffer in slot.buffers.items()}
         # The buffers are beside the weights except under offloading schemes that list a layer's
         # tensors when they are set up; there they follow the input.
-        tensors = {name: getattr(self, slot.buffer(name)).to(inputs.device) for name in slot.names}
-        strength = getattr(self, slot.buffer(STRENGTH)).to(inputs.device)
-        added = strength * slot.edit.added(slot.layout.to_rows(inputs), tensors)
+        if tensors[STRENGTH].device != inputs.device:
+            tensors = {name: tensor.to(inputs.device) for name, tensor in tensors.items()}
+        added = slot.edit.added(slot.layout.to_rows(inputs), tensors)
         start, stop = slot.rows
         width = slot.layout.out_features
         if stop - start != width:
             added = nn.functional.pad(added, (start, width - stop))
-        return slot.layout.from_rows(added)
+        added = slot.layout.from_rows(added)
+        if added.dtype == outputs.dtype:
+            return torch.addcmul(outputs, added, tensors[STRENGTH])  # one pass over the output
+        return outputs + (tensors[STRENGTH] * added).to(outputs.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedProjection:  # noqa: FBT001, FBT002
         # Edits compute in float32 whatever the model computes in, so that `model.half()` moves and
         # casts the layer but only moves the edits.
-        names = [name for slot in self._rankedit_slots for name in slot.buffers()]
+        names = [name for slot in self._rankedit_slots for name in slot.buffers.values()]
         held = {name: self.get_buffer(name) for name in names}
         for name in names:
             del self._buffers[name]
@@ -162,11 +160,11 @@ def install(
     """
     present = slots_of(module)
     number = 1 + max((slot.number for slot in present), default=-1)
-    names = tuple(name for name in tensors if name != STRENGTH)
-    slot = Slot(number, edit, layout, rows, names)
+    buffers = {name: f"rankedit_{number}_{name}" for name in tensors}
+    slot = Slot(number, edit, layout, rows, buffers)
     try:
         for name, tensor in tensors.items():
-            module.register_buffer(slot.buffer(name), tensor, persistent=False)
+            module.register_buffer(buffers[name], tensor, persistent=False)
         _set_slots(module, (*present, slot))
     except BaseException:
         remove(module, slot)
@@ -176,7 +174,7 @@ def install(
 
 def remove(module: nn.Module, slot: Slot) -> None:
     """Take one edit out of a layer; after the last one the layer is what it was, class and all."""
-    for name in slot.buffers():
+    for name in slot.buffers.values():
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)
     _set_slots(module, tuple(other for other in slots_of(module) if other is not slot))
