@@ -20,6 +20,8 @@ from rankedit.shapes import Covariance, Inputs, check_finite, describe
 
 # Rows are widened to float64 this many at a time, which bounds the extra memory of an update.
 CHUNK_ROWS = 4096
+# Columns of the triangle that are computed at once, with the square on the diagonal.
+_BLOCK = 256
 
 
 class SecondMoment:
@@ -120,7 +122,9 @@ class SecondMoment:
 
     def _add_rows(self, rows: Tensor, weights: Tensor | None) -> None:
         weighted = rows if weights is None else rows * weights[:, None]
-        self._outer.addmm_(rows.T, weighted)
+        for start in range(0, self.dim, _BLOCK):  # the upper triangle only: half the work
+            stripe = self._outer[start : start + _BLOCK, start:]
+            stripe.addmm_(rows[:, start : start + _BLOCK].T, weighted[:, start:])
         self._total += weighted.sum(0)
         w = rows.new_ones(rows.shape[0]) if weights is None else weights
         fourth = w * rows.square().sum(1).square()
