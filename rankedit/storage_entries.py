@@ -51,8 +51,7 @@ class TensorTable:
                 f"float16 or bfloat16, got {describe(tensor)} for {dtype}."
             )
         exponent = _half_exponent(tensor) if dtype == torch.float16 else 0
-        scaled = torch.ldexp(tensor.detach(), torch.tensor(-exponent)) if exponent else tensor
-        stored = scaled.detach().to("cpu", dtype).contiguous()
+        stored = _scaled(tensor.detach().cpu(), -exponent).to(dtype).contiguous()
         if not bool(torch.isfinite(stored).all()):
             raise ShapeError(
                 f"save: {what} must be finite and within the range of {dtype}, got "
@@ -68,6 +67,11 @@ class TensorTable:
             self._known[key] = len(self.tensors)
             self.tensors[str(len(self.tensors))] = stored
         return self._known[key]
+
+
+def _scaled(tensor: Tensor, exponent: int) -> Tensor:
+    """The tensor times a power of two, in float64, where no such product overflows."""
+    return tensor.double() * 2.0**exponent if exponent else tensor
 
 
 def _half_exponent(tensor: Tensor) -> int:
@@ -95,7 +99,7 @@ class Reference:
         wide = tensor.float() if tensor.element_size() == 2 else tensor
         if not self.exponent:
             return wide
-        scaled = torch.ldexp(wide, torch.tensor(self.exponent))
+        scaled = _scaled(wide, self.exponent).to(wide.dtype)
         if not bool(torch.isfinite(scaled).all()):
             raise EditFileError(f"tensor {self.name!r} times 2**{self.exponent} is infinite")
         return scaled

@@ -113,7 +113,8 @@ def _entries(
         elif not isinstance(item, GatedEdit):
             raise EditFileError(
                 f"save: {name!r} must be a LowRank, GatedEdit, SecondMoment or tensor, got "
-                f"{type(item).__name__}; an edit of your own needs a file format of its own."
+                f"{type(item).__name__}; several LowRank edits of a layer can be added, several "
+                "GatedEdits merged, and other kinds of edits have no place in this format."
             )
     return entries
 

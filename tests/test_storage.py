@@ -57,10 +57,13 @@ def test_zeros_come_back_in_any_dtype(path):
 
 
 def test_half_precision_keeps_tensors_far_beyond_its_range(path):
-    for scale in (1e-30, 1e30):
-        save({"t": scale * normal(9, 9)}, path, dtype=torch.float16)
+    exact = normal(9, 9, dtype=torch.float64)
+    for scale in (1e-35, 1e-30, 1e30, 1e37):
+        save({"t": scale * exact}, path, dtype=torch.float16)
         back = load(path)["t"]
-        assert float((back / scale - normal(9, 9)).abs().max()) < 3 * BOUND[torch.float16]
+        assert float((back.double() / scale - exact).abs().max()) < 3 * BOUND[torch.float16]
+    save({"t": 1e-60 * exact}, path, dtype=torch.float16)
+    assert torch.equal(load(path)["t"], torch.zeros(9, 9))  # below float32, in which it comes back
 
 
 @pytest.mark.parametrize(

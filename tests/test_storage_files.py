@@ -14,6 +14,7 @@ from rankedit.errors import EditFileError, ProjectionError, ShapeError
 from rankedit.gated import GatedEdit
 from rankedit.gates import Sigmoid
 from rankedit.metric import Metric
+from rankedit.patching import attach
 from rankedit.storage import check_base, load, save
 from rankedit.storage_format import METADATA_BYTES
 from rankedit.storage_header import ITEM_BYTES, Limits
@@ -145,6 +146,7 @@ def test_save_refuses_what_load_would_refuse(path):
         ({"a": edit}, {"k": 3}, "must be text"),
         ({}, {}, "must be a mapping of names to edits, or one edit"),
         ([edit], {}, "must be a mapping of names to edits, or one edit"),
+        ({"a": [edit, edit]}, {}, "got list; several LowRank edits of a layer can be added"),
         ({"a": nn.Linear(2, 2)}, {}, "must be a LowRank, GatedEdit, SecondMoment or tensor"),
         ({1: edit}, {}, "names consist of letters"),
     ]
@@ -182,6 +184,18 @@ def test_keys_that_rounding_makes_parallel_are_refused_when_saving(path):
 
 
 # -------------------------------------------------------------------- the base model
+
+
+def test_what_was_loaded_can_be_attached_as_it_is(path):
+    model = layers(0)
+    edit = LowRank(normal(3, 1), normal(1, 2))
+    save({"a": edit}, path, dtype=torch.float64, model=model)
+    x = normal(4, 2)
+    with attach(model, {"a": edit}):
+        expected = model(x)
+    with attach(model, load(path)):
+        assert torch.equal(model(x), expected)
+    assert not torch.equal(model(x), expected)
 
 
 def layers(seed: int) -> nn.Sequential:
