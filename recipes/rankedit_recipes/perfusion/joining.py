@@ -1,0 +1,193 @@
+"""Separately learned concepts as one joint edit for each projection."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.perfusion.concept import PRESETS, Concept, Lock, base_of, category_encoding
+from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.perfusion.text import Pipeline
+from rankedit_recipes.perfusion.weighting import WEIGHTS
+
+Numbers = float | Sequence[float] | Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Run-time settings of one concept."""
+
+    bias: float
+    temperature: float
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class GateForm:
+    """What all concepts of a pipeline share.
+
+    Attributes:
+        lock: how keys are made; None for each concept's own (global if one of them is).
+        normalised: the gate is exactly 0 away from the key and 1 at it.
+        floor: similarity below which the edit does exactly nothing.
+    """
+
+    lock: Lock | None = None
+    normalised: bool = False
+    floor: float | None = None
+
+
+def settings_of(
+    concepts: Sequence[Concept],
+    lock: Lock | None,
+    bias: Numbers,
+    temperature: Numbers,
+    strength: Numbers,
+) -> dict[str, Settings]:
+    """Settings by word: what was asked for, else the concept's own."""
+    words = [concept.trigger for concept in concepts]
+    asked = [_by_word(numbers, words) for numbers in (bias, temperature, strength)]
+    found = {}
+    for concept in concepts:
+        own = (concept.bias, concept.temperature)
+        if lock is not None and lock != concept.lock:
+            own = PRESETS[lock]
+        word = concept.trigger
+        chosen = [
+            numbers.get(word, usual) for numbers, usual in zip(asked, (*own, 1.0), strict=True)
+        ]
+        found[word] = Settings(*chosen)
+    return found
+
+
+def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
+    if numbers is None:
+        return {}
+    if isinstance(numbers, Mapping):
+        unknown = sorted(set(numbers) - set(words))
+        if unknown:
+            raise PerfusionError(f"apply: no concept has the word {unknown[0]!r}, but {words}.")
+        return numbers
+    if isinstance(numbers, (int, float)):
+        return dict.fromkeys(words, float(numbers))
+    if len(numbers) != len(words):
+        raise PerfusionError(
+            f"apply: expected one number, or one for each of {words}, got {list(numbers)}."
+        )
+    return dict(zip(words, numbers, strict=True))
+
+
+def check(settings: Mapping[str, Settings]) -> None:
+    """Refuse temperatures that are not positive.
+
+    Raises:
+        PerfusionError: names the concept.
+    """
+    for word, setting in settings.items():
+        if not setting.temperature > 0:
+            raise PerfusionError(
+                f"perfusion: the temperature of {word!r} must be positive, got "
+                f"{setting.temperature}; 0.01 makes a sharp gate."
+            )
+
+
+def columns(settings: Mapping[str, Settings]) -> dict[str, Tensor]:
+    """The settings as the joint edit has them: one number for each concept, in order."""
+    rows = list(settings.values())
+    return {
+        "bias": torch.tensor([row.bias for row in rows]),
+        "temperature": torch.tensor([row.temperature for row in rows]),
+        WEIGHTS: torch.tensor([row.strength for row in rows]),
+    }
+
+
+def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
+    """Refuse concepts that do not belong to this kind of model or share a word.
+
+    Raises:
+        PerfusionError: says which concept and why.
+    """
+    words = [concept.trigger for concept in concepts]
+    if not words or len(set(words)) != len(words):
+        raise PerfusionError(
+            f"apply: concepts must have one word each, all different, got {words}; "
+            "concept.renamed('<other>') gives another word."
+        )
+    targets, base = find_targets(pipe), base_of(pipe)
+    for concept in concepts:
+        lacking = [name for name in targets.values if name not in concept.targets]
+        foreign = set(concept.targets) - {*targets.keys, *targets.values}
+        if lacking or foreign or len(concept.key) != targets.width:
+            raise PerfusionError(
+                f"apply: {concept.trigger!r} was learned on another kind of model: it has "
+                f"{len(concept.targets)} targets for an encoding {len(concept.key)} wide, but this "
+                f"one has {len(targets.values)} value projections that read {targets.width}."
+            )
+        if concept.base and concept.base != base:
+            warnings.warn(
+                f"apply: {concept.trigger!r} was learned on a model with other weights "
+                f"(fingerprint {concept.base}, here {base}): keys are made anew, its values are "
+                "used as they are.",
+                rk.RankeditWarning,
+                stacklevel=4,
+            )
+
+
+def joint_edits(
+    pipe: Pipeline,
+    concepts: Sequence[Concept],
+    settings: Mapping[str, Settings],
+    form: GateForm,
+) -> dict[str, rk.GatedEdit]:
+    """The merged edit of each projection, keys locked to the categories of the concepts.
+
+    Raises:
+        PerfusionError: concepts with parallel keys, or made under other statistics.
+    """
+    targets = find_targets(pipe)
+    modules = targets.modules(denoiser_of(pipe))
+    categories = [
+        category_encoding(pipe, concept.category, concept.templates) for concept in concepts
+    ]
+    edits = {}
+    for name in (*targets.keys, *targets.values):
+        parts = []
+        for concept, category in zip(concepts, categories, strict=True):
+            target = concept.targets.get(name)
+            if target is None:
+                with torch.no_grad():
+                    target = rk.linear_output(modules[name], category[None])[0]
+            gate = rk.Sigmoid(settings[concept.trigger].bias, settings[concept.trigger].temperature)
+            parts.append(_gated(concept, target, gate, form))
+        edits[name] = _merged(parts, concepts)
+    return edits
+
+
+def _gated(concept: Concept, target: Tensor, gate: rk.Sigmoid, form: GateForm) -> rk.GatedEdit:
+    return rk.GatedEdit.from_images(
+        concept.key[None].cpu(),
+        target[None].float().cpu(),
+        concept.image[None].cpu(),
+        gate,
+        normalised=form.normalised,
+        floor=form.floor,
+        statistics=concept.statistics,
+    )
+
+
+def _merged(parts: Sequence[rk.GatedEdit], concepts: Sequence[Concept]) -> rk.GatedEdit:
+    try:
+        return rk.merge(parts)
+    except rk.SolveError as error:
+        words = ", ".join(concept.trigger for concept in concepts)
+        raise PerfusionError(
+            f"apply: {words} cannot be merged: {error} Concepts must be learned on one base model "
+            "with one file of captions, and be told apart by their encodings."
+        ) from error

@@ -1,0 +1,51 @@
+"""A gated edit of several concepts in which each has a strength of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import rankedit as rk
+from rankedit.edits import KeyOutputs
+from rankedit.shapes import Inputs, Outputs
+
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """`Σ_j w_j (gate_j(s_j) o_j − c_j W i_j)`: both terms of a concept are scaled together.
+
+    Attributes:
+        edit: the joint edit.
+        weights: `[n]`, one strength for each key; 1 is the edit itself.
+    """
+
+    edit: rk.GatedEdit
+    weights: Tensor
+
+    @property
+    def in_features(self) -> int:
+        """Width of the inputs."""
+        return self.edit.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Width of the outputs."""
+        return self.edit.out_features
+
+    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
+        """The edit's tensors, and the strengths."""
+        return {**self.edit.bind(outputs), WEIGHTS: self.weights.float()}
+
+    def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
+        """What the edit adds, with each concept's part scaled."""
+        weights = tensors[WEIGHTS][:, None]
+        scaled = {name: tensors[name] * weights for name in ("targets", "key_outputs")}
+        return self.edit.added(x, {**tensors, **scaled})
+
+    def settings(self) -> frozenset[str]:
+        """The edit's settings, and the strengths."""
+        return self.edit.settings() | {WEIGHTS}

@@ -1,0 +1,260 @@
+"""Concepts in a pipeline against a float64 oracle, and out of it without a trace."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from rankedit_recipes.perfusion import concept as concepts_module
+from rankedit_recipes.perfusion.applying import apply, load, set_concepts, unload
+from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.statistics import RIDGE, second_moment
+from rankedit_recipes.perfusion.targets import find_targets
+
+import rankedit as rk
+from tests.perfusion import pipelines
+from tests.perfusion.concepts import CAPTIONS, random_concept
+
+PROMPT = "a photo of a <bean> next to a <mug>"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def bean(pipe):
+    return random_concept(pipe)
+
+
+@pytest.fixture(scope="module")
+def mug(pipe):
+    return random_concept(pipe, "<mug>", "teddy bear", seed=1)
+
+
+def picture(pipe, prompt="a photo of a cat", **arguments):
+    settings = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
+    generator = torch.Generator().manual_seed(3)
+    return pipe(prompt, generator=generator, **(settings | arguments)).images
+
+
+def recorded(pipe, prompt):
+    """Inputs and outputs of every key and value projection in one run of the pipeline."""
+    seen: dict[str, list] = {}
+    modules = find_targets(pipe).modules(denoiser_of(pipe))
+    handles = [
+        module.register_forward_hook(
+            lambda _, args, output, name=name: seen.setdefault(name, []).append((args[0], output))
+        )
+        for name, module in modules.items()
+    ]
+    picture(pipe, prompt)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def oracle(x, weight, inverse, keys, targets, biases, temperatures):
+    """Equation 3, and 4 with 10 for several concepts, written out in float64."""
+    x = x.double()
+    lengths = np.array([float(k @ inverse @ k) for k in keys])
+    lower = torch.linalg.cholesky(inverse)
+    basis, _ = torch.linalg.qr(torch.stack([lower.T @ k for k in keys], dim=1))
+    directions = torch.linalg.solve(lower.T, basis)  # u = L^-T ũ
+    rest = x - (x @ inverse @ directions) @ directions.T
+    output = rest @ weight.double().T
+    for j, key in enumerate(keys):
+        similarity = (x @ inverse @ key) / lengths[j]
+        gate = torch.sigmoid((similarity - biases[j]) / temperatures[j])
+        output = output + gate[..., None] * targets[j].double()
+    return output
+
+
+def inverse_of(pipe):
+    matrix = second_moment(pipe, CAPTIONS, progress=False).matrix
+    ridge = RIDGE * matrix.trace() / len(matrix)
+    return torch.linalg.inv(matrix + ridge * torch.eye(len(matrix), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("which", [("<bean>",), ("<bean>", "<mug>")])
+def test_every_projection_gives_what_the_equations_say(pipe, bean, mug, which):
+    chosen = [c for c in (bean, mug) if c.trigger in which]
+    biases, temperatures = [0.6, 0.8][: len(chosen)], [0.15, 0.1][: len(chosen)]
+    targets = find_targets(pipe)
+    modules = targets.modules(denoiser_of(pipe))
+    weights = {name: module.weight.detach().clone() for name, module in modules.items()}
+    categories = [concepts_module.category_encoding(pipe, c.category, c.templates) for c in chosen]
+    inverse = inverse_of(pipe)
+    with apply(pipe, chosen, bias=biases, temperature=temperatures):
+        seen = recorded(pipe, PROMPT)
+    assert set(seen) == {*targets.keys, *targets.values}
+    for name, calls in seen.items():
+        if name in targets.keys:
+            wanted = [category @ weights[name].T for category in categories]
+        else:
+            wanted = [c.targets[name] for c in chosen]
+        for x, y in calls:
+            keys = [c.key.double() for c in chosen]
+            expected = oracle(x, weights[name], inverse, keys, wanted, biases, temperatures)
+            torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_pictures_and_weights_afterwards_are_those_of_before(pipe, bean, mug):
+    tokenizer, before = pipe.tokenizer, picture(pipe)
+    state = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    with apply(pipe, [bean, mug]):
+        assert not np.array_equal(picture(pipe), before)
+        assert list(pipe.unet.state_dict()) == list(state)
+    assert np.array_equal(picture(pipe), before)
+    assert pipe.tokenizer is tokenizer
+    assert all(torch.equal(v, state[k]) for k, v in pipe.unet.state_dict().items())
+
+
+def test_strength_zero_of_one_concept_leaves_the_other_alone(pipe, bean):
+    # Orthogonal keys: the joint projection is then the sum of the single ones.
+    targets = find_targets(pipe)
+    name = targets.values[0]
+    with apply(pipe, [bean, random_concept(pipe, "<mug>", "cup", seed=5)]) as applied:
+        applied.set("<mug>", strength=0.0)
+        applied.set("<bean>", strength=0.0)
+        off = picture(pipe, "a photo of a cat")
+        applied.set("<bean>", strength=1.0)
+        assert not np.array_equal(off, picture(pipe, "a photo of a cat"))
+    assert name in applied.edits or not applied.edits
+    np.testing.assert_allclose(off, picture(pipe, "a photo of a cat"), atol=1e-6)
+
+
+def test_settings_change_at_run_time_as_if_they_had_been_given_at_once(pipe, bean, mug):
+    with apply(pipe, [bean, mug], bias=[0.4, 0.6], temperature=0.2, strength={"<mug>": 0.5}):
+        wanted = picture(pipe, PROMPT)
+    with apply(pipe, [bean, mug]) as applied:
+        applied.set("<bean>", bias=0.4)
+        set_concepts(pipe, "<mug>", bias=0.6, strength=0.5)
+        set_concepts(pipe, temperature=0.2)
+        assert np.array_equal(picture(pipe, PROMPT), wanted)
+        with pytest.raises(PerfusionError, match="temperature of '<bean>' must be positive"):
+            applied.set("<bean>", temperature=0.0)
+        with pytest.raises(PerfusionError, match="no concept with the word '<cat>'"):
+            applied.set("<cat>", bias=1.0)
+
+
+def test_load_and_unload_one_by_one_equal_apply(pipe, bean, mug, tmp_path):
+    mug.save(tmp_path / "mug.safetensors", dtype=torch.float32)
+    with apply(pipe, [bean, mug]):
+        both = picture(pipe, PROMPT)
+    with apply(pipe, bean):
+        one = picture(pipe, "a photo of a <bean>")
+    load(pipe, bean)
+    load(pipe, tmp_path / "mug.safetensors")
+    assert np.array_equal(picture(pipe, PROMPT), both)
+    with pytest.raises(PerfusionError, match=r"a concept with the word '<mug>' is in"):
+        load(pipe, mug)
+    with pytest.raises(PerfusionError, match="concepts are already in this pipeline"):
+        apply(pipe, bean)
+    unload(pipe, "<mug>")
+    assert np.array_equal(picture(pipe, "a photo of a <bean>"), one)
+    unload(pipe)
+    with pytest.raises(PerfusionError, match="no concept is in this pipeline"):
+        unload(pipe)
+
+
+def test_a_failed_load_leaves_what_was_in(pipe, bean):
+    with apply(pipe, bean):
+        before = picture(pipe, "a photo of a <bean>")
+        twin = bean.renamed("<twin>")
+        with pytest.raises(PerfusionError, match=r"<bean>, <twin> cannot be merged.*independent"):
+            load(pipe, twin)
+        assert np.array_equal(picture(pipe, "a photo of a <bean>"), before)
+        with pytest.raises(PerfusionError, match="must have the same statistics"):
+            load(pipe, random_concept(pipe, "<x>", seed=9, statistics="other"))
+
+
+def test_a_dead_zone_changes_nothing_off_the_concept(pipe, bean):
+    base = picture(pipe)
+    with apply(pipe, bean, floor=10.0):
+        assert np.array_equal(picture(pipe), base)
+    with apply(pipe, bean):
+        paper = np.abs(picture(pipe) - base).mean()
+    assert paper > 0
+
+
+def test_concepts_of_another_kind_of_model_are_refused(pipe, bean):
+    other = pipelines.stable_diffusion_xl()
+    with pytest.raises(PerfusionError, match="learned on another kind of model"):
+        apply(other, bean)
+
+
+def test_keys_are_made_anew_on_a_fine_tuned_model(pipe, bean):
+    tuned = pipelines.stable_diffusion()
+    with torch.no_grad():
+        for module in find_targets(tuned).modules(tuned.unet).values():
+            module.weight.mul_(1.1)
+    with pytest.warns(rk.RankeditWarning, match="keys are made anew"):
+        there = apply(tuned, bean)
+    name = find_targets(tuned).keys[0]
+    moved = there.edits[name].targets
+    there.detach()
+    with apply(pipe, bean) as here:
+        torch.testing.assert_close(moved, 1.1 * here.edits[name].targets)
+
+
+def test_the_global_lock_gives_the_keys_of_the_category_prompt(pipe, mug):
+    prompt = "a photo of a <mug> on grass"
+    plain = "a photo of a teddy bear on grass"
+    targets = find_targets(pipe)
+    base = recorded(pipe, plain)
+    with apply(pipe, mug, lock="global", strength=0.0):
+        seen = recorded(pipe, prompt)
+    key, value = targets.keys[0], targets.values[0]
+    (ours, _), (theirs, _) = seen[key][0], base[key][0]
+    # "teddy bear" is two tokens and the concept one: what follows moves by one.
+    torch.testing.assert_close(ours[1, :5], theirs[1, :5])
+    torch.testing.assert_close(ours[1, 5:-1], theirs[1, 6:])
+    torch.testing.assert_close(ours[0], theirs[0])  # the empty negative prompt
+    assert not torch.allclose(seen[value][0][0][1], theirs[1])
+    assert "encode_prompt" not in vars(pipe)
+
+
+@pytest.mark.parametrize("make", ["stable_diffusion_xl", "pixart", "sana"])
+@pytest.mark.parametrize("lock", ["local", "global"])
+def test_other_families_work_and_are_restored(make, lock):
+    pipe = getattr(pipelines, make)()
+    size = 64 if make == "sana" else 16
+    settings = {"num_inference_steps": 1, "height": size, "width": size, "output_type": "np"}
+    if make != "stable_diffusion_xl":
+        settings["use_resolution_binning"] = False
+
+    def run(prompt):
+        return pipe(prompt, generator=torch.Generator().manual_seed(0), **settings).images
+
+    before = run("a photo of a cat")
+    concept = random_concept(pipe)
+    with apply(pipe, concept, lock=lock, bias=0.2):
+        inside = run("a photo of a <bean>")
+    assert np.isfinite(inside).all()
+    assert not np.array_equal(inside, before)
+    assert np.array_equal(run("a photo of a cat"), before)
+
+
+def test_joint_attention_is_refused_with_the_reason():
+    with pytest.raises(PerfusionError, match="text and picture attend jointly"):
+        find_targets(pipelines.stable_diffusion_3())
+
+
+def test_prompt_embeddings_passed_by_hand(pipe, bean):
+    with apply(pipe, bean):
+        wanted = picture(pipe, "a photo of a <bean>")
+        positive, negative = pipe.encode_prompt("a photo of a <bean>", "cpu", 1, True)
+        given = picture(pipe, None, prompt_embeds=positive, negative_prompt_embeds=negative)
+    assert np.array_equal(wanted, given)
+
+
+def test_a_copy_of_the_pipeline_is_not_touched(pipe, bean):
+    twin = copy.deepcopy(pipe)
+    before = picture(twin)
+    with apply(pipe, bean):
+        assert np.array_equal(picture(twin), before)
