@@ -15,8 +15,6 @@ from rankedit.objective import Terms, ValueSearch
 from rankedit.shapes import Keys, Values
 from rankedit.sites import GatedValues, ShiftedOutput, Sites
 
-OnStep = Callable[["StepReport"], "bool | Tensor | None"]
-
 
 @dataclass(frozen=True)
 class StepReport:
@@ -33,12 +31,16 @@ class StepReport:
     stopped: Tensor
 
 
+OnStep = Callable[[StepReport], bool | Tensor | None]
+
+
 @dataclass(frozen=True)
 class LearnedValues:
     """The result of a search.
 
     Attributes:
-        values: by projection, the values `[n, out]`.
+        values: by projection, the values `[n, out]`. Those of an `OutputSite` have the layer's bias in
+            them, which `solve_edit` wants without.
         initial: what they were at the start.
         keys: the keys `[n, in]` of the edits whose keys were learned.
         edits: the gated edits with what was learned.
