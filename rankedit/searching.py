@@ -39,8 +39,8 @@ class LearnedValues:
     """The result of a search.
 
     Attributes:
-        values: by projection, the values `[n, out]`. Those of an `OutputSite` have the layer's bias in
-            them, which `solve_edit` wants without.
+        values: by projection, the values `[n, out]`. Those of an `OutputSite` include the layer's
+            bias, which `solve_edit` wants them without.
         initial: what they were at the start.
         keys: the keys `[n, in]` of the edits whose keys were learned.
         edits: the gated edits with what was learned.
