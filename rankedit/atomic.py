@@ -42,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     _check_target(target)
-    _remove_stale(target)
+    remove_stale(target)
     name = f".{_label(target)}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
     temporary = target.with_name(name)
     with _writing_lock:
@@ -110,8 +110,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove temporary files of `target` whose process on this machine is dead."""
+def remove_stale(target: Path) -> None:
+    """Remove temporary files of `target` whose process on this machine is dead.
+
+    `atomic_write` does so by itself; call it where the file is removed and not written again.
+    """
     pattern = re.compile(
         re.escape(f".{_label(target)}.{_host()}-") + r"(\d+)-[0-9a-f]{8}" + re.escape(_SUFFIX)
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from rankedit.atomic import atomic_write
+from rankedit.atomic import atomic_write, remove_stale
 from rankedit.errors import EditFileError, StatisticsError
 from rankedit.moments import SecondMoment
 from rankedit.packing import COARSENESS
@@ -221,3 +221,4 @@ class Keeper:
         """The collection is complete."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
+            remove_stale(self.file)

@@ -228,7 +228,7 @@ KILLED = textwrap.dedent(
     def call(x):
         print("batch", flush=True)
         model(x)
-    moments = collect(model, "*", make_batches(60), call=call,
+    moments = collect(model, "*", make_batches(30), call=call,
                       checkpoint=Checkpoint(sys.argv[1], seconds=0.0), progress=False)
     """
 )
@@ -265,11 +265,11 @@ def test_kill_at_any_moment_and_resume(tmp_path):
     moments = collect(
         model,
         "*",
-        make_batches(60),
+        make_batches(30),
         call=lambda x: calls.append(1) or model(x),
         checkpoint=path,
         progress=False,
     )
-    assert 0 < len(calls) < 60
-    same_states(moments, collect(make_model(), "*", make_batches(60), progress=False))
+    assert 0 < len(calls) < 30
+    same_states(moments, collect(make_model(), "*", make_batches(30), progress=False))
     assert list(folder.iterdir()) == []
