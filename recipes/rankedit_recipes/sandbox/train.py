@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .images.exporting import export
+from .images.judge_training import train_judges
+from .images.loading import JUDGES, WEIGHTS
 from .images.presets import PRESETS
 from .images.run import Run, run
 
+CHANGEABLE = ("steps", "rate", "single_steps", "seed", "workers")
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train the generator, going on from the newest checkpoint in the folder.
 
-    Args:
-        argv: Arguments of the command line; those of the process by default.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rankedit_recipes.sandbox.train", description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--folder", type=Path, help="checkpoints and log; outputs/sandbox-PRESET")
@@ -22,20 +22,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--single-steps", type=int, help="steps before two objects are shown")
     parser.add_argument("--seed", type=int, help="seed of everything")
-    parser.add_argument(
-        "--init-from", type=Path, help="start from the weights of a pipeline folder"
-    )
+    parser.add_argument("--workers", type=int, help="processes that share each batch")
+    parser.add_argument("--init-from", type=Path, help="start from a pipeline folder's weights")
     parser.add_argument("--minutes", type=float, default=4.0, help="minutes between checkpoints")
-    given = parser.parse_args(argv)
+    parser.add_argument("--export", action="store_true", help="write the weights that ship, after")
+    parser.add_argument("--target", type=Path, default=WEIGHTS, help="where --export writes")
+    parser.add_argument("--judges", action="store_true", help="train the judges instead")
+    parser.add_argument(
+        "--judge-steps",
+        type=int,
+        nargs=3,
+        default=(1500, 1500, 1500),
+        help="steps of attributes, identity and CLIP; 0 leaves one out",
+    )
+    parser.add_argument("--judge-folder", type=Path, default=JUDGES, help="where the judges go")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the generator (or the judges), going on from the newest checkpoint in the folder.
+
+    Args:
+        argv: Arguments of the command line; those of the process by default.
+    """
+    given = _parser().parse_args(argv)
+    if given.judges:
+        train_judges(given.judge_folder, steps=tuple(given.judge_steps))
+        return
     changes = {
-        name: getattr(given, name)
-        for name in ("steps", "rate", "single_steps", "seed")
-        if getattr(given, name) is not None
+        name: getattr(given, name) for name in CHANGEABLE if getattr(given, name) is not None
     }
     preset = replace(PRESETS[given.preset], **changes)
     folder = given.folder or Path("outputs") / f"sandbox-{given.preset}"
     folder.mkdir(parents=True, exist_ok=True)
     run(preset, Run(folder, init_from=given.init_from, minutes=given.minutes))
+    if given.export:
+        export(preset, folder, given.target)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ calls that a diffusers pipeline makes: `encode(x).latent_dist`, `decode(z).sampl
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -52,7 +51,7 @@ class Encoded:
     latent_dist: Point
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Patches of a picture as scaled principal components.
 
     Args:
@@ -62,7 +61,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         block_out_channels: Only its length is read: diffusers derives the patch from it.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         patch: int = 4,
@@ -74,6 +73,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.encoder = nn.Conv2d(3, latent_channels, patch, stride=patch)
         self.decoder = nn.ConvTranspose2d(latent_channels, 3, patch, stride=patch)
 
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures, without any wrapping."""
+        return self.encoder(pictures)
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Pictures of latents, without any wrapping; not clipped."""
+        return self.decoder(latents)
+
     def encode(self, x: Tensor, return_dict: bool = True) -> Encoded | tuple[Point]:  # noqa: FBT001, FBT002 - as diffusers calls it
         """Latents of pictures.
 
@@ -84,7 +91,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         Returns:
             The latents, as a distribution without spread.
         """
-        point = Point(self.encoder(x))
+        point = Point(self.latents(x))
         return Encoded(point) if return_dict else (point,)
 
     def decode(
@@ -92,7 +99,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         z: Tensor,
         return_dict: bool = True,  # noqa: FBT001, FBT002 - as diffusers calls it
         generator: torch.Generator | None = None,
-    ) -> Any:
+    ) -> DecoderOutput | tuple[Tensor]:
         """Pictures of latents.
 
         Args:
@@ -103,7 +110,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         Returns:
             Pictures, nominally from -1 to 1, not clipped.
         """
-        sample = self.decoder(z)
+        sample = self.pictures(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -138,4 +145,4 @@ def fit_autoencoder(pixels: Tensor, *, patch: int, channels: int) -> PatchAutoen
     # A transposed convolution has one bias a colour; the rest of the mean patch is negligible
     # because every position inside a patch sees the same pictures.
     model.decoder.bias.copy_(mean.view(3, -1).mean(1))
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(requires_grad=False)

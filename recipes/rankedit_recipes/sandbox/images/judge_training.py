@@ -1,14 +1,11 @@
 """Trains the judges on drawn pictures, on other seeds than the generator."""
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from rich.progress import track
 from safetensors.torch import save_file
@@ -17,38 +14,16 @@ from torch import Tensor, nn
 from .captions import caption
 from .checkpoint import write_text
 from .clip import build_clip
-from .identity import IdentityEmbedding, crop
-from .judge import LOOKS, AttributeJudge, as_input
-from .renderer import render
-from .scenes import Scene, Thing, draw_pair, draw_scene, draw_single, rng_of
-from .skins import MARKS, PALETTE, PATTERNS, Skin, draw_skin
+from .identity import IdentityEmbedding
+from .judge import LOOKS, AttributeJudge
+from .scenes import Scene, draw_scene, rng_of
+from .skins import draw_skin
 from .tokenizer import build_tokenizer
+from .views import changed_skin, disturbed, pixels_of, views
 from .vocabulary import CATEGORIES, SCENES, STYLES
 
 SEED = 7_000_000
 """First seed of the judges' streams; the generator's and the evaluation's are far from it."""
-
-
-def pixels_of(scenes: Sequence[Scene], size: int = 48) -> Tensor:
-    """Draw scenes.
-
-    Args:
-        scenes: What to draw.
-        size: Pixels a side.
-
-    Returns:
-        Pictures, [n, size, size, 3].
-    """
-    return torch.from_numpy(np.stack([render(scene, size).pixels for scene in scenes]))
-
-
-def _disturbed(pixels: Tensor, rng: random.Random) -> Tensor:
-    """Network input with a little noise, so that a judge does not look for perfect pixels."""
-    pictures = as_input(pixels)
-    generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    noise = torch.randn(pictures.shape, generator=generator)
-    level = 0.08 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
-    return pictures + level * noise
 
 
 def _decay(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
@@ -146,7 +121,7 @@ def train_attributes(
     def loss_of(step: int) -> Tensor:
         rng = rng_of("attributes", SEED, step)
         scenes = [draw_scene(rng, pairs=0.6) for _ in range(batch)]
-        says, truth = model(_disturbed(pixels_of(scenes, size), rng)), truth_of(scenes)
+        says, truth = model(disturbed(pixels_of(scenes, size), rng)), truth_of(scenes)
         entropy = nn.functional.cross_entropy
         there = truth.present.bool()
         return (
@@ -158,60 +133,7 @@ def train_attributes(
         )
 
     losses = fit("attributes", model.parameters(), loss_of, steps, 2e-3)
-    return model.eval().requires_grad_(False), losses
-
-
-def changed_skin(skin: Skin, rng: random.Random) -> Skin:
-    """A skin that differs from another in one element: the nearest thing to a wrong identity.
-
-    Args:
-        skin: The skin.
-        rng: Chooses the element and its new value.
-
-    Returns:
-        Another skin.
-    """
-    unused = [i for i in range(len(PALETTE)) if i not in (*skin.colours, skin.mark_colour)]
-    element = rng.choice(("colour", "pattern", "mark", "mark_colour"))
-    if element == "colour":
-        at = rng.randrange(len(skin.colours))
-        colours = tuple(rng.choice(unused) if i == at else c for i, c in enumerate(skin.colours))
-        return replace(skin, colours=colours)
-    if element == "pattern":
-        return replace(skin, pattern=rng.choice([p for p in PATTERNS if p != skin.pattern]))
-    if element == "mark":
-        return replace(skin, mark=rng.choice([m for m in MARKS if m != skin.mark]))
-    return replace(skin, mark_colour=rng.choice(unused))
-
-
-def dressed_scene(rng: random.Random, category: str, skin: Skin) -> tuple[Scene, Thing]:
-    """A random picture of an object with a given skin, alone or beside another.
-
-    Args:
-        rng: Source of randomness.
-        category: The object's category.
-        skin: Its skin.
-
-    Returns:
-        The scene and the object in it.
-    """
-    if rng.random() < 0.4:
-        other = rng.choice([c for c in CATEGORIES if c != category])
-        scene = draw_pair(rng, ((category, None, skin), (other, "red", None)))
-        return scene, scene.things[0]
-    scene = draw_single(rng)
-    thing = replace(scene.things[0], category=category, colour=None, skin=skin)
-    return replace(scene, things=(thing,)), thing
-
-
-def _views(rng: random.Random, skins: Sequence[Skin], category: str, size: int) -> Tensor:
-    scenes, boxes = [], []
-    for skin in skins:
-        scene, thing = dressed_scene(rng, category, skin)
-        scenes.append(scene)
-        shake = [rng.gauss(0, 0.012) for _ in range(3)]
-        boxes.append([thing.x + shake[0], thing.y + shake[1], thing.size + shake[2]])
-    return crop(_disturbed(pixels_of(scenes, size), rng), torch.tensor(boxes))
+    return model.eval().requires_grad_(requires_grad=False), losses
 
 
 def train_identity(
@@ -238,15 +160,15 @@ def train_identity(
         category = rng.choice(CATEGORIES)
         drawn = [draw_skin(rng) for _ in range(skins // 2)]
         drawn += [changed_skin(skin, rng) for skin in drawn]
-        first = model(_views(rng, drawn, category, size))
-        second = model(_views(rng, drawn, category, size))
+        first = model(views(rng, drawn, category, size))
+        second = model(views(rng, drawn, category, size))
         scores = first @ second.T / 0.1
         right = torch.arange(len(drawn))
         entropy = nn.functional.cross_entropy
         return (entropy(scores, right) + entropy(scores.T, right)) / 2
 
     losses = fit("identity", model.parameters(), loss_of, steps, 2e-3)
-    return model.eval().requires_grad_(False), losses
+    return model.eval().requires_grad_(requires_grad=False), losses
 
 
 def train_clip(steps: int, batch: int = 64, size: int = 48) -> tuple[nn.Module, list[float]]:
@@ -269,11 +191,11 @@ def train_clip(steps: int, batch: int = 64, size: int = 48) -> tuple[nn.Module, 
         scenes = [draw_scene(rng, pairs=0.5) for _ in range(batch)]
         texts = [caption(scene, rng) for scene in scenes]
         tokens = tokenizer(texts, padding="max_length", return_tensors="pt")["input_ids"]
-        pictures = _disturbed(pixels_of(scenes, size), rng)
+        pictures = disturbed(pixels_of(scenes, size), rng)
         return model(input_ids=tokens, pixel_values=pictures, return_loss=True).loss
 
     losses = fit("clip", model.parameters(), loss_of, steps, 1.5e-3)
-    return model.eval().requires_grad_(False), losses
+    return model.eval().requires_grad_(requires_grad=False), losses
 
 
 def train_judges(folder: Path, *, steps: tuple[int, int, int] = (1500, 1500, 1500)) -> None:

@@ -117,15 +117,15 @@ class Questions(nn.Module):
             The loss.
         """
         total = features.new_zeros(())
-        for head, target in zip((self.category, self.colour), words, strict=True):
+        for head, wanted in zip((self.category, self.colour), words, strict=True):
             total = total + nn.functional.cross_entropy(
-                head(features).flatten(0, 1), target.flatten()
+                head(features).flatten(0, 1), wanted.flatten()
             )
         at_end = features[torch.arange(len(tokens)), ends]
         answers = [scene_labels(scene) for scene in scenes]
-        for name, head in self.whole.items():
+        for name, question in self.whole.items():
             target = torch.tensor([answer[name] for answer in answers])
-            total = total + nn.functional.cross_entropy(head(at_end), target)
+            total = total + nn.functional.cross_entropy(question(at_end), target)
         return total
 
 

@@ -1,20 +1,44 @@
-"""Reads the shipped weights: lazily, offline, and with words when a file is broken."""
+"""Reads the shipped models: lazily, offline, and with words when a file is broken."""
 
+import json
 from pathlib import Path
 
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from .autoencoder import PatchAutoencoder
+from .clip import build_clip
+from .identity import IdentityEmbedding
+from .judge import AttributeJudge
+from .models import assemble
+from .tokenizer import build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""The weights that come with the package."""
+"""The generator that comes with the package, as diffusers lays a pipeline out."""
 
-REBUILD = "python -m rankedit_recipes.sandbox.train --preset cpu"
+JUDGES = Path(__file__).parent / "judges"
+"""The judges that come with the package."""
+
+REBUILD = "python -m rankedit_recipes.sandbox.train --preset cpu --export"
+"""Makes the generator's weights."""
+
 REBUILD_JUDGES = "python -m rankedit_recipes.sandbox.train --judges"
+"""Makes the judges' weights."""
+
+FILES = {
+    "text_encoder": Path("text_encoder/model.safetensors"),
+    "unet": Path("unet/diffusion_pytorch_model.safetensors"),
+    "vae": Path("vae/diffusion_pytorch_model.safetensors"),
+}
+"""Weight files of a pipeline folder."""
 
 
 class WeightsError(RuntimeError):
-    """A weight file is missing or broken."""
+    """A file of the shipped models is missing or broken."""
 
 
 def read_weights(file: Path, rebuild: str = REBUILD) -> dict[str, Tensor]:
@@ -25,23 +49,49 @@ def read_weights(file: Path, rebuild: str = REBUILD) -> dict[str, Tensor]:
         rebuild: The command that makes it.
 
     Returns:
-        Its tensors.
+        Its tensors, in single precision.
 
     Raises:
         WeightsError: If it is missing or broken; the message names it and the command.
     """
-    if not file.is_file():
-        raise WeightsError(f"read_weights: {file} is missing; rebuild it with `{rebuild}`")
+    _check_there(file, rebuild)
     try:
-        return load_file(file)
+        return {name: value.float() for name, value in load_file(file).items()}
     except SafetensorError as error:
-        raise WeightsError(
-            f"read_weights: {file} is corrupt ({error}); rebuild it with `{rebuild}`"
-        ) from error
+        raise _broken(file, error, rebuild) from error
+
+
+def _check_there(file: Path, rebuild: str) -> None:
+    if not file.is_file():
+        raise WeightsError(f"sandbox: {file} is missing; rebuild it with `{rebuild}`")
+
+
+def _broken(file: Path, error: Exception, rebuild: str) -> WeightsError:
+    return WeightsError(f"sandbox: {file} is corrupt ({error}); rebuild it with `{rebuild}`")
+
+
+def _read_config(file: Path) -> dict[str, object]:
+    _check_there(file, REBUILD)
+    try:
+        settings: dict[str, object] = json.loads(file.read_text())
+    except ValueError as error:
+        raise _broken(file, error, REBUILD) from error
+    return settings
+
+
+def _fill(module: nn.Module, file: Path, rebuild: str) -> None:
+    """Load a file into a module and make it ready for use."""
+    try:
+        module.load_state_dict(read_weights(file, rebuild))
+    except RuntimeError as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise _broken(file, error, rebuild) from error
+    module.eval().requires_grad_(requires_grad=False)
 
 
 def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
-    """Load the text encoder and the UNet of a saved pipeline into modules that are being trained.
+    """Load the text encoder and the UNet of a pipeline folder into modules that are being trained.
 
     Args:
         modules: "text_encoder" and "unet".
@@ -50,10 +100,86 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
     Raises:
         WeightsError: If a file is missing or broken.
     """
-    files = {
-        "text_encoder": folder / "text_encoder" / "model.safetensors",
-        "unet": folder / "unet" / "diffusion_pytorch_model.safetensors",
-    }
-    for name, file in files.items():
-        weights = {key: value.float() for key, value in read_weights(file).items()}
-        modules[name].load_state_dict(weights)
+    for name in ("text_encoder", "unet"):
+        modules[name].load_state_dict(read_weights(folder / FILES[name]))
+
+
+def pipeline(
+    folder: Path | None = None, *, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline:
+    """The world's text-to-image pipeline.
+
+    Args:
+        folder: A folder that `export` wrote; the shipped one by default.
+        dtype: Precision of the weights in memory; on disk they have 16 bit.
+
+    Returns:
+        A fresh pipeline on the processor. Nothing is downloaded.
+
+    Raises:
+        WeightsError: If a file is missing or broken; the message names it and the command that
+            rebuilds it.
+    """
+    folder = WEIGHTS if folder is None else folder
+    text_config = _read_config(folder / "text_encoder" / "config.json")
+    unet_config = _read_config(folder / "unet" / "config.json")
+    vae_config = _read_config(folder / "vae" / "config.json")
+    # Random starting values are drawn and thrown away; the caller's generator must not notice.
+    with torch.random.fork_rng(devices=[]):
+        modules = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**text_config)),
+            "unet": UNet2DConditionModel.from_config(unet_config),
+            "vae": PatchAutoencoder.from_config(vae_config),
+        }
+    for name, module in modules.items():
+        _fill(module, folder / FILES[name], REBUILD)
+        module.to(dtype)
+    tokenizer = _tokenizer(folder / "tokenizer")
+    return assemble(modules["vae"], modules["text_encoder"], tokenizer, modules["unet"])
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    file = folder / "tokenizer.json"
+    _read_config(file)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def _load_judge(name: str, module: nn.Module) -> None:
+    _fill(module, JUDGES / f"{name}.safetensors", REBUILD_JUDGES)
+
+
+def attribute_judge() -> AttributeJudge:
+    """The judge of categories, colours, places, scenes and styles.
+
+    Returns:
+        The judge, ready for use.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = AttributeJudge()
+    _load_judge("attributes", model)
+    return model
+
+
+def identity_embedding() -> IdentityEmbedding:
+    """The embedding that tells skins apart.
+
+    Returns:
+        The embedding, ready for use.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = IdentityEmbedding()
+    _load_judge("identity", model)
+    return model
+
+
+def world_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    """The small CLIP of the world.
+
+    Returns:
+        The model and its tokenizer. Pictures go in as 48 pixels from -1 to 1.
+    """
+    tokenizer = build_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        model = build_clip(len(tokenizer))
+    _load_judge("clip", model)
+    return model, tokenizer

@@ -49,7 +49,7 @@ def render(scene: Scene, size: int = 48) -> Picture:
         raise ValueError(f"render: expected a size of at least 1 pixel, got {size}")
     rng = rng_of("light", scene.seed)
     canvas = Image.fromarray(paint_background(scene.background, size * SAMPLES, rng))
-    covers = []
+    covers: list[Pixels] = []
     for thing in scene.things:
         cover = _draw(canvas, thing, sketch=scene.style == "line")
         covers = [np.where(cover > 0, 0, earlier) for earlier in covers]
@@ -59,7 +59,7 @@ def render(scene: Scene, size: int = 48) -> Picture:
     return Picture(_finish(pixels, scene.style, rng.uniform(0.93, 1.05)), np.stack(shrunk))
 
 
-def _finish(pixels: npt.NDArray[np.float32], style: str, light: float) -> Pixels:
+def _finish(pixels: npt.NDArray[np.floating], style: str, light: float) -> Pixels:
     pixels = pixels * np.float32(light)
     if style == "line":
         pixels = 0.45 * pixels + 0.55 * 250
@@ -88,7 +88,10 @@ def _corners(points: Points, thing: Thing, side: int) -> list[tuple[float, float
 
 
 def _stroke(
-    draw: ImageDraw.ImageDraw, corners: list[tuple[float, float]], colour: object, width: float
+    draw: ImageDraw.ImageDraw,
+    corners: list[tuple[float, float]],
+    colour: Colour | int,
+    width: float,
 ) -> None:
     draw.line([*corners, corners[0], corners[1]], fill=colour, width=round(width), joint="curve")
 

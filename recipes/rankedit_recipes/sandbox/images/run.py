@@ -76,7 +76,9 @@ def run(preset: Preset, how: Run) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    mp.spawn(_work, args=(preset, how, address), nprocs=preset.workers)
+    mp.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        _work, args=(preset, how, address), nprocs=preset.workers
+    )
 
 
 def _work(rank: int, preset: Preset, how: Run, address: str) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from .models import assemble, build_text_encoder, build_unet
 from .trainer import Trainer
 
 PROMPTS: tuple[str, ...] = (
@@ -38,7 +40,7 @@ def generate(
     seed: int = 0,
     steps: int = 20,
     guidance: float = 4.0,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+) -> npt.NDArray[np.uint8]:
     """Pictures of prompts; each picture's noise depends on the seed and its position only.
 
     Args:
@@ -62,9 +64,7 @@ def generate(
     return (255 * images).round().astype(np.uint8)
 
 
-def tile(
-    pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], columns: int, zoom: int = 2
-) -> Image.Image:
+def tile(pictures: npt.NDArray[np.uint8], columns: int, zoom: int = 2) -> Image.Image:
     """Pictures side by side.
 
     Args:
@@ -90,8 +90,6 @@ def averaged_pipeline(trainer: Trainer) -> StableDiffusionPipeline:
     Returns:
         The pipeline, on the processor.
     """
-    from .models import assemble, build_text_encoder, build_unet
-
     preset = trainer.preset
     text = build_text_encoder(len(trainer.tokenizer))
     unet = build_unet(preset.size // preset.patch, preset.channels, preset.widths)
@@ -102,7 +100,7 @@ def averaged_pipeline(trainer: Trainer) -> StableDiffusionPipeline:
             if name.startswith(prefix)
         }
         module.load_state_dict(weights, strict=False)
-        module.eval().requires_grad_(False)
+        module.eval().requires_grad_(requires_grad=False)
     autoencoder = trainer.autoencoder.cpu()
     return assemble(autoencoder, text, trainer.tokenizer, unet)
 

@@ -1,6 +1,7 @@
 """Skins: two- or three-coloured patterns with a badge, which no caption ever describes."""
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ class Skin:
     mark_colour: int
 
     def paint(
-        self, u: npt.NDArray[np.float32], v: npt.NDArray[np.float32], badge: tuple[float, float]
+        self, u: npt.NDArray[np.floating], v: npt.NDArray[np.floating], badge: tuple[float, float]
     ) -> npt.NDArray[np.uint8]:
         """Colours of the skin at points of the object's frame.
 
@@ -89,7 +90,7 @@ def draw_skin(rng: random.Random) -> Skin:
 
 
 _Index = npt.NDArray[np.int64]
-_Grid = npt.NDArray[np.float32]
+_Grid = npt.NDArray[np.floating]
 
 
 def _steps(x: _Grid, width: float) -> _Index:
@@ -104,9 +105,9 @@ def _spots(u: _Grid, v: _Grid, width: float) -> _Index:
     return np.where(du**2 + dv**2 < (0.52 * width) ** 2, 1 + np.mod(row, 2), 0).astype(np.int64)
 
 
-_PAINTERS = {
-    "across": lambda u, v, w: _steps(v, w),
-    "upright": lambda u, v, w: _steps(u, w),
+_PAINTERS: Mapping[str, Callable[[_Grid, _Grid, float], _Index]] = {
+    "across": lambda _, v, w: _steps(v, w),
+    "upright": lambda u, _, w: _steps(u, w),
     "diagonal": lambda u, v, w: _steps((u + v) * 0.7071, w),
     "spots": _spots,
     "halves": lambda u, v, w: (u > 0).astype(np.int64) + (v > 0.9 - w),
@@ -114,7 +115,7 @@ _PAINTERS = {
     "rings": lambda u, v, w: _steps(np.sqrt(u**2 + v**2), 0.9 * w),
 }
 
-_MARKS = {
+_MARKS: Mapping[str, Callable[[_Grid, _Grid], npt.NDArray[np.bool_]]] = {
     "disc": lambda du, dv: du**2 + dv**2 < 0.085,
     "square": lambda du, dv: np.maximum(du, dv) < 0.26,
     "diamond": lambda du, dv: du + dv < 0.37,

@@ -59,7 +59,7 @@ class Trainer:
             text = build_text_encoder(len(self.tokenizer))
             unet = build_unet(preset.size // preset.patch, preset.channels, preset.widths)
         self.modules = nn.ModuleDict({"text_encoder": text, "unet": unet})
-        self.modules.to(preset.device, memory_format=torch.channels_last)
+        self.modules.to(preset.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.named = dict(self.modules.named_parameters())
         self.average = {name: p.detach().clone() for name, p in self.named.items()}
         groups = [
@@ -97,7 +97,7 @@ class Trainer:
         Returns:
             The loss.
         """
-        latents = self.autoencoder.encode(batch.pixels).latent_dist.mean
+        latents = self.autoencoder.latents(batch.pixels)
         alpha = self.alphas[batch.times].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * batch.noise
         velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * latents
@@ -118,7 +118,7 @@ class Trainer:
         loss = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
-        parameters = list(self.named.values())
+        parameters: list[Tensor] = list(self.named.values())
         self._share([p.grad for p in parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = self.preset.rate * rate_at(self.preset, self.step)

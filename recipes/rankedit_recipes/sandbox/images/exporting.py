@@ -1,0 +1,68 @@
+"""Writes the averaged weights of a training as a diffusers pipeline with its provenance."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .checkpoint import latest_checkpoint, sha256, write_text
+from .loading import FILES, WEIGHTS, WeightsError
+from .presets import Preset
+from .run import pictures_of
+from .samples import averaged_pipeline, save_samples
+from .trainer import Trainer
+
+
+def revision() -> str:
+    """The git revision of the working directory, or "unknown" outside a repository."""
+    try:
+        told = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()
+
+
+def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:
+    """Write the newest checkpoint's averaged weights in 16 bit, with log, revision and grid.
+
+    Args:
+        preset: What was trained.
+        folder: The training's folder.
+        target: Where the pipeline goes.
+
+    Raises:
+        WeightsError: If the folder holds no intact checkpoint.
+    """
+    state = latest_checkpoint(folder)
+    if state is None:
+        raise WeightsError(f"export: no intact checkpoint in {folder}; train first")
+    trainer = Trainer(preset, pictures_of(preset, folder))
+    trainer.restore(state)
+    write_pipeline(averaged_pipeline(trainer), target)
+    save_samples(trainer, target / "samples.png")
+    shutil.copyfile(folder / "log.jsonl", target / "training-log.jsonl")
+    made = {
+        "revision": revision(),
+        "step": state.step,
+        "preset": asdict(preset),
+        "torch": torch.__version__,
+        "sha256": {name: sha256(target / file) for name, file in FILES.items()},
+    }
+    write_text(target / "provenance.json", json.dumps(made, indent=1) + "\n")
+
+
+def write_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
+    """Save a pipeline's parts in 16 bit, in the layout of diffusers.
+
+    Args:
+        pipe: The pipeline; it is converted in place.
+        target: Where it goes.
+    """
+    pipe.to(torch.float16)
+    pipe.save_pretrained(target, safe_serialization=True)
