@@ -35,5 +35,9 @@ class EditFileError(RankeditError, ValueError):
     """A file is damaged, hostile, of another version, or made for another model."""
 
 
+class ConformanceError(RankeditError, AssertionError):
+    """A solver or an edit lacks a property that it must have; see `rankedit.testing`."""
+
+
 class RankeditWarning(UserWarning):
     """Something worked but deserves attention: the message gives the figure."""
