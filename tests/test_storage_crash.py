@@ -19,7 +19,7 @@ SCRIPT = ROOT / "tests" / "attacks" / "crash_saving.py"
 def attack(mode: str, folder: Path, count: int) -> dict:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), mode, str(folder), str(count)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
