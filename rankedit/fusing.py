@@ -10,7 +10,7 @@ floating-point weights. Everything else keeps its edits beside the weight, with 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,8 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
     for target in targets:
         groups.setdefault(id(target.layer), []).append(target)
         _check_static(target)
-        if not tied:
-            root = model.module if isinstance(model, Projection) else model
-            _check_untied(root, target)
+    if not tied:
+        _check_untied(model.module if isinstance(model, Projection) else model, targets)
     changes = [_change(group) for group in groups.values()]
     written: list[tuple[_Change, Tensor]] = []
     try:
@@ -232,28 +231,33 @@ def _check_static(target: Target) -> None:
         )
 
 
-def _check_untied(model: nn.Module, target: Target) -> None:
-    weight = target.layer._parameters.get("weight")
-    if weight is None or weight.is_meta:
-        return
-    shared = [name for name, tensor in _tensors(model) if _overlap(weight, tensor)]
-    if len(shared) > 1:
-        raise AttachError(
-            f"fuse_: the weight of {target.name!r} is shared by {shared}, and all of them would "
-            "change; use attach, which edits this layer alone, or pass tied=True."
-        )
+def _check_untied(model: nn.Module, targets: Sequence[Target]) -> None:
+    spans: dict[int, list[tuple[str, int, int]]] = {}
+    for name, tensor in _tensors(model):
+        storage = tensor.untyped_storage().data_ptr()
+        start = tensor.data_ptr()
+        spans.setdefault(storage, []).append((name, start, start + tensor.nbytes))
+    for target in targets:
+        weight = target.layer._parameters.get("weight")
+        if weight is None or not _is_plain(weight):
+            continue
+        start, stop = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+        neighbours = spans.get(weight.untyped_storage().data_ptr(), [])
+        shared = [name for name, first, last in neighbours if first < stop and start < last]
+        if len(shared) > 1:
+            raise AttachError(
+                f"fuse_: the weight of {target.name!r} is shared by {shared}, and all of them "
+                "would change; use attach, which edits this layer alone, or pass tied=True."
+            )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All tensors with memory of their own, under each of their names."""
     for kind in (model.named_parameters, model.named_buffers):
         for name, tensor in kind(remove_duplicate=False):
-            yield clean_name(name), tensor
+            if _is_plain(tensor) and tensor.numel():
+                yield clean_name(name), tensor
 
 
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    if second.is_meta or not second.numel() or first.device != second.device:
-        return False
-    if any(type(tensor.data) is not Tensor for tensor in (first, second)):
-        return False  # parts of a quantised or sharded weight; those are refused later
-    starts = first.data_ptr(), second.data_ptr()
-    return starts[0] < starts[1] + second.nbytes and starts[1] < starts[0] + first.nbytes
+def _is_plain(tensor: Tensor) -> bool:
+    return not tensor.is_meta and type(tensor.data) is Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from torch import nn
@@ -68,19 +68,23 @@ def select(
         and is_projection(module)
     }
     if not chosen:
-        raise ProjectionError(_not_found(model, modules, pattern, parent))
+        raise ProjectionError(_not_found(modules, pattern, parent))
     return chosen
 
 
-def find(model: nn.Module, name: str) -> nn.Module:
+def find(model: nn.Module | Mapping[str, nn.Module], name: str) -> nn.Module:
     """The projection of exactly this name; names read from a file are never patterns.
+
+    Args:
+        model: any module, or what `named_modules` gave for it (to look up many names).
+        name: dotted path.
 
     Raises:
         ProjectionError: no such projection; lists the nearest names.
     """
-    modules = dict(named_modules(model))
+    modules = dict(named_modules(model)) if isinstance(model, nn.Module) else model
     if name not in modules:
-        raise ProjectionError(_not_found(model, modules, name, None))
+        raise ProjectionError(_not_found(modules, name, None))
     geometry(modules[name])
     return modules[name]
 
@@ -96,7 +100,7 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_COMPONENTS)
 
 
-def _outermost(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _outermost(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Modules that may be projections, without what lies inside one of them."""
     inside: str | None = None
     for name, module in modules.items():
@@ -118,7 +122,7 @@ def _matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
 
 
 def _parent_matches(
-    parent: Pattern | type[nn.Module] | None, name: str, modules: dict[str, nn.Module]
+    parent: Pattern | type[nn.Module] | None, name: str, modules: Mapping[str, nn.Module]
 ) -> bool:
     if parent is None:
         return True
@@ -134,12 +138,12 @@ def _parent_matches(
 
 
 def _not_found(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     pattern: Pattern,
     parent: Pattern | type[nn.Module] | None,
 ) -> str:
     wanted = pattern if isinstance(pattern, str) else getattr(pattern, "pattern", repr(pattern))
+    model = modules[""]
     where = f" under parent {parent!r}" if parent is not None else ""
     message = f"select: no projection of {type(model).__name__} matches {wanted!r}{where}"
     experts = _expert_parameters(model, pattern)
@@ -161,7 +165,7 @@ def _expert_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
     return [name for name, tensor in names if tensor.ndim == 3 and _matches(pattern, name, model)]
 
 
-def _nearest(wanted: str, modules: dict[str, nn.Module]) -> str:
+def _nearest(wanted: str, modules: Mapping[str, nn.Module]) -> str:
     """The known names that are most like the wanted one, numbers of blocks written as `*`."""
     known = {
         re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name): name

@@ -64,7 +64,8 @@ def resolve(call: str, model: nn.Module | Projection, edits: Edits) -> list[Targ
     """
     named = _named(call, model, edits)
     root, rows = (model.module, model.rows) if isinstance(model, Projection) else (model, None)
-    targets = [_target(call, root, rows, name, listed) for name, listed in named.items()]
+    modules = dict(named_modules(root))
+    targets = [_target(call, modules, rows, name, listed) for name, listed in named.items()]
     _check_distinct(call, targets)
     for target in targets:
         for edit in target.edits:
@@ -108,28 +109,30 @@ def _named(call: str, model: nn.Module | Projection, edits: Edits) -> dict[str, 
 
 
 def _target(
-    call: str, root: nn.Module, rows: slice | None, name: str, edits: tuple[Edit, ...]
+    call: str,
+    modules: Mapping[str, nn.Module],
+    rows: slice | None,
+    name: str,
+    edits: tuple[Edit, ...],
 ) -> Target:
     path = name
     match = _ROWS.fullmatch(name)
     if match:
         path, rows = match["name"], slice(int(match["start"]), int(match["stop"]))
     try:
-        module = find(root, path)
-        view = Projection(innermost(module), rows)
+        view = Projection(innermost(find(modules, path)), rows)
     except ProjectionError as error:
         place = f"layer {name!r}" if name else "the layer itself (name the layers of a model)"
         raise ProjectionError(f"{call}: {place}: {error}") from error
-    chain = _chain(root, path)
+    chain = _chain(modules, path)
     _check_called(call, name, path, chain)
     target = Target(name, view, edits, _owner(view.module, chain))
     _check_whole(call, target)
     return target
 
 
-def _chain(root: nn.Module, path: str) -> list[nn.Module]:
+def _chain(modules: Mapping[str, nn.Module], path: str) -> list[nn.Module]:
     """The modules from the layer up to the root."""
-    modules = dict(named_modules(root))
     parts = path.split(".") if path else []
     return [modules[".".join(parts[:count])] for count in range(len(parts), -1, -1)]
 

@@ -16,9 +16,9 @@ from rankedit.fusing import fuse_, unfuse_
 from rankedit.linear_output import linear_output
 from rankedit.patching import attach
 from rankedit.projections import Projection
+from tests.layer_cases import Conv1D, Doubling, Packed, matrix_of
 from tests.patching_cases import gated, low_rank, residual, state_of
 from tests.test_patching_layers import QUANTISED
-from tests.test_projections import Conv1D, Doubling, Packed, matrix_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))
 

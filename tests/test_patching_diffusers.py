@@ -8,70 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit import AttachError
 from rankedit.patching import attach
 from rankedit.projections import geometry, innermost, select
-from tests.patching_cases import KINDS, added_to, low_rank, state_of
+from tests.patching_cases import KINDS, added_to
+from tests.unet_cases import NOISE, TEXT, edits_of, names_of, output, tiny_pipeline, tiny_unet
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:UserWarning")
-
-TEXT, NOISE = torch.randn(1, 5, 32), torch.randn(1, 4, 8, 8)
-
-
-def tiny_unet():
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    ).eval()
-
-
-def tiny_pipeline():
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
-    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text = CLIPTextConfig(**sizes, **ends, num_hidden_layers=1, vocab_size=10)
-    return StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, sample_size=8),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=CLIPTokenizer(vocab=words, merges=[]),
-        unet=tiny_unet(),
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def output(unet):
-    with torch.no_grad():
-        return unet(NOISE, torch.tensor([3]), encoder_hidden_states=TEXT).sample
-
-
-def names_of(unet):
-    return list(select(unet, "*.attn2.to_[kv]"))
-
-
-def edits_of(unet, kind):
-    sizes = {name: geometry(unet.get_submodule(name)) for name in names_of(unet)}
-    return {
-        name: kind(size.in_features, size.out_features, seed)
-        for seed, (name, size) in enumerate(sizes.items())
-    }
 
 
 def lora_file(unet):
@@ -240,101 +185,6 @@ class TestPipeline:
             gradients.append(learned.grad)
         assert float(gradients[0].norm()) > 0
         torch.testing.assert_close(gradients[1], gradients[0])
-
-
-class TestHooks:
-    @pytest.mark.parametrize("first", ["edit", "hook"])
-    def test_layerwise_casting(self, kind, first):
-        unet = tiny_unet()
-        name, edit = next(iter(edits_of(unet, kind).items()))
-        cast = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
-        if first == "edit":
-            attachment = attach(unet, {name: edit})
-        unet.enable_layerwise_casting(**cast)
-        if first == "hook":
-            attachment = attach(unet, {name: edit})
-        layer = unet.get_submodule(name)
-        assert layer.weight.dtype == torch.float8_e4m3fn
-        edited = layer(TEXT)
-        tensors = {n: t.dtype for n, t in layer.named_buffers()}
-        assert set(tensors.values()) == {torch.float32}
-        attachment.detach()
-        added = added_to(layer.weight.float(), edit, TEXT)
-        rtol = (
-            0.2 if first == "edit" and kind is KINDS["gated"] else 1e-4
-        )  # bound to the full weight
-        assert float((edited - layer(TEXT) - added).norm() / added.norm()) < rtol
-
-    @pytest.mark.parametrize("first", ["edit", "hook"])
-    @pytest.mark.parametrize("level", ["block_level", "leaf_level"])
-    def test_group_offloading(self, kind, first, level):
-        from diffusers.hooks import apply_group_offloading
-
-        unet, groups = tiny_unet(), {"num_blocks_per_group": 1} if level == "block_level" else {}
-        edits, plain = edits_of(unet, kind), tiny_unet()
-        base = output(plain)
-        if first == "edit":
-            attachment = attach(unet, edits)
-        device = torch.device("cpu")
-        apply_group_offloading(
-            unet, onload_device=device, offload_device=device, offload_type=level, **groups
-        )
-        if first == "hook":
-            attachment = attach(unet, edits)
-        with attach(plain, edits):
-            torch.testing.assert_close(output(unet), output(plain))
-        attachment.detach()
-        assert torch.equal(output(unet), base)
-
-
-class TestFusedProjections:
-    def test_layers_that_are_no_longer_called_are_refused(self):
-        unet = tiny_unet()
-        unet.fuse_qkv_projections()
-        before = state_of(unet)
-        name = names_of(unet)[0]
-        with pytest.raises(AttachError, match=r"to_k' is never called since .* 'to_kv'.*unfuse_"):
-            attach(unet, {name: low_rank(32, 64)})
-        own = name.replace("attn2", "attn1")
-        with pytest.raises(AttachError, match=r"is never called since .* runs 'to_qkv'"):
-            attach(unet, {own: low_rank(64, 64)})
-        assert state_of(unet) == before
-
-    def test_their_rows_can_be_edited_instead(self, kind):
-        unet = tiny_unet()
-        name, edit = next(iter(edits_of(unet, kind).items()))
-        with attach(unet, {name: edit}):
-            expected = output(unet)
-        unet.fuse_qkv_projections()
-        with attach(unet, {name.replace("to_k", "to_kv[0:64]"): edit}):
-            torch.testing.assert_close(output(unet), expected)
-
-    def test_after_unfusing_they_are_called_again(self, kind):
-        unet = tiny_unet()
-        base = output(unet)
-        unet.fuse_qkv_projections()
-        unet.unfuse_qkv_projections()
-        with attach(unet, edits_of(unet, kind)):
-            assert not torch.allclose(output(unet), base)
-
-    def test_the_newer_kind_of_attention(self):
-        from diffusers.models.transformers.transformer_flux import FluxAttention
-
-        attention = FluxAttention(query_dim=32, heads=2, dim_head=16, added_kv_proj_dim=32)
-        model = nn.ModuleDict({"attn": attention})
-        attention.fuse_projections()
-        for child in ("to_q", "add_k_proj"):
-            with pytest.raises(AttachError, match="never called since its projections were fused"):
-                attach(model, {f"attn.{child}": low_rank(32, 32)})
-        attention.unfuse_projections()
-        attach(model, {"attn.to_q": low_rank(32, 32)}).detach()
-
-    def test_the_output_projection_of_a_fused_attention_still_is_called(self):
-        unet = tiny_unet()
-        unet.fuse_qkv_projections()
-        base = output(unet)
-        with attach(unet, {names_of(unet)[0].replace("to_k", "to_out.0"): low_rank(64, 64)}):
-            assert not torch.allclose(output(unet), base)
 
 
 def test_innermost_of_a_lora_layer(pipe):

@@ -1,80 +1,23 @@
-"""Projections of every kind give K Wᵀ and K W by being run; select finds them by name."""
+"""Projections of every kind give K Wᵀ and K W by being run."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import torch
 from torch import nn
 
 from rankedit.errors import ProjectionError, ShapeError
-from rankedit.fingerprints import BLOCK_BYTES, SAMPLED_BYTES
 from rankedit.geometry import Geometry
 from rankedit.linear_output import linear_output, linear_output_transposed
 from rankedit.projections import (
     Projection,
-    find,
-    fingerprint,
     geometry,
     innermost,
     is_projection,
-    select,
 )
+from tests.layer_cases import Conv1D, Doubling, Packed, matrix_of
 
 IN, OUT = 12, 20
-
-
-class Conv1D(nn.Module):
-    """A layer of GPT-2's form: the weight is [in, out] and the sizes are called nx and nf."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.randn(nf))
-
-    def forward(self, x):
-        return (x.view(-1, x.size(-1)) @ self.weight + self.bias).view(*x.shape[:-1], self.nf)
-
-
-class Packed(nn.Module):
-    """A quantised layer of nobody's library: 8-bit codes, no weight, computes in bfloat16 only."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.in_features, self.out_features = source.in_features, source.out_features
-        scale = source.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.register_buffer("codes", (source.weight.detach() / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale)
-
-    def forward(self, x):
-        if x.dtype != torch.bfloat16:
-            raise RuntimeError("this kernel computes in bfloat16")
-        return x @ (self.codes * self.scale).to(x.dtype).T
-
-
-class Doubling(nn.Module):
-    """A LoRA-like wrapper: base_layer and something on top."""
-
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer = base_layer
-        self.dropout = nn.Dropout(0.9)
-        self.up = nn.Linear(base_layer.in_features, base_layer.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base_layer(x) + self.up(self.dropout(x))
-
-
-def matrix_of(layer):
-    """The weight [out, in] of the kinds of layer below, read the honest way."""
-    if isinstance(layer, Doubling):
-        return (layer.base_layer.weight + layer.up.weight).detach().double()
-    if isinstance(layer, Packed):
-        return (layer.codes * layer.scale).double()
-    weight = layer.weight.detach().double()
-    return weight.T if isinstance(layer, Conv1D) else weight.flatten(1)
 
 
 KINDS = {
@@ -280,140 +223,3 @@ class TestViews:
     def test_split_sizes_must_add_up(self, sizes):
         with pytest.raises(ProjectionError, match="positive sizes that add up to 24"):
             Projection(nn.Linear(IN, 24)).split(*sizes)
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn = nn.ModuleDict({"q": nn.Linear(4, 4), "k": Doubling(nn.Linear(4, 4))})
-        self.norm = nn.LayerNorm(4)
-        self.mlp = nn.Sequential(Conv1D(8, 4), nn.ReLU(), nn.Linear(8, 4))
-
-
-class Experts(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.down_proj = nn.Parameter(torch.randn(3, 4, 8))
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.ModuleDict({"h": nn.ModuleList([Block(), Block()]), "experts": Experts()})
-
-
-class TestSelect:
-    def test_by_name_glob_regex_predicate_and_list(self, model):
-        assert list(select(model, "h.0.attn.q")) == ["h.0.attn.q"]
-        assert list(select(model, "*.mlp.2")) == ["h.0.mlp.2", "h.1.mlp.2"]
-        assert list(select(model, re.compile(r"h\.\d\.attn\.[qk]"))) == [
-            "h.0.attn.q",
-            "h.0.attn.k",
-            "h.1.attn.q",
-            "h.1.attn.k",
-        ]
-        chosen = select(model, lambda name, module: isinstance(module, Conv1D))
-        assert list(chosen) == ["h.0.mlp.0", "h.1.mlp.0"]
-        assert list(select(model, ["h.1.mlp.0", "h.0.*.q"])) == ["h.1.mlp.0", "h.0.attn.q"]
-        assert select(model, "*.q")["h.1.attn.q"] is model["h"][1].attn["q"]
-
-    def test_a_wrapped_layer_is_one_projection(self, model):
-        assert list(select(model, "h.0.attn.*")) == ["h.0.attn.q", "h.0.attn.k"]
-        exact = select(model, "h.0.attn.k.base_layer")
-        assert exact["h.0.attn.k.base_layer"] is model["h"][0].attn["k"].base_layer
-
-    def test_by_parent(self, model):
-        assert list(select(model, "*", parent=nn.Sequential)) == [
-            "h.0.mlp.0",
-            "h.0.mlp.2",
-            "h.1.mlp.0",
-            "h.1.mlp.2",
-        ]
-        assert list(select(model, "*q", parent="h.1.*")) == ["h.1.attn.q"]
-        second = select(model, "*.0", parent=lambda name, _: name.startswith("h.1"))
-        assert list(second) == ["h.1.mlp.0"]
-
-    def test_names_are_those_without_wrappers(self, model):
-        compiled = torch.compile(model, backend="eager")
-        assert list(select(compiled, "*.mlp.2")) == ["h.0.mlp.2", "h.1.mlp.2"]
-        model["h"][0] = torch.compile(model["h"][0], backend="eager")
-        assert list(select(model, "*.mlp.2")) == ["h.0.mlp.2", "h.1.mlp.2"]
-        assert find(model, "h.0.mlp.2") is model["h"][0]._orig_mod.mlp[2]
-
-    @pytest.mark.parametrize("wanted", ["h.0.mlp.3", "h.7.mlp.2", "*.mlp.c_proj"])
-    def test_an_unknown_name_lists_the_nearest(self, model, wanted):
-        with pytest.raises(ProjectionError, match=r"nearest names are .*h\.\*\.mlp\.[02]"):
-            select(model, wanted)
-        with pytest.raises(ProjectionError, match="the nearest names are"):
-            find(model, wanted)
-
-    def test_a_pattern_is_never_read_by_find(self, model):
-        with pytest.raises(ProjectionError, match="no projection of ModuleDict matches"):
-            find(model, "*.mlp.2")
-
-    def test_other_refusals(self, model):
-        with pytest.raises(ProjectionError, match="LayerNorm is not a projection"):
-            select(model, "h.0.norm")
-        with pytest.raises(ProjectionError, match="a predicate gets"):
-            select(model, lambda name, module: False)
-        with pytest.raises(ProjectionError, match="no projections"):
-            select(nn.ReLU(), "x")
-        with pytest.raises(ProjectionError, match="under parent 'nowhere'"):
-            select(model, "*.mlp.2", parent="nowhere")
-
-    @pytest.mark.parametrize("wanted", ["experts.down_proj", "*.down_proj"])
-    def test_fused_experts_are_refused_with_a_remedy(self, model, wanted):
-        with pytest.raises(ProjectionError, match=r"3-dimensional parameter of fused.*Edit a"):
-            select(model, wanted)
-
-
-class TestFingerprint:
-    def test_it_is_the_documented_hash(self):
-        import hashlib
-        import struct
-
-        layer = nn.Linear(2, 3, bias=False)
-        expected = hashlib.sha256(
-            b"rankedit.weights.1\0weight\0float32\0"
-            + struct.pack("<3Q", 2, 3, 2)
-            + layer.weight.detach().numpy().astype("<f4").tobytes()
-        ).hexdigest()
-        assert fingerprint(layer) == expected
-
-    def test_a_large_weight_is_sampled_as_documented(self):
-        import hashlib
-        import struct
-
-        rows = SAMPLED_BYTES // 1024 + 1000
-        layer = nn.Linear(256, rows, bias=False)
-        content = layer.weight.detach().numpy().tobytes()
-        count = SAMPLED_BYTES // BLOCK_BYTES
-        starts = [(i * (len(content) - BLOCK_BYTES)) // (count - 1) for i in range(count)]
-        expected = hashlib.sha256(
-            b"rankedit.weights.1\0weight\0float32\0" + struct.pack("<3Q", 2, rows, 256)
-        )
-        for start in starts:
-            expected.update(content[start : start + BLOCK_BYTES])
-        assert fingerprint(layer) == expected.hexdigest()
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
-    def test_it_changes_with_every_bit_and_with_the_dtype(self, dtype):
-        torch.manual_seed(0)
-        layer = nn.Linear(IN, OUT)
-        full = fingerprint(layer)
-        layer.requires_grad_(requires_grad=False).to(dtype)
-        small = fingerprint(layer)
-        assert small != full
-        bits = layer.weight.view(torch.uint8)
-        bits[3, 5] ^= 1
-        assert fingerprint(layer) != small
-        bits[3, 5] ^= 1
-        assert fingerprint(layer) == small
-
-    def test_wrappers_do_not_enter(self):
-        layer = nn.Linear(IN, OUT)
-        assert fingerprint(Doubling(layer)) == fingerprint(layer)
-
-    def test_meta_weights_are_refused(self):
-        with pytest.raises(ProjectionError, match="'bias' of Linear is on the meta device"):
-            fingerprint(nn.Linear(2, 2, device="meta"))
