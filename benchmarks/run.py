@@ -68,12 +68,12 @@ def main() -> int:
             [*command, *options, f"--benchmark-json={report}", *sys.argv[1:]], cwd=ROOT, check=False
         )
         results = json.loads(report.read_text())["benchmarks"] if report.exists() else []
-    if done.returncode == 0 and not sys.argv[1:]:
-        header = "| what | peer | ratio ours/peer (quartiles) | target | ours, ms | |\n"
-        table = header + "|---|---|---|---|---|---|\n" + "\n".join(map(row, results))
-        page = f"{INTRODUCTION}\n{machine()}\n\n{table}\n"
+    header = "| what | peer | ratio ours/peer (quartiles) | target | ours, ms | |\n"
+    table = header + "|---|---|---|---|---|---|\n" + "\n".join(map(row, results))
+    page = f"{INTRODUCTION}\n{machine()}\n\n{table}\n"
+    print(page)
+    if done.returncode == 0 and not sys.argv[1:]:  # a selection is shown, not kept
         (FOLDER / "README.md").write_text(page, encoding="utf-8")
-        print(page)
     return done.returncode
 
 

@@ -58,7 +58,7 @@ def test_forward_against_the_plain_layer(versus: Any, out: int, concepts: int, b
 def peer_class() -> Any:
     # The peer imports open_clip for its text encoder, which this comparison does not touch.
     stub = types.ModuleType("open_clip")
-    stub.tokenizer = types.SimpleNamespace()
+    stub.tokenizer = types.SimpleNamespace(tokenize=None)
     sys.modules.setdefault("open_clip", stub)
     return pytest.importorskip(
         "perfusion_pytorch.perfusion", reason="pip install --no-deps perfusion-pytorch==0.1.23"
