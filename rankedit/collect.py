@@ -119,7 +119,8 @@ class _Collection:
         self._keeper = keeper
         self._state = keeper.read()
         self._moments = SharedMoments(self._state.groups)
-        self._stopper = Stopper(list(targets), allowed=may_stop(model))
+        self._whole = may_stop(model)
+        self._stopper = Stopper(list(targets), allowed=self._whole)
 
     # ---------------------------------------------------------------- the loop
 
@@ -133,6 +134,7 @@ class _Collection:
     ) -> None:
         """Run what is left of the batches; keeps the checkpoint whatever ends it."""
         total = self._length(batches)
+        self._check_even(batches)
         with (
             quiet(self._model),
             watching(self._targets, self._read),
@@ -154,6 +156,15 @@ class _Collection:
         if not isinstance(batches, Sized):
             return None
         return self._ranks.share_of(len(batches)) if self._plan.shard else len(batches)
+
+    def _check_even(self, batches: object) -> None:
+        """Processes that hold parts of one model wait for each other in every forward pass."""
+        size, count = self._ranks.size, len(batches) if isinstance(batches, Sized) else 0
+        if not self._whole and self._plan.shard and count % size:
+            raise StatisticsError(
+                f"collect: the model is sharded over {size} processes, which must run equally many "
+                f"batches, but {count} batches cannot be shared evenly; pass a multiple of {size}."
+            )
 
     def _left(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """This process's batches, less those that were done earlier."""

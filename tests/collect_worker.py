@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 
 from rankedit import RankeditError
 from rankedit.checkpoint import Checkpoint
@@ -55,6 +56,8 @@ def settings(scenario, folder, rank, size):
         "one": (batches[:1], {}),
         "dies": (batches, kept),
         "resumes": (batches, kept),
+        "sharded": (batches[:6], {}),
+        "uneven": (batches, {}),
     }[scenario]
 
 
@@ -62,6 +65,8 @@ def main(scenario, folder):
     rank = distributed.get_rank()
     batches, options = settings(scenario, folder, rank, distributed.get_world_size())
     model = make_model()
+    if scenario in ("sharded", "uneven"):
+        fully_shard(model)
     calls = []
 
     def call(batch):
@@ -70,7 +75,7 @@ def main(scenario, folder):
             os._exit(3)
         model(**batch)
 
-    names = ["key", "value"] if scenario == "one" else "*"
+    names = ["key", "value"] if scenario in ("one", "sharded") else "*"
     moments = collect(model, names, batches, call=call, progress=False, **options)
     if scenario == "resumes":
         (folder / f"calls{rank}").write_text(str(len(calls)))
@@ -83,7 +88,7 @@ def main(scenario, folder):
 
 if __name__ == "__main__":
     scenario, folder = sys.argv[1], Path(sys.argv[2])
-    options = {"backend": "gloo", "timeout": timedelta(seconds=60)}
+    options = {"backend": "gloo", "timeout": timedelta(minutes=10)}
     if len(sys.argv) > 3:
         options |= {"rank": int(sys.argv[3]), "world_size": int(sys.argv[4])}
         options["init_method"] = f"file://{folder / f'{scenario}.rendezvous'}"
