@@ -76,10 +76,9 @@ class ShiftedOutput:
         """The values as they are now."""
         return (self.initial + self.leaf).detach().clone()
 
-    def installed(self) -> contextlib.AbstractContextManager[object]:
-        """Add the shift in the model."""
-        handle = self._module.register_forward_hook(self._hook)
-        return contextlib.closing(_Closing(handle.remove))
+    def install(self) -> Callable[[], None]:
+        """Add the shift in the model; gives the function that takes it out."""
+        return self._module.register_forward_hook(self._hook).remove
 
     def _hook(self, _module: nn.Module, _args: object, output: Tensor) -> Outputs | None:
         site = self._site
@@ -213,13 +212,6 @@ class _Image(torch.autograd.Function):
         return ctx.metric.solve(gradients[0]).to(ctx.keys_like), None
 
 
-class _Closing:
-    """Something with a `close`, from a function."""
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        self.close = close
-
-
 class Sites:
     """All places where values are learned in one search.
 
@@ -262,7 +254,7 @@ class Sites:
         """Put everything into the model; gives a context in which the loss is to be evaluated."""
         with contextlib.ExitStack() as stack:
             for site in self.shifted:
-                stack.enter_context(site.installed())
+                stack.callback(site.install())
             if self.keys():  # their metric images change with them: attach anew for each step
                 yield self._attached
             else:
