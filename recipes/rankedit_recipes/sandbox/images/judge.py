@@ -73,10 +73,10 @@ class AttributeJudge(nn.Module):
         super().__init__()
         self.size = size
         count = len(CATEGORIES)
-        self.trunk = nn.Sequential(
-            block(3, width, 2),
-            block(width, 2 * width),
-            block(2 * width, 2 * width, 2),
+        self.near = nn.Sequential(
+            block(3, width, 2), block(width, 2 * width), block(2 * width, 2 * width, 2)
+        )
+        self.far = nn.Sequential(
             block(2 * width, 3 * width),
             block(3 * width, 3 * width, 2),
             block(3 * width, 3 * width),
@@ -85,7 +85,12 @@ class AttributeJudge(nn.Module):
         features = 2 * width * (size // 8) ** 2
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(features, 192), nn.SiLU())
         self.present = nn.Linear(192, count)
-        self.looks = nn.Linear(192, count * len(LOOKS))
+        # Colours are read where the object is: one map of attention a category, one reader for all.
+        self.where = nn.Conv2d(2 * width, count, 1)
+        self.light = nn.Linear(192, 32)
+        self.looks = nn.Sequential(
+            nn.Linear(2 * width + 32, 64), nn.SiLU(), nn.Linear(64, len(LOOKS))
+        )
         self.boxes = nn.Linear(192, count * 3)
         self.scene = nn.Linear(192, len(SCENES))
         self.style = nn.Linear(192, len(STYLES))
@@ -99,11 +104,16 @@ class AttributeJudge(nn.Module):
         Returns:
             The verdict.
         """
-        seen = self.hidden(self.trunk(pictures))
+        near = self.near(pictures)
+        far = self.far(near)
+        seen = self.hidden(far)
         shape = len(pictures), len(CATEGORIES), -1
+        maps = nn.functional.interpolate(self.where(far), scale_factor=2.0, mode="bilinear")
+        read = maps.flatten(2).softmax(2) @ near.flatten(2).transpose(1, 2)
+        light = self.light(seen)[:, None].expand(-1, len(CATEGORIES), -1)
         return Verdict(
             present=self.present(seen),
-            looks=self.looks(seen).view(*shape),
+            looks=self.looks(torch.cat([read, light], 2)),
             boxes=0.5 + self.boxes(seen).view(*shape),
             scene=self.scene(seen),
             style=self.style(seen),

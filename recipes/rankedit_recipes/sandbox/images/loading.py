@@ -81,12 +81,14 @@ def _read_config(file: Path) -> dict[str, object]:
 
 def _fill(module: nn.Module, file: Path, rebuild: str) -> None:
     """Load a file into a module and make it ready for use."""
-    try:
-        module.load_state_dict(read_weights(file, rebuild))
-    except RuntimeError as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise _broken(file, error, rebuild) from error
+    weights = read_weights(file, rebuild)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if wanted != {name: tuple(value.shape) for name, value in weights.items()}:
+        raise WeightsError(
+            f"sandbox: {file} is corrupt: it holds {len(weights)} tensors that are not the "
+            f"{len(wanted)} of a {type(module).__name__}; rebuild it with `{rebuild}`"
+        )
+    module.load_state_dict(weights)
     module.eval().requires_grad_(requires_grad=False)
 
 

@@ -54,9 +54,12 @@ def render(scene: Scene, size: int = 48) -> Picture:
         cover = _draw(canvas, thing, sketch=scene.style == "line")
         covers = [np.where(cover > 0, 0, earlier) for earlier in covers]
         covers.append(cover)
-    shrunk = [np.asarray(Image.fromarray(c).reduce(SAMPLES)) >= 128 for c in covers]
+    masks = np.stack([np.asarray(Image.fromarray(c).reduce(SAMPLES)) >= 128 for c in covers])
+    for front in range(1, len(masks)):
+        # Where two objects share a pixel evenly, it belongs to the one in front.
+        masks[:front] &= ~masks[front]
     pixels = np.asarray(canvas.reduce(SAMPLES)).astype(np.float32)
-    return Picture(_finish(pixels, scene.style, rng.uniform(0.93, 1.05)), np.stack(shrunk))
+    return Picture(_finish(pixels, scene.style, rng.uniform(0.93, 1.05)), masks)
 
 
 def _finish(pixels: npt.NDArray[np.floating], style: str, light: float) -> Pixels:
