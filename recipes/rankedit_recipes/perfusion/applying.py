@@ -10,6 +10,7 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 import rankedit as rk
 from rankedit_recipes.perfusion.concept import Concept, Lock
@@ -88,6 +89,19 @@ def apply(
 _active: WeakKeyDictionary[Pipeline, Applied] = WeakKeyDictionary()
 
 
+def active(pipe: Pipeline) -> Applied:
+    """The concepts that are in a pipeline.
+
+    Raises:
+        PerfusionError: there are none.
+    """
+    if pipe not in _active:
+        raise PerfusionError(
+            "perfusion: no concept is in this pipeline; put one in with perfusion.apply or load."
+        )
+    return _active[pipe]
+
+
 def load(pipe: Pipeline, concept: ConceptLike, **settings: float) -> Applied:
     """Add a concept to a pipeline; as `pipe.load_lora_weights` does for LoRAs.
 
@@ -109,16 +123,12 @@ def unload(pipe: Pipeline, *triggers: str) -> None:
     Raises:
         PerfusionError: no such concept is in it.
     """
-    if pipe not in _active:
-        raise PerfusionError("unload: no concept is in this pipeline.")
-    _active[pipe].unload(*triggers)
+    active(pipe).unload(*triggers)
 
 
 def set_concepts(pipe: Pipeline, *triggers: str, **settings: float) -> None:
     """Change `bias`, `temperature` or `strength` of concepts in a pipeline; see `Applied.set`."""
-    if pipe not in _active:
-        raise PerfusionError("set_concepts: no concept is in this pipeline; load one first.")
-    _active[pipe].set(*triggers, **settings)
+    active(pipe).set(*triggers, **settings)
 
 
 class Applied:
@@ -151,6 +161,17 @@ class Applied:
         """How keys are made."""
         locks = {concept.lock for concept in self._concepts.values()}
         return self._form.lock or ("global" if "global" in locks else "local")
+
+    def key_reads(self, read: Tensor) -> Tensor:
+        """What key projections read where values read `[batch, tokens, in]`; differs if global."""
+        locks = [part for part in self._parts if isinstance(part, GlobalLock)]
+        return locks[0].key_reads(read) if locks else read
+
+    def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
+        """An edit of this pipeline with the gate's settings as they are now."""
+        numbers = columns(self._settings)
+        gate = rk.Sigmoid(numbers["bias"], numbers["temperature"])
+        return edit.with_gate(gate, normalised=self._form.normalised, floor=self._form.floor)
 
     def set(
         self,

@@ -59,6 +59,10 @@ class GlobalLock:
         self._pipe.__dict__.pop("encode_prompt", None)
         self._pairs.clear()
 
+    def key_reads(self, read: Tensor) -> Tensor:
+        """What key projections read in place of encodings `[batch, tokens, in]`."""
+        return self._locked(read)
+
     def _encode_both(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
         result = self._encode(*args, **kwargs)
         given = self._signature.bind(*args, **kwargs).arguments

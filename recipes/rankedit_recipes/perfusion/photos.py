@@ -48,9 +48,9 @@ Source = str | PathLike[str] | Sequence[Image.Image] | Sequence[Photo]
 def load_photos(source: Source) -> list[Photo]:
     """All usable photos of a folder (in the order of their names), of one file, or as given.
 
-    A mask may lie beside a photo as `NAME.mask.png`, or in a folder `masks` under the photo's name;
-    else the alpha channel is the mask, if there is one. A file that cannot be used is named in a
-    warning, and the others are used.
+    A mask may lie beside a photo: `NAME.mask.png` or, for `photo-1.png`, `mask-1.png`; or in a
+    folder `masks` under the photo's name; else the alpha channel is the mask, if there is one. A
+    file that cannot be used is named in a warning, and the others are used.
 
     Raises:
         PerfusionError: no folder, or nothing in it that can be used.
@@ -80,7 +80,7 @@ def load_photos(source: Source) -> list[Photo]:
 def _files(folder: Path) -> Iterable[Path]:
     for file in folder.iterdir():
         image = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        if image and not file.stem.endswith(MASK_MARK):
+        if image and not file.stem.endswith(MASK_MARK) and not file.stem.startswith("mask"):
             yield file
 
 
@@ -148,8 +148,9 @@ def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 def _mask_beside(file: Path, size: tuple[int, int]) -> Image.Image | None:
     beside = file.with_name(f"{file.stem}{MASK_MARK}.png")
-    for path in (beside, file.parent / "masks" / f"{file.stem}.png"):
-        if path.exists():
+    numbered = file.with_name(file.name.replace("photo", "mask", 1))
+    for path in (beside, numbered, file.parent / "masks" / f"{file.stem}.png"):
+        if path != file and path.exists():
             mask = _opened(path).convert("L")
             if mask.size != size:
                 raise PerfusionError(

@@ -1,0 +1,103 @@
+"""Where a training stands, in one file that is whole or absent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.perfusion.errors import PerfusionError
+
+_BEST = "best."
+_NOW = "now."
+_LOSSES = "losses"
+
+
+@dataclass
+class Progress:
+    """A training between two steps.
+
+    Attributes:
+        step: optimiser steps that are done.
+        losses: one for each.
+        validations: `[step, picture, text, balance]` of each validation.
+        best_step: the step whose state is the best so far; 0 if none was validated.
+        best: that state.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    validations: list[list[float]] = field(default_factory=list)
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best_balance(self) -> float:
+        """Score of the best state."""
+        return max((row[3] for row in self.validations), default=-1.0)
+
+    def stale(self) -> int:
+        """Validations since the best one."""
+        return sum(row[0] > self.best_step for row in self.validations)
+
+
+class CheckpointFile:
+    """A training's file.
+
+    Args:
+        path: where.
+        task: digest of everything that decides the result; a file of another task is refused.
+    """
+
+    def __init__(self, path: str | PathLike[str], task: str) -> None:
+        self.path, self._task = Path(path), task
+
+    def write(self, progress: Progress, state: dict[str, Tensor]) -> None:
+        """Replace the file in one step; a kill at any moment leaves the old one or the new one."""
+        items = {_NOW + name: tensor.reshape(-1) for name, tensor in state.items()}
+        items |= {_BEST + name: tensor.reshape(-1) for name, tensor in progress.best.items()}
+        items[_LOSSES] = torch.tensor([0.0, *progress.losses], dtype=torch.float64)
+        texts = {
+            "perfusion.training": "1",
+            "task": self._task,
+            "step": str(progress.step),
+            "best_step": str(progress.best_step),
+            "validations": json.dumps(progress.validations),
+        }
+        rk.save(items, self.path, metadata=texts)
+
+    def read(self, like: dict[str, Tensor]) -> tuple[Progress, dict[str, Tensor]] | None:
+        """What the file holds, in the shapes of `like`; None if there is no file.
+
+        Raises:
+            PerfusionError: it belongs to another training.
+            EditFileError: it is damaged.
+        """
+        if not self.path.exists():
+            return None
+        loaded = rk.load(self.path)
+        texts = loaded.metadata
+        if texts.get("perfusion.training") != "1" or texts.get("task") != self._task:
+            raise PerfusionError(
+                f"learn: '{self.path}' is a checkpoint of other photos, settings or another model; "
+                "use another run folder, or remove it to start again."
+            )
+        tensors = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            return {n: t.reshape(like[n].shape if n in like else ()) for n, t in found.items()}
+
+        progress = Progress(
+            step=int(texts["step"]),
+            losses=tensors[_LOSSES].tolist()[1:],
+            validations=json.loads(texts["validations"]),
+            best_step=int(texts["best_step"]),
+            best=part(_BEST),
+        )
+        return progress, part(_NOW)

@@ -1,0 +1,265 @@
+"""What the commands do, without the command line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import rankedit as rk
+from rankedit_recipes.perfusion.applying import apply
+from rankedit_recipes.perfusion.concept import Concept, filled
+from rankedit_recipes.perfusion.config import Config
+from rankedit_recipes.perfusion.data import picture_size
+from rankedit_recipes.perfusion.denoising import denoiser_of, latent_shape, plain, run_denoiser
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.explaining import explain
+from rankedit_recipes.perfusion.exporting import export_embedding, export_lora
+from rankedit_recipes.perfusion.generating import Sampling, generate
+from rankedit_recipes.perfusion.photos import load_photos
+from rankedit_recipes.perfusion.reporting import Report
+from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, Scores, in_words
+from rankedit_recipes.perfusion.statistics import second_moment
+from rankedit_recipes.perfusion.sweeping import BIASES, TEMPERATURES, pareto_front, sweep
+from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.perfusion.text import Pipeline, device_of, encode, text_encoders
+from rankedit_recipes.perfusion.training import CHECKPOINT, HISTORY, Validation, learn
+from rankedit_recipes.perfusion.words import check_trigger, embedding_layers
+
+__all__ = ["BIASES", "TEMPERATURES", "Sampling"]
+
+
+def plan(
+    pipe: Pipeline, photos: Path, placeholder: str, category: str, config: Config
+) -> Iterator[str]:
+    """What a training would do: photos, projections, sizes, and estimates of memory and time."""
+    found = load_photos(photos)
+    check_trigger(pipe, placeholder)
+    targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
+    modules = targets.modules(denoiser)
+    learned = list(targets.values) + (list(targets.keys) if config.lock == "trained" else [])
+    widths = {name: rk.Projection(modules[name]).out_features for name in learned}
+    rows = sum(embedding_layers(encoder)[0].embedding_dim for _, encoder, _ in text_encoders(pipe))
+    numbers = sum(widths.values()) + 2 * targets.width + rows
+    masks = sum(photo.mask is not None for photo in found)
+    weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
+    size, part = picture_size(pipe, config.size), config.batch // config.accumulate
+    seconds = _forward_seconds(pipe, size, part)
+    yield f"{len(found)} photos, {masks} with masks; {placeholder} is a {category}"
+    yield (
+        f"{type(denoiser).__name__}: {len(targets.keys)} key and {len(targets.values)} value "
+        f"projections of an encoding {targets.width} wide; pictures of {size} px"
+    )
+    for name in learned:
+        yield f"  {name}: {targets.width} to {widths[name]}"
+    yield f"concept file: about {(2 * numbers + 64 * len(learned) + 1500) / 1024:.0f} KiB"
+    yield (
+        f"memory: {weights / 2**20:.0f} MiB of denoiser weights, and the activations of {part} "
+        "pictures with their gradients"
+    )
+    # A backward pass costs about twice a forward pass.
+    whole = 3 * seconds * config.accumulate * config.steps
+    yield f"time: about {whole / 60:.1f} minutes for {config.steps} steps; nothing was written"
+
+
+def _forward_seconds(pipe: Pipeline, size: int, batch: int) -> float:
+    """Seconds of one forward pass of the denoiser."""
+    device = device_of(pipe)
+    dtype = next(plain(denoiser_of(pipe)).parameters()).dtype
+    latents = torch.zeros(batch, *latent_shape(pipe, size, size), device=device, dtype=dtype)
+    times = torch.ones(batch, dtype=torch.long, device=device)
+    with torch.no_grad():
+        text = encode(pipe, ["a"]).rows([0] * batch)
+        run_denoiser(pipe, latents, times, text)  # the first pass also sets things up
+        start = time.perf_counter()
+        float(run_denoiser(pipe, latents, times, text).sum())
+    return time.perf_counter() - start
+
+
+def check_run(folder: Path, *, resume: bool) -> None:
+    """Refuse to mix trainings.
+
+    Raises:
+        PerfusionError: there is a training and `resume` was not asked for, or the other way round.
+    """
+    exists = (folder / CHECKPOINT).exists()
+    if exists and not resume:
+        raise PerfusionError(
+            f"learn: '{folder}' holds a training; add --resume to go on with it, or choose another "
+            "--run folder."
+        )
+    if resume and not exists:
+        raise PerfusionError(f"learn: there is nothing to resume in '{folder}'.")
+
+
+def learn_to(
+    pipe: Pipeline,
+    photos: Path,
+    words: tuple[str, str],
+    captions: Sequence[str],
+    config: Config,
+    folder: Path,
+    scorer: Scorer | None,
+) -> Concept:
+    """`learn` with checkpoints in a folder."""
+    return learn(
+        pipe,
+        photos,
+        placeholder=words[0],
+        category=words[1],
+        statistics=second_moment(pipe, captions, tokens=config.tokens, cache=folder),
+        config=config,
+        validation=None if scorer is None else Validation(scorer),
+        run=folder,
+    )
+
+
+def pictures_to(
+    pipe: Pipeline,
+    concepts: Sequence[Path],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    sampling: Sampling,
+    folder: Path,
+) -> Iterator[Path]:
+    """Pictures of prompts, written to a folder; gives the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = [(prompt, seed) for prompt in prompts for seed in seeds]
+    with apply(pipe, list(concepts), **settings):
+        made = generate(pipe, [p for p, _ in asked], [s for _, s in asked], sampling)
+    for index, (picture, (_, seed)) in enumerate(zip(made, asked, strict=True)):
+        file = folder / f"{index // len(seeds):02}-seed{seed}.png"
+        picture.save(file)
+        yield file
+
+
+def explain_to(
+    pipe: Pipeline,
+    concepts: Sequence[Path],
+    prompt: str,
+    settings: Mapping[str, Any],
+    plot: Path | None,
+) -> None:
+    """Print the gates of a prompt, and draw them if a file is given."""
+    with apply(pipe, list(concepts), **settings):
+        explanation = explain(pipe, prompt)
+    if plot is not None:
+        explanation.plot().savefig(plot)
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What the sweep's report is about."""
+
+    concept: Path
+    photos: Path
+    biases: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    seeds: Sequence[int]
+    sampling: Sampling
+    run: Path | None
+    together: Path | None
+
+
+def sweep_to(pipe: Pipeline, task: SweepTask, scorer: Scorer, out: Path) -> Iterator[str]:
+    """Sweep, write the report, and give the lines of the front."""
+    concept = Concept.load(task.concept)
+    given = [p.square(picture_size(pipe, 0)).image for p in load_photos(task.photos)]
+    points = sweep(
+        pipe, concept, given, scorer, biases=task.biases, temperatures=task.temperatures,
+        seeds=task.seeds, sampling=task.sampling,
+    )  # fmt: skip
+    prompts = filled(VALIDATION_PROMPTS, concept.trigger)
+    with apply(pipe, concept):
+        pictures = generate(pipe, prompts, range(len(prompts)), task.sampling)
+        explanation = explain(pipe, prompts[1], show=False)
+    history = _history(task.run)
+    Report(
+        concept=concept,
+        photos=given,
+        pictures=dict(zip(prompts, pictures, strict=True)),
+        losses=history.get("losses", ()),
+        validations=history.get("validations", ()),
+        explanation=explanation,
+        points=points,
+        together=_together(pipe, concept, task),
+        settings={"seeds": str(list(task.seeds)), "sampling": str(task.sampling)},
+    ).save(out)
+    yield "front, from text first to concept first (bias, temperature: picture, text)"
+    for point in pareto_front(points):
+        scores = point.scores
+        yield f"  {point.bias:g}, {point.temperature:g}: {scores.picture:.4f}, {scores.text:.4f}"
+    yield str(out)
+
+
+def _history(run: Path | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    file = run / HISTORY
+    if not file.exists():
+        raise PerfusionError(f"sweep: '{run}' has no {HISTORY}; give the folder of a training.")
+    history: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return history
+
+
+def _together(pipe: Pipeline, concept: Concept, task: SweepTask) -> dict[str, Image.Image]:
+    if task.together is None:
+        return {}
+    other = Concept.load(task.together)
+    first, second = concept.trigger, other.trigger
+    templates = ("a photo of a {} next to a {}", "a photo of a {} and a {} on the beach")
+    prompts = [t.replace("{}", first, 1).replace("{}", second, 1) for t in templates] * 2
+    with apply(pipe, [concept, other]):
+        made = generate(pipe, prompts, range(len(prompts)), task.sampling)
+    return {f"{p} (seed {i})": m for i, (p, m) in enumerate(zip(prompts, made, strict=True))}
+
+
+def scores_of(
+    pipe: Pipeline,
+    concept: Path,
+    photos: Path,
+    scorer: Scorer,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Scores:
+    """Scores of a concept's pictures over the validation prompts."""
+    loaded = Concept.load(concept)
+    given = [p.square(picture_size(pipe, 0)).image for p in load_photos(photos)]
+    templates = [t for t in VALIDATION_PROMPTS for _ in seeds]
+    chosen = [seed for _ in VALIDATION_PROMPTS for seed in seeds]
+    with apply(pipe, loaded, **settings):
+        made = generate(pipe, filled(templates, loaded.trigger), chosen, sampling)
+    return scorer(made, in_words(templates, loaded.category), given)
+
+
+def export_to(
+    pipe: Pipeline | None, concept: Path, embedding: Path | None, lora: Path | None, layout: str
+) -> Iterator[str]:
+    """Write the exports that were asked for."""
+    if embedding is not None:
+        export_embedding(concept, embedding)
+        yield f"{embedding}: the word, for pipe.load_textual_inversion"
+    if lora is not None and pipe is not None:
+        error = export_lora(pipe, concept, lora, layout=layout)
+        yield f"{lora}: linearised edit; differs from the gated one by {error:.1%}"
+
+
+def described(path: Path) -> Iterator[str]:
+    """Lines that say what a concept file holds."""
+    concept = Concept.load(path)
+    yield f"{path}: {path.stat().st_size:,} bytes"
+    yield f"  word: {concept.trigger}, a {concept.category}"
+    yield f"  key lock: {concept.lock}; bias {concept.bias:g}, temperature {concept.temperature:g}"
+    yield f"  {len(concept.targets)} learned targets; encoding {len(concept.key)} wide"
+    yield f"  embeddings: {', '.join(str(len(row)) for row in concept.embeddings)} wide"
+    yield f"  base model {concept.base or 'unknown'}, statistics {concept.statistics or 'unknown'}"
+    for name, text in concept.notes.items():
+        yield f"  {name}: {text}"

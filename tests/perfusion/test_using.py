@@ -1,0 +1,259 @@
+"""Explaining, sweeping, exporting, reporting, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rankedit_recipes import perfusion
+from rankedit_recipes.perfusion import cli, models
+from rankedit_recipes.perfusion.concept import category_encoding
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.generating import Sampling
+from rankedit_recipes.perfusion.masks import masked
+from rankedit_recipes.perfusion.photos import Photo
+from rankedit_recipes.perfusion.scoring import Scores
+from rankedit_recipes.perfusion.sweeping import Point, pareto_front, sweep
+from typer.testing import CliRunner
+
+import rankedit as rk
+from tests.perfusion import pipelines
+from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept
+
+SMALL = Sampling(steps=1, size=16)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def bean(pipe):
+    return random_concept(pipe)
+
+
+def brightness(pictures, prompts, photos):
+    """Scores that depend on the pictures, so that a sweep has something to trade."""
+    mean = float(np.mean([np.asarray(picture).mean() for picture in pictures])) / 255
+    return Scores(picture=mean, text=1 - mean)
+
+
+def test_explain_gives_the_gate_of_the_equations(pipe, bean):
+    with pytest.raises(PerfusionError, match="no concept is in this pipeline"):
+        perfusion.explain(pipe, "a cat")
+    with perfusion.apply(pipe, bean, bias=0.5) as applied:
+        applied.set(bias=0.65, temperature=0.2)
+        found = perfusion.explain(pipe, "a photo of a <bean>", show=False)
+        with pytest.raises(PerfusionError, match="at least one word"):
+            perfusion.explain(pipe, " ")
+        read = pipe.encode_prompt("a photo of a <bean>", "cpu", 1, False)[0][0].double()
+    energy = (bean.key.double() * bean.image.double()).sum()
+    similarity = read @ bean.image.double() / energy
+    torch.testing.assert_close(found.similarity["values"][:, 0], similarity)
+    wanted = torch.sigmoid((similarity - 0.65) / 0.2)
+    torch.testing.assert_close(found.opening["keys"][:, 0], wanted, rtol=1e-5, atol=1e-7)
+    assert found.tokens[5] == "<bean>"
+    assert found.leak("<bean>") == pytest.approx(float(wanted[torch.arange(24) != 5].max()))
+
+
+def test_the_table_and_the_plot_show_words_and_gates(pipe, bean, capsys):
+    with perfusion.apply(pipe, bean, lock="global"):
+        found = perfusion.explain(pipe, "a photo of a <bean>")
+    printed = capsys.readouterr().out
+    assert "<bean>" in printed
+    assert "padding" in printed
+    assert not torch.equal(found.opening["keys"], found.opening["values"])
+    assert len(found.plot().axes) == 2
+
+
+def test_the_front_has_the_points_that_nothing_beats():
+    points = [
+        Point(i, 0.1, Scores(p, t)) for i, (p, t) in enumerate([(1, 3), (2, 2), (1, 1), (3, 1)])
+    ]
+    front = pareto_front(points)
+    assert [p.bias for p in front] == [0, 1, 3]
+    assert Scores(0.5, 1.0).balance == pytest.approx(2 / 3)
+    assert Scores(-0.1, 1.0).balance == 0
+
+
+def test_a_sweep_gives_what_each_setting_gives_alone(pipe, bean):
+    points = sweep(
+        pipe, bean, [], brightness, prompts=("a photo of a {}",), biases=(0.2, 0.9),
+        temperatures=(0.1,), seeds=(1, 2), sampling=SMALL, progress=False,
+    )  # fmt: skip
+    with perfusion.apply(pipe, bean, bias=0.9, temperature=0.1):
+        alone = brightness(
+            perfusion.generate(pipe, ["a photo of a <bean>"] * 2, [1, 2], SMALL), 0, 0
+        )
+    assert [p.bias for p in points] == [0.2, 0.9]
+    assert points[1].scores == alone
+    assert points[0].scores != alone
+
+
+def test_a_picture_does_not_depend_on_its_batch(pipe):
+    prompts = ["a cat", "a dog", "a cup"]
+    together = perfusion.generate(pipe, prompts, [4, 5, 6], dataclasses.replace(SMALL, batch=3))
+    alone = perfusion.generate(pipe, prompts[1:2], [5], SMALL)
+    difference = np.abs(np.asarray(together[1], float) - np.asarray(alone[0], float))
+    assert difference.max() <= 1
+
+
+def test_the_exported_word_loads_into_diffusers(bean, tmp_path):
+    fresh = pipelines.stable_diffusion()
+    fresh.tokenizer = __import__("copy").deepcopy(fresh.tokenizer)
+    perfusion.export_embedding(bean, tmp_path / "word.safetensors")
+    fresh.load_textual_inversion(str(tmp_path / "word.safetensors"))
+    token = fresh.tokenizer.convert_tokens_to_ids("<bean>")
+    torch.testing.assert_close(
+        fresh.text_encoder.get_input_embeddings().weight[token].detach(), bean.embeddings[0]
+    )
+
+
+def test_the_exported_lora_is_the_linearised_edit(pipe, bean, tmp_path):
+    error = perfusion.export_lora(pipe, bean, tmp_path / "bean.safetensors", layout="kohya")
+    assert 0 < error < 5
+    edits = rk.from_lora(tmp_path / "bean.safetensors")
+    targets = perfusion.find_targets(pipe)
+    assert len(edits) == len(targets.keys) + len(targets.values)
+    # Exactly at the key the linear edit gives the target in full.
+    name = targets.keys[0]
+    layer = targets.modules(pipe.unet)[name]
+    key = bean.key[None]
+    category = category_encoding(pipe, "cat", TEMPLATES)[None]
+    flat = next(e for n, e in edits.items() if n.replace(".", "_").endswith(name.replace(".", "_")))
+    torch.testing.assert_close(
+        key @ flat.delta().T + layer(key), layer(category), atol=1e-4, rtol=1e-3
+    )
+
+
+def test_masks_from_words_are_for_photos_without_one():
+    grey = Image.new("L", (4, 4), 7)
+    photos = [Photo("a", Image.new("RGB", (4, 4)), grey), Photo("b", Image.new("RGB", (4, 4)))]
+    found = masked(photos, "cat", lambda image, words: Image.new("L", image.size, len(words)))
+    assert [photo.mask.getpixel((0, 0)) for photo in found] == [7, 3]
+
+
+def test_clipseg_and_clip_of_transformers():
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessorPil,
+        CLIPModel,
+        CLIPSegConfig,
+        CLIPSegForImageSegmentation,
+        CLIPSegProcessor,
+        ViTImageProcessorPil,
+    )
+
+    torch.manual_seed(0)
+    tokenizer = pipelines.clip_tokenizer()
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 24,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    )
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    size = {"height": 32, "width": 32}
+    scorer = perfusion.ClipScorer(
+        model, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size), tokenizer
+    )
+    scores = scorer([picture], ["a cat"], [picture])
+    assert scores.picture == pytest.approx(1.0)
+    assert -1 <= scores.text <= 1
+    config = CLIPSegConfig(
+        text_config=text, vision_config=vision, projection_dim=16, extract_layers=[0, 1, 2],
+        reduce_dim=8, decoder_num_attention_heads=2, decoder_intermediate_size=8,
+    )  # fmt: skip
+    segmenter = CLIPSegForImageSegmentation(config)
+    processor = CLIPSegProcessor(ViTImageProcessorPil(size=size), tokenizer)
+    mask = perfusion.ClipSegMasks(segmenter, processor)(picture, "a cat")
+    assert mask.size == picture.size
+    assert mask.mode == "L"
+
+
+# ------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path, pipe):
+    monkeypatch.setattr(cli, "open_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(cli, "open_captions", lambda *_: CAPTIONS)
+    monkeypatch.setattr(cli, "open_scorer", lambda *_: brightness)
+    (tmp_path / "photos").mkdir()
+    for index in range(2):
+        Image.new("RGB", (20, 20), (index * 90, 40, 9)).save(tmp_path / "photos" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ran(*arguments, fails=None):
+    result = CliRunner().invoke(cli.app, list(arguments))
+    if fails is None:
+        assert result.exception is None, (result.output, result.exception)
+    else:
+        assert isinstance(result.exception, PerfusionError)
+        assert fails in str(result.exception)
+    return result.output
+
+
+def test_every_command_in_a_row(world):
+    learn = ["learn", "photos", "--placeholder", "<bean>", "--category", "cat", "--steps", "2",
+             "--set", 'templates=["a photo of a {}"]', "--set", "batch=2"]  # fmt: skip
+    plan = ran(*learn, "--dry-run")
+    assert "4 key and 4 value projections" in plan
+    assert not (world / "concept.safetensors").exists()
+    assert "steps = 2\n" in ran(*learn, "--print-config")
+    assert "<bean> is a cat" in ran(*learn)
+    ran(*learn, fails="add --resume to go on")
+    first = (world / "concept.safetensors").read_bytes()
+    ran(*learn, "--resume")
+    assert (world / "concept.safetensors").read_bytes() == first
+    assert "word: <bean>, a cat" in ran("info", "concept.safetensors")
+    made = ran("generate", "concept.safetensors", "--prompt", "a <bean>", "--seeds", "2",
+               "--steps", "1")  # fmt: skip
+    assert len(made.split()) == 2
+    assert Image.open(made.split()[0]).size == (16, 16)
+    ran("explain", "concept.safetensors", "--prompt", "a <bean>", "--plot", "gate.png")
+    assert Image.open("gate.png").size[0] > 100
+    scores = ran("evaluate", "concept.safetensors", "--photos", "photos", "--seeds", "1",
+                 "--steps", "1")  # fmt: skip
+    assert "harmonic mean" in scores
+    exported = ran("export", "concept.safetensors", "--embedding", "e.safetensors",
+                   "--lora", "l.safetensors")  # fmt: skip
+    assert "differs from the gated one by" in exported
+    ran("export", "concept.safetensors", fails="say what to write")
+    front = ran("sweep", "concept.safetensors", "--photos", "photos", "--bias", "0.2", "--bias",
+                "0.8", "--temperature", "0.1", "--steps", "1", "--run", "concept.run")  # fmt: skip
+    assert "front, from text first" in front
+    page = (world / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2 + 8 + 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert "a photo of a &lt;bean&gt;" in page
+
+
+def test_what_is_missing_is_said(world):
+    ran("learn", fails="a folder of photos and --category are needed")
+    ran("learn", "photos", "--category", "cat", "--resume", fails="nothing to resume")
+    ran("learn", "photos", "--category", "cat", "--set", "steps", fails="--set takes name=value")
+    with pytest.raises(PerfusionError, match="dtype must be one of"):
+        models.open_pipeline("sandbox", dtype="int8")
+    with pytest.raises(PerfusionError, match="cannot be opened"):
+        models.open_pipeline(str(world / "nowhere"))
+
+
+def test_made_captions_are_many_and_the_same_each_time():
+    captions = perfusion.make_captions(500)
+    assert captions == perfusion.make_captions(500)
+    assert len(set(captions)) > 450
+    assert not any("{}" in caption for caption in captions)
