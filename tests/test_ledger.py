@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import rankedit as rk
-from tests.problems import cost, normal, relative, spd
+from tests.problems import HURRIED, cost, normal, relative, spd, theorem
 
 WIDTH, OUT = 14, 5
 NAMES = st.sampled_from(["paris", "rome", ("a", 1), 7, "bean"])
@@ -84,12 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestAnySequence = LedgerMachine.TestCase
 TestAnySequence.settings = settings(
-    max_examples=25,
-    stateful_step_count=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
+    theorem, max_examples=8 if HURRIED else 25, stateful_step_count=12
 )
 
 

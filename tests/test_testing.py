@@ -306,7 +306,7 @@ BROKEN_EDITS = {
     ),
     "added computes in the dtype of the input": (
         {"added": by_dtype},
-        "bfloat16 inputs must be computed with in float32",
+        "bfloat16 inputs must be computed with in float32, but the results differ by",
     ),
     "added listens to autocast": ({"added": by_autocast}, "autocast must cost no digits"),
     "added stops gradients": (
