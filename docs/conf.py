@@ -20,7 +20,6 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # pages of recipes are found by pattern
 nitpicky = True
 # torch and the standard library are named, not linked: their inventories would need a network.
 nitpick_ignore_regex = [
