@@ -90,6 +90,16 @@ class TestCompile:
                 torch.testing.assert_close(compiled(X), model(X))
             assert counter.frame_count == frames
 
+    def test_nor_for_attaching_again(self, kind):
+        """One code for the bare layers and one for edits of a kind, however often they change."""
+        model, counter = residual(), CompileCounter()
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        for seed in range(3):
+            compiled(X)
+            with attach(model, {"inner": kind(16, 32, seed), "outer": kind(32, 16, seed)}):
+                torch.testing.assert_close(compiled(X), model(X))
+        assert counter.frame_count == 2
+
     @pytest.mark.slow
     def test_with_the_real_compiler_and_its_gradients(self, edits):
         model = residual()
