@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "--judge-steps",
         type=int,
         nargs=3,
-        default=(1500, 1500, 1500),
+        default=(1600, 1500, 1500),
         help="steps of attributes, identity and CLIP; 0 leaves one out",
     )
     parser.add_argument("--judge-folder", type=Path, default=JUDGES, help="where the judges go")

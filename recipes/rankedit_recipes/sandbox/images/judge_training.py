@@ -198,7 +198,7 @@ def train_clip(steps: int, batch: int = 64, size: int = 48) -> tuple[nn.Module, 
     return model.eval().requires_grad_(requires_grad=False), losses
 
 
-def train_judges(folder: Path, *, steps: tuple[int, int, int] = (1500, 1500, 1500)) -> None:
+def train_judges(folder: Path, *, steps: tuple[int, int, int] = (1600, 1500, 1500)) -> None:
     """Train all three judges and write their weights in 16 bit, with a log.
 
     Args:
