@@ -145,7 +145,7 @@ def worker(rank, port, queue):
     """Run every scenario and report what each raised; spawning is most of the time."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=300))
     for name, (scenario, nested) in SCENARIOS.items():
         failure = None
         try:
@@ -171,7 +171,7 @@ def failures():
         process.start()
     try:
         for _ in range(2 * len(SCENARIOS)):
-            name, failure = queue.get(timeout=180)
+            name, failure = queue.get(timeout=400)
             found[name].append(failure)
     finally:
         for process in processes:
