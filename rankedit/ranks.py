@@ -136,12 +136,17 @@ def reduced(groups: Sequence[Group], ranks: Ranks) -> list[Group]:
         with said_clearly(ranks):
             moment.all_reduce_()
         total = Group(moment, members, sum(s[1] for s in found), sum(s[2] for s in found))
-        _check_count(total)
+        check_count(total)
         result.append(total)
     return result
 
 
-def _check_count(group: Group) -> None:
+def check_count(group: Group) -> None:
+    """Compare the reduced count with the vectors that the processes say they read.
+
+    Raises:
+        StatisticsError: they differ.
+    """
     if group.moment.count != group.kept:
         raise StatisticsError(
             f"collect: the processes read {group.kept} vectors at {group.members[0]!r}, but their "

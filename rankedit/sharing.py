@@ -204,6 +204,6 @@ def _fitting(mask: Tensor | None, x: Inputs) -> Tensor | None:
 def _check_unchanged(event: _Event) -> None:
     if not event.x.is_inference() and event.x._version != event.identity.version:
         raise StatisticsError(
-            f"what {event.readers[0]!r} read was overwritten in place before "
-            f"{event.readers[-1]!r} read it; collect the two in separate calls"
+            f"what {event.readers[0]!r} read was overwritten in place before the projections that "
+            "have read the same so far were called; collect it in a call of its own"
         )

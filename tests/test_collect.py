@@ -10,6 +10,8 @@ from torch import nn
 from rankedit import ProjectionError, Provenance, RankeditWarning, SecondMoment, StatisticsError
 from rankedit.collect import collect
 from rankedit.projections import Projection, select
+from rankedit.ranks import check_count
+from rankedit.sharing import Group
 
 WIDTH = 6
 
@@ -426,3 +428,28 @@ def test_progress_is_plain_where_there_is_no_terminal(model, capsys):
     assert re.fullmatch(r"collect: 4/4, 40 vectors, 0:00:\d\d elapsed\n", captured.err)
     collect(model, "*.to_k", (batch for batch in batches()))
     assert re.fullmatch(r"collect: 4, 40 vectors, 0:00:\d\d elapsed\n", capsys.readouterr().err)
+
+
+def test_a_tensor_overwritten_before_all_have_read_it_is_refused():
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, 2)
+
+        def forward(self, x, overwrite):
+            work = x.clone()
+            self.a(work)
+            if overwrite:
+                work += 1
+            self.b(work)
+
+    x = torch.ones(2, WIDTH)
+    data = [{"x": x, "overwrite": False}, {"x": x, "overwrite": True}]
+    with pytest.raises(StatisticsError, match="what 'a' read was overwritten in place before"):
+        collect(Overwriting(), "*", data, progress=False)
+
+
+def test_vectors_lost_between_processes_are_noticed():
+    moment = SecondMoment(2).update(torch.ones(3, 2))
+    with pytest.raises(StatisticsError, match=r"read 4 vectors at 'a', but their sum has 3"):
+        check_count(Group(moment, ["a"], kept=4))
