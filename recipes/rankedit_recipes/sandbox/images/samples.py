@@ -1,6 +1,7 @@
 """Grids of generated pictures."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def averaged_pipeline(trainer: Trainer) -> StableDiffusionPipeline:
         }
         module.load_state_dict(weights, strict=False)
         module.eval().requires_grad_(requires_grad=False)
-    autoencoder = trainer.autoencoder.cpu()
+    autoencoder = deepcopy(trainer.autoencoder).cpu()
     return assemble(autoencoder, text, trainer.tokenizer, unet)
 
 
@@ -115,5 +116,4 @@ def save_samples(trainer: Trainer, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         pictures = generate(averaged_pipeline(trainer), PROMPTS)
-    trainer.autoencoder.to(trainer.preset.device)
     tile(pictures, 8).save(file)
