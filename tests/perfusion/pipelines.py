@@ -48,7 +48,7 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     letters = [chr(c) for c in range(33, 127)]
     vocabulary: list[str] = letters + [f"{c}</w>" for c in letters]
     merges: list[str] = []
-    for word in WORDS:
+    for word in sorted(WORDS, key=len, reverse=True):  # else "at" would be merged in "cat"
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             pair = f"{parts[0]} {parts[1]}"

@@ -258,3 +258,54 @@ def test_a_copy_of_the_pipeline_is_not_touched(pipe, bean):
     before = picture(twin)
     with apply(pipe, bean):
         assert np.array_equal(picture(twin), before)
+
+
+def test_other_pipelines_of_the_same_parts(pipe, bean):
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+    from PIL import Image
+
+    parts = {**pipe.components, "requires_safety_checker": False}
+    image = Image.effect_noise((16, 16), 60).convert("RGB")
+    for kind, extra in (
+        (StableDiffusionImg2ImgPipeline, {}),
+        (StableDiffusionInpaintPipeline, {"mask_image": Image.new("L", (16, 16), 255)}),
+    ):
+        other = kind(**parts)
+        other.set_progress_bar_config(disable=True)
+
+        def run(prompt, other=other, extra=extra):
+            generator = torch.Generator().manual_seed(0)
+            arguments = {"image": image, "strength": 0.9, "num_inference_steps": 2, **extra}
+            if "mask_image" in extra:
+                arguments |= {"height": 16, "width": 16}
+            return other(prompt, generator=generator, output_type="np", **arguments).images
+
+        before = run("a cat")
+        with apply(other, bean, bias=0.3):
+            assert not np.array_equal(run("a <bean>"), before)
+        assert np.array_equal(run("a cat"), before)
+
+
+def test_sliced_attention(pipe, bean):
+    with apply(pipe, bean):
+        whole = picture(pipe, "a photo of a <bean>")
+        pipe.enable_attention_slicing(1)
+        sliced = picture(pipe, "a photo of a <bean>")
+        pipe.disable_attention_slicing()
+    np.testing.assert_allclose(whole, sliced, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_follows_settings_without_compiling_again(bean):
+    pipe = pipelines.stable_diffusion()
+    with apply(pipe, bean, bias=0.4, temperature=0.2):
+        wanted = picture(pipe, "a photo of a <bean>")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    pipe.unet = torch.compile(pipe.unet, backend=counter)
+    with apply(pipe, bean) as applied:
+        picture(pipe, "a photo of a <bean>")
+        frames = counter.frame_count
+        applied.set(bias=0.4, temperature=0.2)
+        got = picture(pipe, "a photo of a <bean>")
+        assert counter.frame_count == frames > 0
+    np.testing.assert_allclose(got, wanted, atol=1e-4)

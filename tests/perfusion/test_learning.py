@@ -188,7 +188,7 @@ def test_the_best_validated_state_is_kept(pipe, moment, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_training(pipe, moment, monkeypatch):
     monkeypatch.setattr(
-        training, "masked_loss", lambda *_: torch.tensor(math.nan, requires_grad=True)
+        stepping, "masked_loss", lambda *_: torch.tensor(math.nan, requires_grad=True)
     )
     with pytest.raises(PerfusionError, match="loss of step 0 is nan"):
         taught(pipe, moment)

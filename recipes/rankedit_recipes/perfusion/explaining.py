@@ -80,7 +80,8 @@ class Explanation:
         from matplotlib.figure import Figure
 
         kept = [i for i in range(len(self.tokens)) if bool(self.shown[i])]
-        figure = Figure(figsize=(max(4.0, 0.55 * len(kept)), 1.3 + 0.9 * len(self.triggers)))
+        height = len(self.opening) * (1.3 + 0.35 * len(self.triggers))
+        figure = Figure(figsize=(max(4.0, 0.55 * len(kept)), height), layout="constrained")
         axes = figure.subplots(len(self.opening), 1, squeeze=False)[:, 0]
         for panel, (kind, opening) in zip(axes, self.opening.items(), strict=True):
             grid = opening[kept].T.numpy()
@@ -94,7 +95,6 @@ class Explanation:
                     colour = "black" if value > 0.6 else "white"
                     panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour,
                                fontsize=7)  # fmt: skip
-        figure.tight_layout()
         return figure
 
 

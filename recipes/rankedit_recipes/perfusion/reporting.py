@@ -108,7 +108,7 @@ class Report:
     def _training(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 2.6))
+        figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(range(1, len(self.losses) + 1), self.losses, linewidth=0.7, color="#9bb1d6")
         window = max(1, len(self.losses) // 15)
@@ -127,7 +127,6 @@ class Report:
                            color=colour, markersize=3)  # fmt: skip
             other.set_ylabel("similarity")
             other.legend(loc="upper right", fontsize=8)
-        figure.tight_layout()
         return figure
 
     def _trade_off(self) -> str:
@@ -135,7 +134,7 @@ class Report:
             return ""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 3.6))
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
         front = pareto_front(self.points)
         axes.scatter([p.scores.text for p in self.points], [p.scores.picture for p in self.points],
@@ -149,7 +148,6 @@ class Report:
         axes.set_xlabel("like the text")
         axes.set_ylabel("like the photos")
         axes.legend(fontsize=8)
-        figure.tight_layout()
         rows = [("bias", "temperature", "picture", "text")]
         rows += [
             (f"{p.bias:g}", f"{p.temperature:g}", f"{p.scores.picture:.3f}", f"{p.scores.text:.3f}")
