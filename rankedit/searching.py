@@ -39,8 +39,8 @@ class LearnedValues:
     """The result of a search.
 
     Attributes:
-        values: by projection, the values `[n, out]`. Those of an `OutputSite` include the layer's
-            bias, which `solve_edit` wants them without.
+        values: by projection, the values `[n, out]`, without the layer's bias: as `solve_edit`
+            and `GatedEdit` take them.
         initial: what they were at the start.
         keys: the keys `[n, in]` of the edits whose keys were learned.
         edits: the gated edits with what was learned.
@@ -217,7 +217,7 @@ class Search:
     def _result(self, values: dict[str, Values], keys: dict[str, Keys]) -> LearnedValues:
         return LearnedValues(
             values=values,
-            initial={site.name: site.initial.clone() for site in self._placed.all},
+            initial={site.name: site.initial_values() for site in self._placed.all},
             keys=keys,
             edits={
                 site.name: site.edit_with(values[site.name], keys.get(site.name))

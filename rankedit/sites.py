@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankedit.errors import ShapeError, SolveError
 from rankedit.gated import GatedEdit
-from rankedit.geometry import device_of, geometry
+from rankedit.geometry import device_of, geometry, run
 from rankedit.metric import Metric
 from rankedit.patching import attach
 from rankedit.projections import find
@@ -47,6 +47,7 @@ class ShiftedOutput:
 
     Attributes:
         initial: `[count, out]`: what the projection gave at each request's first token.
+        bias: `[1, out]`: what it gives for zero; part of `initial`, but of no value.
         leaf: `[count, out]`: the shift; the tensor to learn.
     """
 
@@ -58,6 +59,9 @@ class ShiftedOutput:
         self._seen = torch.zeros(site.count, dtype=torch.bool)
         self.initial = torch.zeros(site.count, self._layout.out_features, device=device)
         self.leaf = torch.zeros_like(self.initial).requires_grad_()
+        with torch.no_grad():
+            zero = torch.zeros(1, self._layout.in_features)
+            self.bias = run(self._module, zero, self._layout).to(self.initial)
 
     @property
     def count(self) -> int:
@@ -73,8 +77,12 @@ class ShiftedOutput:
         self.leaf.data.copy_(change)
 
     def values(self) -> Values:
-        """The values as they are now."""
-        return (self.initial + self.leaf).detach().clone()
+        """The values as they are now, without the bias: what `solve_edit` takes."""
+        return (self.initial + self.leaf - self.bias).detach()
+
+    def initial_values(self) -> Values:
+        """The values before learning, without the bias."""
+        return self.initial - self.bias
 
     def install(self) -> Callable[[], None]:
         """Add the shift in the model; gives the function that takes it out."""
@@ -165,6 +173,10 @@ class GatedValues:
     def values(self) -> Values:
         """The targets as they are now."""
         return self.leaf.detach().clone()
+
+    def initial_values(self) -> Values:
+        """The targets before learning."""
+        return self.initial.clone()
 
     def edit(self) -> GatedEdit:
         """The edit with the tensors that learn."""

@@ -78,7 +78,7 @@ def optimise_value(
         ... )
         >>> found.reasons
         ('low enough',)
-        >>> torch.allclose(model[1](found.values["0"]), wanted, atol=1e-2)
+        >>> torch.allclose(model[1](found.values["0"] + model[0].bias), wanted, atol=1e-2)
         True
     """
     placed = Sites(model, sites, metrics or {})

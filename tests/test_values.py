@@ -112,7 +112,8 @@ def reference(model, ids, target, position, options):
         if shift.norm() > limit:
             shift.data *= limit / shift.norm()
     handle.remove()
-    return initial[0] + shift.detach(), float(loss.detach())
+    value = initial[0] + shift - model.down.bias
+    return value.detach(), float(loss.detach())
 
 
 @pytest.mark.parametrize(
@@ -147,15 +148,16 @@ def test_the_value_found_is_what_an_edit_then_gives(model):
     assert found.reasons == ("low enough",) * 3
     assert (found.totals[0] > 1).all()
     keys = torch.tanh(model.up(model.embed(ids)))[where >= 0].detach()
-    torch.testing.assert_close(found.initial["down"], model.down(keys).detach())
+    given = (model.down(keys) - model.down.bias).detach()
+    torch.testing.assert_close(found.initial["down"], given)
     edit = solve_edit(
         model.down,
         keys,
-        found.values["down"] - model.down.bias.detach(),
+        found.values["down"],
         Metric.identity(2 * WIDTH),
     )
     with attach(model, {"down": edit}), torch.no_grad():
-        torch.testing.assert_close(model.down(keys), found.values["down"])
+        torch.testing.assert_close(model.down(keys) - model.down.bias, found.values["down"])
 
 
 @pytest.mark.parametrize("kind", ["output", "gated"])
@@ -335,7 +337,8 @@ def test_several_contexts_of_one_request_share_its_shift(model):
     )
     keys = torch.tanh(model.up(model.embed(ids))).detach()
     first = torch.stack([keys[0, 1], keys[2, 0]])  # the bare prompts come first
-    torch.testing.assert_close(found.initial["down"], model.down(first).detach())
+    given = (model.down(first) - model.down.bias).detach()
+    torch.testing.assert_close(found.initial["down"], given)
     assert (found.totals[-1] < found.totals[0]).all()
 
 
@@ -369,7 +372,7 @@ def test_the_change_stays_within_the_clamp(model):
     loss = loss_of(model, ids, targets)
     found = optimise_value(model, {"down": OutputSite(where, 3)}, loss, options=options)
     change = found.values["down"] - found.initial["down"]
-    limit = 0.25 * found.initial["down"].norm(dim=1)
+    limit = 0.25 * (found.initial["down"] + model.down.bias).norm(dim=1).detach()
     assert (change.norm(dim=1) <= limit * (1 + 1e-5)).all()
     assert (change.norm(dim=1) > 0.9 * limit).any()
 
@@ -532,7 +535,7 @@ def test_channels_of_a_convolution():
     options = ValueSearch(steps=300, learning_rate=0.1, clamp=None, decay=0, stop_below=1e-4)
     found = optimise_value(model, {"0": OutputSite(where, 2)}, loss, options=options)
     assert found.reasons == ("low enough", "low enough")
-    first = model[0](x).movedim(1, -1).detach()
+    first = (model[0](x).movedim(1, -1) - model[0].bias).detach()
     torch.testing.assert_close(found.initial["0"], torch.stack([first[0, 0, 1], first[0, 1, 0]]))
 
 
