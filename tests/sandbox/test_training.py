@@ -59,12 +59,10 @@ def test_going_on_from_a_checkpoint_changes_nothing(drawn, tmp_path):
 
 
 def test_training_lowers_the_loss(drawn):
-    preset = replace(TINY, steps=60, rate=3e-3)
-    trainer = Trainer(preset, drawn)
-    losses = [
-        trainer.advance(make_batch(preset, drawn, trainer.tokenizer, step))[0] for step in range(60)
-    ]
-    assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
+    trainer = Trainer(replace(TINY, steps=80, rate=3e-3), drawn)
+    batch = make_batch(TINY, drawn, trainer.tokenizer, 0)
+    losses = [trainer.advance(batch)[0] for _ in range(40)]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_the_average_lags_behind_and_is_not_the_weights(drawn):

@@ -11,7 +11,7 @@ from .images.loading import JUDGES, WEIGHTS
 from .images.presets import PRESETS
 from .images.run import Run, run
 
-CHANGEABLE = ("steps", "rate", "single_steps", "seed", "workers")
+CHANGEABLE = ("steps", "rate", "single_steps", "pairs", "seed", "workers")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps until the rate is zero")
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--single-steps", type=int, help="steps before two objects are shown")
+    parser.add_argument("--pairs", type=float, help="how many pictures show two objects then")
     parser.add_argument("--seed", type=int, help="seed of everything")
     parser.add_argument("--workers", type=int, help="processes that share each batch")
     parser.add_argument("--init-from", type=Path, help="start from a pipeline folder's weights")

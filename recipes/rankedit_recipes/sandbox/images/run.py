@@ -123,7 +123,8 @@ class _Log:
     def __init__(self, how: Run, trainer: Trainer) -> None:
         self.how, self.trainer = how, trainer
         self.saved, self.count = time.monotonic(), 0
-        self.clock, self.losses = Clock(), [0.0, 0.0]
+        self.clock, self.since = Clock(), trainer.step
+        self.losses = [0.0, 0.0]
         self.file = how.folder / "log.jsonl"
         self._forget_later_lines()
         self._write({"preset": asdict(trainer.preset), "from_step": trainer.step})
@@ -155,12 +156,14 @@ class _Log:
         self.losses[1] += norm
         trainer, every = self.trainer, self.how.log_every
         if trainer.step % every == 0:
-            speed = self.clock.speed(every * trainer.preset.batch)
+            done = trainer.step - self.since
+            speed = self.clock.speed(done * trainer.preset.batch)
+            loss, norm = (total / done for total in self.losses)
             self._write(
                 {
                     "step": trainer.step,
-                    "loss": round(self.losses[0] / every, 5),
-                    "gradient": round(self.losses[1] / every, 4),
+                    "loss": round(loss, 5),
+                    "gradient": round(norm, 4),
                     "rate": round(rate_at(trainer.preset, trainer.step), 4),
                     "pictures_per_second": round(speed, 1),
                     "time": time.strftime("%H:%M:%S"),
@@ -169,9 +172,9 @@ class _Log:
             self.progress.update(
                 self.task,
                 completed=trainer.step,
-                description=f"loss {self.losses[0] / every:.4f}, {speed:.0f} pictures/s",
+                description=f"loss {loss:.4f}, {speed:.0f} pictures/s",
             )
-            self.losses = [0.0, 0.0]
+            self.since, self.losses = trainer.step, [0.0, 0.0]
         if time.monotonic() - self.saved > 60 * self.how.minutes:
             self._save()
 
