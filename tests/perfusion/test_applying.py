@@ -286,6 +286,19 @@ def test_other_pipelines_of_the_same_parts(pipe, bean):
         assert np.array_equal(run("a cat"), before)
 
 
+def test_an_offloaded_pipeline(pipe, bean):
+    accelerate = pytest.importorskip("accelerate")
+    with apply(pipe, bean):
+        wanted = picture(pipe, "a photo of a <bean>")
+    offloaded = pipelines.stable_diffusion()
+    plain = picture(offloaded)
+    for part in (offloaded.text_encoder, offloaded.vae, offloaded.unet):
+        accelerate.cpu_offload(part, execution_device="cpu")
+    with apply(offloaded, bean):
+        np.testing.assert_allclose(picture(offloaded, "a photo of a <bean>"), wanted, atol=1e-5)
+    assert np.array_equal(picture(offloaded), plain)
+
+
 def test_sliced_attention(pipe, bean):
     with apply(pipe, bean):
         whole = picture(pipe, "a photo of a <bean>")

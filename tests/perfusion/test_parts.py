@@ -133,7 +133,8 @@ def test_new_words_under_offloading():
     words = NewWords(pipe, {"<bean>": [row]})
     expected = encode(pipe, ["a <bean>"]).embeds.detach()
     words.remove()
-    accelerate.cpu_offload(pipe.text_encoder, execution_device="cpu")
+    for part in (pipe.text_encoder, pipe.vae, pipe.unet):
+        accelerate.cpu_offload(part, execution_device="cpu")
     before = encode(pipe, ["a cat"]).embeds
     words = NewWords(pipe, {"<bean>": [row]})
     torch.testing.assert_close(encode(pipe, ["a <bean>"]).embeds, expected)

@@ -30,7 +30,7 @@ from rankedit_recipes.perfusion.sweeping import BIASES, TEMPERATURES, pareto_fro
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline, device_of, encode, text_encoders
 from rankedit_recipes.perfusion.training import CHECKPOINT, HISTORY, Validation, learn
-from rankedit_recipes.perfusion.words import check_trigger, embedding_layers
+from rankedit_recipes.perfusion.words import check_trigger, embedding_width
 
 __all__ = ["BIASES", "TEMPERATURES", "Sampling"]
 
@@ -45,7 +45,7 @@ def plan(
     modules = targets.modules(denoiser)
     learned = list(targets.values) + (list(targets.keys) if config.lock == "trained" else [])
     widths = {name: rk.Projection(modules[name]).out_features for name in learned}
-    rows = sum(embedding_layers(encoder)[0].embedding_dim for _, encoder, _ in text_encoders(pipe))
+    rows = sum(embedding_width(encoder) for _, encoder, _ in text_encoders(pipe))
     numbers = sum(widths.values()) + 2 * targets.width + rows
     masks = sum(photo.mask is not None for photo in found)
     weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())

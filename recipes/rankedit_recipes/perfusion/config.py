@@ -17,7 +17,7 @@ from rankedit_recipes.perfusion.text import Tokens
 
 Reduction = Literal["weighted", "mean", "squared"]
 Rates = Literal["relative", "absolute"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16"]
 _CHOICES = {"lock": Lock, "tokens": Tokens, "reduction": Reduction, "rates": Rates}
 _CHOICES["precision"] = Precision
 

@@ -9,7 +9,6 @@ from safetensors.torch import save
 
 import rankedit as rk
 from rankedit.atomic import atomic_write
-from rankedit.lora import to_lora
 from rankedit_recipes.perfusion.applying import ConceptLike
 from rankedit_recipes.perfusion.concept import Concept, filled
 from rankedit_recipes.perfusion.denoising import denoiser_of
@@ -84,6 +83,6 @@ def export_lora(
         wrong += float((straight - gated).double().square().sum())
         right += float(gated.double().square().sum())
     component = "unet" if hasattr(pipe, "unet") else "transformer"
-    to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
+    rk.to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
             dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.trigger})  # fmt: skip
     return float((wrong / max(right, 1e-300)) ** 0.5)

@@ -25,7 +25,7 @@ from rankedit_recipes.perfusion.text import (
     required_positions,
 )
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"bfloat16": torch.bfloat16}
 
 
 class Stepper:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rankedit.probe import Reading, probe
+import rankedit as rk
 from rankedit_recipes.perfusion.denoising import (
     check_callable,
     denoiser_of,
@@ -96,7 +96,7 @@ def _probed(pipe: Pipeline, denoiser: nn.Module) -> Targets:
     times = [torch.full((1,), time, device=latents[0].device) for time in (1.0, 500.0)]
     texts = [encode(pipe, [prompt]) for prompt in ("a", "a photo of the night by the sea")]
     inputs: dict[str, Any] = {"latents": latents[0], "time": times[0], "text": texts[0]}
-    readings = probe(
+    readings = rk.probe(
         denoiser,
         inputs,
         {"picture": {"latents": latents[1], "time": times[1]}, "text": {"text": texts[1]}},
@@ -201,7 +201,7 @@ class _Calls:
         return float((plus + minus - 2 * middle).norm()) / span if span else None
 
 
-def _nothing(denoiser: nn.Module, readings: Mapping[str, Reading]) -> PerfusionError:
+def _nothing(denoiser: nn.Module, readings: Mapping[str, rk.Reading]) -> PerfusionError:
     both = [name for name, reading in readings.items() if len(reading.changes) > 1]
     if both:
         return joint_attention(

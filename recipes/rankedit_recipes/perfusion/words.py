@@ -153,6 +153,12 @@ def embedding_layers(encoder: nn.Module) -> list[nn.Module]:
     return [own, *(m for m in shared if isinstance(m, nn.Embedding))]
 
 
+def embedding_width(encoder: nn.Module) -> int:
+    """Width of a text encoder's token embeddings."""
+    layer: Any = embedding_layers(encoder)[0]
+    return int(layer.embedding_dim)
+
+
 def embedding_of(encoder: nn.Module, token: int) -> Tensor:
     """The embedding `[width]` of a token, float32, by running the embedding layer."""
     layer = embedding_layers(encoder)[0]
@@ -165,7 +171,7 @@ def embedding_of(encoder: nn.Module, token: int) -> Tensor:
 
 
 def _check_rows(trigger: str, rows: Sequence[Tensor], encoders: Sequence[Any]) -> None:
-    widths = [embedding_layers(encoder)[0].embedding_dim for _, encoder, _ in encoders]
+    widths = [embedding_width(encoder) for _, encoder, _ in encoders]
     given = [row.shape[-1] for row in rows]
     if given != widths:
         raise PerfusionError(
