@@ -5,9 +5,9 @@ value); everything else changes as little as possible, measured on the inputs th
 really reads (its statistics).
 """
 
-from rankedit.checkpoint import Checkpoint
 from rankedit.closed_form import solve_edit
-from rankedit.collect import collect
+from rankedit.collecting.checkpoint import Checkpoint
+from rankedit.collecting.collect import collect
 from rankedit.edits import Edit, EditReport, LowRank
 from rankedit.errors import (
     AttachError,
@@ -19,25 +19,12 @@ from rankedit.errors import (
     SolveError,
     StatisticsError,
 )
-from rankedit.fingerprints import fingerprint
-from rankedit.fusing import fuse_, unfuse_
+from rankedit.files.format import EditFile
+from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
+from rankedit.files.storage import check_base, load, save
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate, Identity, Sigmoid
-from rankedit.ledger import Conflict, Ledger
-from rankedit.linear_output import linear_output
-from rankedit.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
-from rankedit.merging import merge
-from rankedit.metric import Metric
-from rankedit.moments import SecondMoment
-from rankedit.patching import Attachment, attach, detach_all
-from rankedit.probe import Reading, probe
-from rankedit.projections import Projection
-from rankedit.provenance import Provenance
-from rankedit.selecting import select
-from rankedit.shrinkage import ledoit_wolf, oas
-from rankedit.storage import check_base, load, save
-from rankedit.storage_format import EditFile
-from rankedit.values import (
+from rankedit.learning.values import (
     LearnedValues,
     OutputSite,
     StepReport,
@@ -45,6 +32,19 @@ from rankedit.values import (
     ValueSearchError,
     optimise_value,
 )
+from rankedit.ledger import Conflict, Ledger
+from rankedit.linear_output import linear_output
+from rankedit.merging import merge
+from rankedit.metric import Metric
+from rankedit.models.fingerprints import fingerprint
+from rankedit.models.fusing import fuse_, unfuse_
+from rankedit.models.patching import Attachment, attach, detach_all
+from rankedit.models.probe import Reading, probe
+from rankedit.models.projections import Projection
+from rankedit.models.selecting import select
+from rankedit.moments import SecondMoment
+from rankedit.provenance import Provenance
+from rankedit.shrinkage import ledoit_wolf, oas
 
 __version__ = "0.1.0"
 

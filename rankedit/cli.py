@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from rankedit.edits import LowRank
 from rankedit.errors import RankeditError
+from rankedit.files.storage import load
 from rankedit.gated import GatedEdit
 from rankedit.moments import SecondMoment
-from rankedit.storage import load
 
 if TYPE_CHECKING:
     from typer import Typer

@@ -1,8 +1,8 @@
 """What a projection gives for a key, without its bias, in either direction.
 
 Both functions are generic: `functools.singledispatch` on the projection. Here: a weight tensor, and
-any function that applies a linear map. `rankedit.projections` adds torch modules; a package with a
-layer of its own kind registers it the same way.
+any function that applies a linear map. `rankedit.models.projections` adds torch modules; a package
+with a layer of its own kind registers it the same way.
 """
 
 from __future__ import annotations

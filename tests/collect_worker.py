@@ -14,8 +14,8 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 from rankedit import RankeditError
-from rankedit.checkpoint import Checkpoint
-from rankedit.collect import collect
+from rankedit.collecting.checkpoint import Checkpoint
+from rankedit.collecting.collect import collect
 
 SEEDS = 7  # batches; odd, so that the shares differ
 

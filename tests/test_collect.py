@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rankedit import ProjectionError, Provenance, RankeditWarning, SecondMoment, StatisticsError
-from rankedit.collect import collect
-from rankedit.projections import Projection, select
-from rankedit.ranks import check_count
-from rankedit.sharing import Group
+from rankedit.collecting.collect import collect
+from rankedit.collecting.ranks import check_count
+from rankedit.collecting.sharing import Group
+from rankedit.models.projections import Projection, select
 
 WIDTH = 6
 

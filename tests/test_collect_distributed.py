@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rankedit import RankeditWarning
-from rankedit.collect import collect
+from rankedit.collecting.collect import collect
 from tests.collect_worker import make_batches, make_model
 
 WORKER = Path(__file__).with_name("collect_worker.py")

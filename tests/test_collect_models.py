@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from rankedit import SecondMoment
-from rankedit.collect import collect
+from rankedit.collecting.collect import collect
 from rankedit.edits import LowRank
-from rankedit.patching import attach
+from rankedit.models.patching import attach
 
 WIDTH = 6
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from rankedit import EditFileError, Provenance, StatisticsError
-from rankedit.checkpoint import Checkpoint
-from rankedit.collect import collect
+from rankedit.collecting.checkpoint import Checkpoint
+from rankedit.collecting.collect import collect
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,8 +222,8 @@ KILLED = textwrap.dedent(
     """
     import sys
     from tests_resume import make_batches, make_model
-    from rankedit.checkpoint import Checkpoint
-    from rankedit.collect import collect
+    from rankedit.collecting.checkpoint import Checkpoint
+    from rankedit.collecting.collect import collect
     model = make_model()
     def call(x):
         print("batch", flush=True)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     *("shapes", "moments", "packing", "provenance", "shrinkage", "subspace", "factors", "metric"),
     *("edits", "gates", "gated", "merging", "linear_output", "gram", "closed_form", "ledger"),
-    *("testing_solvers", "testing_edits"),
+    *("testing/solvers", "testing/edits"),
 )
 TESTS = (
     *("shapes", "moments", "shrinkage", "metric", "edits", "gates", "gated", "merging"),

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rankedit.errors import ProjectionError
-from rankedit.fingerprints import BLOCK_BYTES, SAMPLED_BYTES
-from rankedit.projections import fingerprint
+from rankedit.models.fingerprints import BLOCK_BYTES, SAMPLED_BYTES
+from rankedit.models.projections import fingerprint
 from tests.layer_cases import Doubling
 
 IN, OUT = 12, 20

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from rankedit import AttachError, LowRank, ProjectionError, RankeditWarning, ShapeError, fusing
-from rankedit.fusing import fuse_, unfuse_
 from rankedit.linear_output import linear_output
-from rankedit.patching import attach
-from rankedit.projections import Projection
+from rankedit.models.fusing import fuse_, unfuse_
+from rankedit.models.patching import attach
+from rankedit.models.projections import Projection
 from tests.layer_cases import Conv1D, Doubling, Packed, matrix_of
 from tests.patching_cases import gated, low_rank, residual, state_of
 from tests.test_patching_layers import QUANTISED

@@ -12,12 +12,12 @@ import torch
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError
+from rankedit.files.format import read_file
+from rankedit.files.storage import load, save
 from rankedit.gated import GatedEdit
 from rankedit.gates import Identity, Sigmoid
 from rankedit.metric import Metric
 from rankedit.moments import Provenance, SecondMoment
-from rankedit.storage import load, save
-from rankedit.storage_format import read_file
 from tests.attacks.forging import (
     DATA,
     GATED,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError
-from rankedit.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
+from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
 
 LAYOUTS = (PEFT, DIFFUSERS, KOHYA)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rankedit.edits import LowRank
-from rankedit.lora import DIFFUSERS, KOHYA, from_lora, to_lora
-from rankedit.selecting import select
+from rankedit.files.lora import DIFFUSERS, KOHYA, from_lora, to_lora
+from rankedit.models.selecting import select
 from tests.lora_cases import assert_changed_by, assert_same, edit_for, weights
 
 diffusers = pytest.importorskip("diffusers")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit.lora import from_lora, to_lora
-from rankedit.selecting import select
+from rankedit.files.lora import from_lora, to_lora
+from rankedit.models.selecting import select
 from tests.lora_cases import assert_changed_by, assert_same, edit_for, weights
 
 peft = pytest.importorskip("peft")

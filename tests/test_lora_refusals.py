@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ProjectionError, ShapeError
+from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
 from rankedit.gated import GatedEdit
-from rankedit.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
 from rankedit.metric import Metric
 
 LAYOUTS = (PEFT, DIFFUSERS, KOHYA)

@@ -9,8 +9,8 @@ from torch import nn
 from rankedit import (
     swapping,
 )
-from rankedit.patching import attach, detach_all
-from rankedit.projections import Projection, fingerprint, select
+from rankedit.models.patching import attach, detach_all
+from rankedit.models.projections import Projection, fingerprint, select
 from tests.layer_cases import Conv1D, Doubling, Packed, matrix_of
 from tests.patching_cases import KINDS, added_to, gated, low_rank, residual, state_of
 

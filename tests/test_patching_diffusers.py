@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit.patching import attach
-from rankedit.projections import geometry, innermost, select
+from rankedit.models.patching import attach
+from rankedit.models.projections import geometry, innermost, select
 from tests.patching_cases import KINDS, added_to
 from tests.unet_cases import NOISE, TEXT, edits_of, names_of, output, tiny_pipeline, tiny_unet
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankedit import AttachError
-from rankedit.patching import attach
+from rankedit.models.patching import attach
 from tests.patching_cases import KINDS, added_to, low_rank, state_of
 from tests.unet_cases import TEXT, edits_of, names_of, output, tiny_unet
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from rankedit import Metric, linear_output, solve_edit
 from rankedit.linear_output import linear_output_transposed
-from rankedit.patching import attach, detach_all
-from rankedit.projections import Projection, fingerprint, geometry
+from rankedit.models.patching import attach, detach_all
+from rankedit.models.projections import Projection, fingerprint, geometry
 from tests.patching_cases import KINDS, added_to, low_rank, residual, state_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))

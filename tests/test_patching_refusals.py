@@ -16,8 +16,8 @@ from rankedit import (
     patching,
     swapping,
 )
-from rankedit.patching import attach
-from rankedit.projections import Projection
+from rankedit.models.patching import attach
+from rankedit.models.projections import Projection
 from tests.patching_cases import gated, low_rank, residual, state_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))

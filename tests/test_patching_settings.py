@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rankedit import AttachError, ShapeError, Sigmoid
-from rankedit.patching import attach
+from rankedit.models.patching import attach
 from tests.patching_cases import KINDS, added_to, gated, low_rank, residual
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))

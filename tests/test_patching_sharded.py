@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from rankedit import AttachError, ProjectionError, linear_output
-from rankedit.fingerprints import fingerprint
-from rankedit.patching import attach
+from rankedit.models.fingerprints import fingerprint
+from rankedit.models.patching import attach
 from tests.patching_cases import gated, low_rank, residual
 
 pytestmark = [

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from rankedit import LowRank, swapping
-from rankedit.patching import attach, detach_all
+from rankedit.models.patching import attach, detach_all
 from tests.patching_cases import KINDS, added_to, gated, low_rank, residual, state_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))

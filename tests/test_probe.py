@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankedit import ProjectionError
-from rankedit.probe import Reading, probe
+from rankedit.models.probe import Reading, probe
 
 TEXT, SIDE, WIDTH = 7, 8, 32  # 64 picture tokens at full resolution
 

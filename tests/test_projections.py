@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from rankedit.errors import ProjectionError, ShapeError
-from rankedit.geometry import Geometry
 from rankedit.linear_output import linear_output, linear_output_transposed
-from rankedit.projections import (
+from rankedit.models.geometry import Geometry
+from rankedit.models.projections import (
     Projection,
     geometry,
     innermost,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankedit.errors import ProjectionError
-from rankedit.projections import find, select
+from rankedit.models.projections import find, select
 from tests.layer_cases import Conv1D, Doubling
 
 

@@ -7,13 +7,13 @@ import torch
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError
+from rankedit.files.container import DTYPES
+from rankedit.files.storage import load, save
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate, Identity, Sigmoid
 from rankedit.merging import merge
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
-from rankedit.storage import load, save
-from rankedit.storage_tensors import DTYPES
 from tests.storage_cases import gated_edit, moment_of, normal
 
 BOUND = {torch.float16: 2**-11, torch.bfloat16: 2**-8}

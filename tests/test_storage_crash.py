@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rankedit.edits import LowRank
-from rankedit.storage import load, save
+from rankedit.files.storage import load, save
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "attacks" / "crash_saving.py"

@@ -11,15 +11,15 @@ from torch import nn
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ProjectionError, ShapeError
+from rankedit.files.container import DTYPES
+from rankedit.files.format import METADATA_BYTES
+from rankedit.files.header import ITEM_BYTES, Limits
+from rankedit.files.kinds import PLANNERS
+from rankedit.files.storage import check_base, load, save
 from rankedit.gated import GatedEdit
 from rankedit.gates import Sigmoid
 from rankedit.metric import Metric
-from rankedit.patching import attach
-from rankedit.storage import check_base, load, save
-from rankedit.storage_format import METADATA_BYTES
-from rankedit.storage_header import ITEM_BYTES, Limits
-from rankedit.storage_kinds import PLANNERS
-from rankedit.storage_tensors import DTYPES
+from rankedit.models.patching import attach
 from tests.storage_cases import moment_of, normal
 
 # Stable Diffusion 1.5: what reads the text in its 16 cross-attention layers.

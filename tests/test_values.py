@@ -18,9 +18,9 @@ from rankedit import (
     SolveError,
     solve_edit,
 )
-from rankedit.patching import attach
-from rankedit.swapping import slots_of
-from rankedit.values import OutputSite, ValueSearch, ValueSearchError, optimise_value
+from rankedit.learning.values import OutputSite, ValueSearch, ValueSearchError, optimise_value
+from rankedit.models.patching import attach
+from rankedit.models.swapping import slots_of
 
 WORDS, WIDTH, LENGTH = 11, 8, 5
 
@@ -246,7 +246,7 @@ def test_targets_of_gated_edits_are_learned(model):
 
 
 def test_gradients_of_keys_are_those_of_the_whole_edit():
-    from rankedit.sites import Sites
+    from rankedit.learning.sites import Sites
 
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(4, 3)).double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rankedit.projections import geometry, select
+from rankedit.models.projections import geometry, select
 
 TEXT, NOISE = torch.randn(1, 5, 32), torch.randn(1, 4, 8, 8)
 

@@ -17,7 +17,7 @@ import torch
 
 from rankedit.edits import LowRank
 from rankedit.errors import RankeditError
-from rankedit.storage import load, save
+from rankedit.files.storage import load, save
 
 OLD, NEW, DISK_FULL = 1.0, 2.0, 7
 SIZE = 4096

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError, SolveError
+from rankedit.learning.sites import Sites
 from rankedit.shapes import describe
-from rankedit.sites import Sites
 
 Loss: TypeAlias = Callable[[], Tensor | tuple[Tensor, Tensor]]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import EditFileError
-from rankedit.storage_header import LENGTH_BYTES, Header
+from rankedit.files.header import LENGTH_BYTES, Header
 
 DTYPES = {
     "F64": torch.float64,

@@ -7,7 +7,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from rankedit.digests import batch_digest
+from rankedit.collecting.digests import batch_digest
 from rankedit.errors import StatisticsError
 from rankedit.shapes import describe
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ProjectionError, ShapeError
-from rankedit.geometry import innermost
-from rankedit.projections import Projection
-from rankedit.selecting import find, named_modules
+from rankedit.models.geometry import innermost
+from rankedit.models.projections import Projection
+from rankedit.models.selecting import find, named_modules
 
 Edits: TypeAlias = Mapping[str, Edit | Sequence[Edit]] | Edit | Sequence[Edit]
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.fingerprints import fingerprint
-from rankedit.geometry import Geometry, geometry, innermost, is_projection, run
 from rankedit.linear_output import linear_output, linear_output_transposed
-from rankedit.selecting import find, select
+from rankedit.models.fingerprints import fingerprint
+from rankedit.models.geometry import Geometry, geometry, innermost, is_projection, run
+from rankedit.models.selecting import find, select
+from rankedit.models.swapping import slots_of
 from rankedit.shapes import Keys, Values, check_rows
-from rankedit.swapping import slots_of
 
 __all__ = [
     "Projection",

@@ -20,13 +20,9 @@ from torch import Tensor, nn
 from rankedit.atomic import atomic_write
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError
-from rankedit.fingerprints import fingerprint
-from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, Sigmoid
-from rankedit.moments import SecondMoment
-from rankedit.selecting import find, named_modules
-from rankedit.storage_entries import Item
-from rankedit.storage_format import (
+from rankedit.files.container import header_bytes, write_tensors
+from rankedit.files.entries import Item
+from rankedit.files.format import (
     FINGERPRINT_DIGITS,
     METADATA_KEY,
     EditFile,
@@ -34,8 +30,12 @@ from rankedit.storage_format import (
     encode,
     read_file,
 )
-from rankedit.storage_header import Limits, checked_name
-from rankedit.storage_tensors import header_bytes, write_tensors
+from rankedit.files.header import Limits, checked_name
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.models.fingerprints import fingerprint
+from rankedit.models.selecting import find, named_modules
+from rankedit.moments import SecondMoment
 
 PathLike = str | os.PathLike[str]
 

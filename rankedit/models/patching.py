@@ -17,11 +17,18 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from rankedit.binding import Installed, bound_tensors, changes_of, check_number, exchange, write
 from rankedit.errors import AttachError
-from rankedit.geometry import device_of
-from rankedit.projections import Projection
-from rankedit.swapping import (
+from rankedit.models.binding import (
+    Installed,
+    bound_tensors,
+    changes_of,
+    check_number,
+    exchange,
+    write,
+)
+from rankedit.models.geometry import device_of
+from rankedit.models.projections import Projection
+from rankedit.models.swapping import (
     STRENGTH,
     check_reachable,
     install,
@@ -29,7 +36,7 @@ from rankedit.swapping import (
     scalar,
     slots_of,
 )
-from rankedit.targets import Edits, resolve
+from rankedit.models.targets import Edits, resolve
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
 

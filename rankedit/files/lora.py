@@ -16,14 +16,14 @@ from torch.nn.functional import pad
 from rankedit.atomic import atomic_write
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
-from rankedit.geometry import geometry, innermost
-from rankedit.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
-from rankedit.lora_layouts import DIFFUSERS, KOHYA, PEFT, Layout, layout_named
-from rankedit.lora_reading import from_lora
-from rankedit.selecting import find
-from rankedit.storage import PathLike
-from rankedit.storage_header import checked_name
-from rankedit.storage_tensors import write_tensors
+from rankedit.files.container import write_tensors
+from rankedit.files.header import checked_name
+from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
+from rankedit.files.lora_layouts import DIFFUSERS, KOHYA, PEFT, Layout, layout_named
+from rankedit.files.lora_reading import from_lora
+from rankedit.files.storage import PathLike
+from rankedit.models.geometry import geometry, innermost
+from rankedit.models.selecting import find
 
 __all__ = ["DIFFUSERS", "KOHYA", "PEFT", "Layout", "from_lora", "to_lora"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from rankedit.learning.objective import Loss, Objective, ValueSearch
+from rankedit.learning.searching import LearnedValues, OnStep, Search, StepReport, ValueSearchError
+from rankedit.learning.sites import OutputSite, Site, Sites
 from rankedit.metric import Metric
-from rankedit.objective import Loss, Objective, ValueSearch
-from rankedit.reading import as_written
-from rankedit.searching import LearnedValues, OnStep, Search, StepReport, ValueSearchError
-from rankedit.sites import OutputSite, Site, Sites
+from rankedit.models.reading import as_written
 
 __all__ = [
     "LearnedValues",
@@ -66,7 +66,7 @@ def optimise_value(
 
     Example:
         >>> import torch
-        >>> from rankedit.values import OutputSite, ValueSearch, optimise_value
+        >>> from rankedit.learning.values import OutputSite, ValueSearch, optimise_value
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         >>> x, wanted = torch.ones(1, 3), torch.tensor([[2.0, -1.0]])

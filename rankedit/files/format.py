@@ -16,11 +16,9 @@ from torch import Tensor
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, RankeditError
-from rankedit.gated import GatedEdit
-from rankedit.gates import Gate
-from rankedit.moments import SecondMoment
-from rankedit.storage_entries import Build, Context, Fields, Item, TensorTable
-from rankedit.storage_header import (
+from rankedit.files.container import NO_DIGEST, as_tensors, file_digest, read_data
+from rankedit.files.entries import Build, Context, Fields, Item, TensorTable
+from rankedit.files.header import (
     Header,
     Limits,
     checked_object,
@@ -28,7 +26,7 @@ from rankedit.storage_header import (
     parse_json,
     read_header,
 )
-from rankedit.storage_kinds import (
+from rankedit.files.kinds import (
     PLANNERS,
     Entry,
     encode_gated,
@@ -36,7 +34,9 @@ from rankedit.storage_kinds import (
     encode_moment,
     encode_tensor,
 )
-from rankedit.storage_tensors import NO_DIGEST, as_tensors, file_digest, read_data
+from rankedit.gated import GatedEdit
+from rankedit.gates import Gate
+from rankedit.moments import SecondMoment
 
 METADATA_KEY = "rankedit"
 VERSION = 1

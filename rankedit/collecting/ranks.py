@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from rankedit.collecting.sharing import Group
 from rankedit.errors import StatisticsError
 from rankedit.moments import SecondMoment
-from rankedit.sharing import Group
 
 Item = TypeVar("Item")
 _REMEDY = (

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rankedit.errors import SolveError
 from rankedit.gated import GatedEdit
-from rankedit.objective import Terms, ValueSearch
+from rankedit.learning.objective import Terms, ValueSearch
+from rankedit.learning.sites import GatedValues, ShiftedOutput, Sites
 from rankedit.shapes import Keys, Values
-from rankedit.sites import GatedValues, ShiftedOutput, Sites
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
+from rankedit.files.container import DTYPES, tensor_bytes
+from rankedit.files.header import TensorInfo, checked_name, checked_object, checked_text
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 from rankedit.shapes import describe
-from rankedit.storage_header import TensorInfo, checked_name, checked_object, checked_text
-from rankedit.storage_tensors import DTYPES, tensor_bytes
 
 # Largest power of two by which a stored tensor is scaled; float32 ends at 2**128.
 _LARGEST_EXPONENT = 256

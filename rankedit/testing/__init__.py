@@ -11,7 +11,7 @@ Needs no test framework: a property that does not hold raises `ConformanceError`
 from __future__ import annotations
 
 from rankedit.errors import ConformanceError
-from rankedit.testing_edits import check_edit
-from rankedit.testing_solvers import Solver, check_solver
+from rankedit.testing.edits import check_edit
+from rankedit.testing.solvers import Solver, check_solver
 
 __all__ = ["ConformanceError", "Solver", "check_edit", "check_solver"]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rankedit.errors import ShapeError, SolveError
 from rankedit.gated import GatedEdit
-from rankedit.geometry import device_of, geometry, run
 from rankedit.metric import Metric
-from rankedit.patching import attach
-from rankedit.projections import find
+from rankedit.models.geometry import device_of, geometry, run
+from rankedit.models.patching import attach
+from rankedit.models.projections import find
+from rankedit.models.targets import resolve
 from rankedit.shapes import Keys, Outputs, Values, describe
-from rankedit.targets import resolve
 
 
 @dataclass(frozen=True)

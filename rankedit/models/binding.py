@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.gated import GatedEdit
-from rankedit.geometry import device_of
+from rankedit.models.geometry import device_of
+from rankedit.models.swapping import STRENGTH, Slot, suspended
+from rankedit.models.targets import Target, gathered
 from rankedit.shapes import Keys, Values, check_finite, describe
-from rankedit.swapping import STRENGTH, Slot, suspended
-from rankedit.targets import Target, gathered
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import nn
 
 from rankedit.errors import ProjectionError
-from rankedit.geometry import geometry, innermost, is_projection
+from rankedit.models.geometry import geometry, innermost, is_projection
 
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 Pattern: TypeAlias = str | re.Pattern[str] | Predicate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.geometry import Geometry, geometry, innermost
+from rankedit.models.geometry import Geometry, geometry, innermost
 from rankedit.shapes import describe
 
 Read = Callable[[str, Tensor], None]

@@ -2,8 +2,8 @@
 
 A safetensors file with the sums of every group and one JSON entry `rankedit.collect` in its
 metadata: what was collected, from which model, and how many batches are in it. It is not the format
-in which statistics are exchanged (that is `rankedit.storage`), only this library reads it, and it
-is removed when the collection is complete.
+in which statistics are exchanged (that is `rankedit.files.storage`), only this library reads it,
+and it is removed when the collection is complete.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from rankedit.atomic import atomic_write, remove_stale
+from rankedit.collecting.sharing import Group
 from rankedit.errors import EditFileError, StatisticsError
+from rankedit.files.container import as_tensors, read_data, write_tensors
+from rankedit.files.header import Limits, parse_json, read_header
 from rankedit.moments import SecondMoment
 from rankedit.packing import COARSENESS
 from rankedit.provenance import Provenance
-from rankedit.sharing import Group
-from rankedit.storage_header import Limits, parse_json, read_header
-from rankedit.storage_tensors import as_tensors, read_data, write_tensors
 
 _ENTRY = "rankedit.collect"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in COARSENESS}

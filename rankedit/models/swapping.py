@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rankedit.edits import Edit
 from rankedit.errors import AttachError
-from rankedit.geometry import Geometry
+from rankedit.models.geometry import Geometry
 
 STRENGTH = "strength"
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankedit.errors import EditFileError
-from rankedit.storage_entries import checked_number
-from rankedit.storage_header import checked_name, checked_object, parse_json
+from rankedit.files.entries import checked_number
+from rankedit.files.header import checked_name, checked_object, parse_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

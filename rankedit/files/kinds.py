@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
+from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
+from rankedit.files.header import checked_name, checked_text
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 from rankedit.provenance import Provenance
-from rankedit.storage_entries import Build, Fields, Item, TensorTable, checked_number
-from rankedit.storage_header import checked_name, checked_text
 
 Entry = dict[str, object]
 

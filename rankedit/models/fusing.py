@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from rankedit.edits import LowRank
 from rankedit.errors import AttachError, RankeditWarning
-from rankedit.fingerprints import content_digest
-from rankedit.projections import Projection
-from rankedit.selecting import clean_name
-from rankedit.swapping import suspended
-from rankedit.targets import Edits, Target, resolve
+from rankedit.models.fingerprints import content_digest
+from rankedit.models.projections import Projection
+from rankedit.models.selecting import clean_name
+from rankedit.models.swapping import suspended
+from rankedit.models.targets import Edits, Target, resolve
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
 SWALLOWED = 0.05

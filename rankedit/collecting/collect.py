@@ -10,19 +10,19 @@ from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from rankedit.batches import DEFAULT_MASK, Mask, Noted, default_call, mask_of
-from rankedit.checkpoint import Checkpoint, Keeper, Plan
-from rankedit.digests import model_digest
+from rankedit.collecting.batches import DEFAULT_MASK, Mask, Noted, default_call, mask_of
+from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan
+from rankedit.collecting.digests import model_digest
+from rankedit.collecting.ranks import Ranks, check_shares, reduced
+from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
 from rankedit.interrupt import Interrupt
+from rankedit.models.projections import Projection
+from rankedit.models.reading import Stopper, may_stop, quiet, watching
+from rankedit.models.selecting import Pattern, select
 from rankedit.moments import SecondMoment
 from rankedit.progress import progress as show_progress
-from rankedit.projections import Projection
 from rankedit.provenance import Provenance
-from rankedit.ranks import Ranks, check_shares, reduced
-from rankedit.reading import Stopper, may_stop, quiet, watching
-from rankedit.selecting import Pattern, select
-from rankedit.sharing import Group, SharedMoments
 
 Batch = TypeVar("Batch")
 Which: TypeAlias = Pattern | Iterable[str] | Mapping[str, nn.Module | Projection]
@@ -43,9 +43,9 @@ def collect(
     """Second moments of what projections read, all in one pass over the data.
 
     The model runs in evaluation mode without gradients, and only as far as the last projection that
-    is needed (see `rankedit.reading.Stopper`). Projections that read the same tensors, such as the
-    keys and values of an attention block, get *the same* `SecondMoment` object: its work is done
-    once, and so can the factorisation of a `Metric` be.
+    is needed (see `rankedit.models.reading.Stopper`). Projections that read the same tensors, such
+    as the keys and values of an attention block, get *the same* `SecondMoment` object: its work is
+    done once, and so can the factorisation of a `Metric` be.
 
     With several processes (torchrun and `torch.distributed.init_process_group`), each runs its
     share and all return the sums over all of them, reduced once at the end.
@@ -83,7 +83,7 @@ def collect(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from rankedit.collect import collect
+        >>> from rankedit.collecting.collect import collect
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
         >>> moments = collect(model, "*", [torch.randn(4, 7, 3)] * 2, progress=False)
         >>> {name: (moment.dim, moment.count) for name, moment in moments.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.geometry import innermost
+from rankedit.models.geometry import innermost
 
 # Tensors up to this size are hashed whole; of larger ones, evenly spaced blocks of this total.
 SAMPLED_BYTES = 1 << 24

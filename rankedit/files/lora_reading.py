@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, RankeditError
-from rankedit.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
-from rankedit.lora_layouts import names_of, split_key
-from rankedit.storage import PathLike, open_regular
-from rankedit.storage_header import Limits, checked_object, parse_json, read_header
-from rankedit.storage_tensors import as_tensors, read_data
+from rankedit.files.container import as_tensors, read_data
+from rankedit.files.header import Limits, checked_object, parse_json, read_header
+from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
+from rankedit.files.lora_layouts import names_of, split_key
+from rankedit.files.storage import PathLike, open_regular
 
 # Files of other programs carry longer headers than ours, and convolutions of four axes.
 _FOREIGN_LIMITS = Limits(header=4 << 20, tensors=20_000, dimensions=4, separators=600_000)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.reading import quiet, watching
-from rankedit.selecting import Pattern, select
+from rankedit.models.reading import quiet, watching
+from rankedit.models.selecting import Pattern, select
 
 Inputs = dict[str, list[Tensor]]
 
@@ -98,7 +98,7 @@ def probe(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from rankedit.probe import probe
+        >>> from rankedit.models.probe import probe
         >>> class Cross(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

@@ -1,0 +1,1 @@
+"""Edits and statistics on disk; LoRA files of other programs."""
