@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What users need, and what developers need on top of it.
+USABLE := $(VENV)/.usable
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
@@ -19,13 +21,17 @@ help:
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(USABLE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch hatchling editables
+	$(PIP) --no-build-isolation --editable '.[recipes]'
+	touch $@
+
+$(INSTALLED): $(USABLE)
 	$(PIP) --no-build-isolation --editable '.[recipes,docs,test,bench]'
 	touch $@
 
-demo: $(INSTALLED)
+demo: $(USABLE)
 	$(BIN)/python docs/five_lines.py
 
 test: $(INSTALLED)
