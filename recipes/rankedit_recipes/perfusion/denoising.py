@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.text import Encoded, Pipeline
+from rankedit_recipes.perfusion.text import Encoded, Pipeline, device_of
 
 _KNOWN = {
     "sample",
@@ -156,7 +156,7 @@ def probe_latents(pipe: Pipeline, seed: int) -> Tensor:
     if patches > 1 or "hidden_states" in _parameters(denoiser):
         edge = int(getattr(config_of(denoiser), "sample_size", edge))
     shape = (1, int(config_of(denoiser).in_channels), edge, edge)
-    return torch.randn(shape, generator=generator).to(weight.device, _float(weight.dtype))
+    return torch.randn(shape, generator=generator).to(device_of(pipe), _float(weight.dtype))
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:
