@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 import rankedit as rk
-from rankedit.edits import KeyOutputs
-from rankedit.shapes import Inputs, Outputs
+from rankedit.shapes import Inputs, Keys, Outputs, Values
 
 WEIGHTS = "weights"
 
@@ -36,7 +35,7 @@ class Weighted:
         """Width of the outputs."""
         return self.edit.out_features
 
-    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
+    def bind(self, outputs: Callable[[Keys], Values]) -> dict[str, Tensor]:
         """The edit's tensors, and the strengths."""
         return {**self.edit.bind(outputs), WEIGHTS: self.weights.float()}
 
