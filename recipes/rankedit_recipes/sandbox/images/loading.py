@@ -135,7 +135,8 @@ def pipeline(
         }
     for name, module in modules.items():
         _fill(module, folder / FILES[name], REBUILD)
-        module.to(dtype)
+        if dtype != torch.float32:
+            module.to(dtype)
     tokenizer = _tokenizer(folder / "tokenizer")
     return assemble(modules["vae"], modules["text_encoder"], tokenizer, modules["unet"])
 

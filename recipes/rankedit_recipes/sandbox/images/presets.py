@@ -50,7 +50,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "cpu": Preset(),
+    "cpu": Preset(steps=10_100, pairs=0.85),
     "gpu": Preset(
         size=64,
         batch=256,
