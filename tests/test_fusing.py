@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit import AttachError, LowRank, ProjectionError, RankeditWarning, ShapeError, fusing
+from rankedit import AttachError, LowRank, ProjectionError, RankeditWarning, ShapeError
 from rankedit.linear_output import linear_output
+from rankedit.models import fusing
 from rankedit.models.fusing import fuse_, unfuse_
 from rankedit.models.patching import attach
 from rankedit.models.projections import Projection

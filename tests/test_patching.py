@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit import (
-    swapping,
-)
+from rankedit.models import swapping
 from rankedit.models.patching import attach, detach_all
 from rankedit.models.projections import Projection, fingerprint, select
 from tests.layer_cases import Conv1D, Doubling, Packed, matrix_of

@@ -12,15 +12,20 @@ from rankedit import (
     LowRank,
     ProjectionError,
     ShapeError,
-    binding,
-    patching,
-    swapping,
 )
+from rankedit.models import binding, patching, swapping
+from rankedit.models.fusing import fuse_, unfuse_
 from rankedit.models.patching import attach
 from rankedit.models.projections import Projection
 from tests.patching_cases import gated, low_rank, residual, state_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def encoder(kind=nn.TransformerEncoderLayer, *, batch_first):
+    torch.manual_seed(0)
+    layer = kind(16, 2, 32, batch_first=batch_first)
+    return layer.eval().requires_grad_(requires_grad=False)
 
 
 class TestAllOrNothing:
@@ -130,6 +135,33 @@ class TestRefusals:
         model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)})
         with pytest.raises(AttachError, match=r"out_proj' is never called: nn\.Multihead"):
             attach(model, {"attention.out_proj": low_rank(16, 16)})
+
+    def test_layers_that_the_fused_encoder_never_calls(self):
+        model = nn.ModuleDict({"encoder": encoder(batch_first=True)})
+        edits = {"encoder.linear1": low_rank(16, 32)}
+        with pytest.raises(AttachError, match=r"linear1' is not called in eval .*fastpath_enabled"):
+            attach(model, edits)
+        fuse_(model, edits)  # the fused function reads the weight
+        fused = model["encoder"](X)
+        unfuse_(model)
+        enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with attach(model, edits):
+                torch.testing.assert_close(model["encoder"](X), fused, rtol=1e-4, atol=1e-5)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+        assert not torch.allclose(model["encoder"](X), fused, atol=1e-2)
+
+    def test_encoder_layers_without_the_fused_path_take_edits(self):
+        class Own(nn.TransformerEncoderLayer):
+            def forward(self, x):
+                return self.linear2(self.linear1(x))
+
+        for layer in (encoder(batch_first=False), encoder(Own, batch_first=True)):
+            base = layer(X)
+            with attach(nn.ModuleDict({"encoder": layer}), {"encoder.linear1": low_rank(16, 32)}):
+                assert not torch.allclose(layer(X), base, atol=1e-2)
 
     def test_learned_tensors_on_another_device(self):
         edit = low_rank(16, 32)

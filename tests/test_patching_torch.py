@@ -12,7 +12,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
-from rankedit import LowRank, swapping
+from rankedit import LowRank
+from rankedit.models import swapping
 from rankedit.models.patching import attach, detach_all
 from tests.patching_cases import KINDS, added_to, gated, low_rank, residual, state_of
 
