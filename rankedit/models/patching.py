@@ -36,7 +36,7 @@ from rankedit.models.swapping import (
     scalar,
     slots_of,
 )
-from rankedit.models.targets import Edits, resolve
+from rankedit.models.targets import Edits, check_run, resolve
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
 
@@ -78,6 +78,7 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
     targets = resolve("attach", model, edits)
     for target in targets:
         check_reachable("attach", target.name, target.layer)
+        check_run("attach", target)
     prepared = [
         (target, edit, bound_tensors("attach", target, edit))
         for target in targets

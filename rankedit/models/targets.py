@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from rankedit.edits import Edit
@@ -41,12 +42,14 @@ class Target:
         view: the innermost layer, and the rows of it.
         edits: in order.
         owner: the FSDP module that shards the layer's weights, if one does.
+        parents: the modules around it, innermost first.
     """
 
     name: str
     view: Projection
     edits: tuple[Edit, ...]
     owner: nn.Module | None
+    parents: tuple[nn.Module, ...]
 
     @property
     def layer(self) -> nn.Module:
@@ -126,7 +129,7 @@ def _target(
         raise ProjectionError(f"{call}: {place}: {error}") from error
     chain = _chain(modules, path)
     _check_called(call, name, path, chain)
-    target = Target(name, view, edits, _owner(view.module, chain))
+    target = Target(name, view, edits, _owner(view.module, chain), tuple(chain[1:]))
     _check_whole(call, target)
     return target
 
@@ -181,6 +184,32 @@ def _check_called(call: str, name: str, path: str, chain: Sequence[nn.Module]) -
                 f"{type(parent).__name__} runs {fused!r}. Call unfuse_qkv_projections() first, or "
                 f"edit rows of {fused!r} by naming it with [start:stop]."
             )
+
+
+def check_run(call: str, target: Target) -> None:
+    """Refuse layers whose weights torch's fused encoder layer reads without calling them.
+
+    It does so in eval mode without gradients, which may come after attaching. An edit in the weight
+    acts all the same, so that only what attaches needs this.
+
+    Raises:
+        AttachError: the fused path may be taken.
+    """
+    if torch.backends.mha.get_fastpath_enabled() and any(map(_has_fast_path, target.parents)):
+        raise AttachError(
+            f"{call}: {target.name!r} is not called in eval mode: nn.TransformerEncoderLayer then "
+            "uses its weight in a fused function of its own; call "
+            "torch.backends.mha.set_fastpath_enabled(False) first, and leave it so while the edit "
+            "is attached."
+        )
+
+
+def _has_fast_path(module: nn.Module) -> bool:
+    encoder = nn.TransformerEncoderLayer
+    if not isinstance(module, encoder) or type(module).forward is not encoder.forward:
+        return False
+    # Batch second is the default of the class, and is never fused.
+    return getattr(module.self_attn, "batch_first", True) is not False
 
 
 def _runs_fused(attention: nn.Module) -> bool:
