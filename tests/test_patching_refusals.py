@@ -12,6 +12,7 @@ from rankedit import (
     LowRank,
     ProjectionError,
     ShapeError,
+    Sigmoid,
 )
 from rankedit.models import binding, patching, swapping
 from rankedit.models.fusing import fuse_, unfuse_
@@ -168,3 +169,27 @@ class TestRefusals:
         learned = LowRank(edit.up.requires_grad_(), edit.down)
         with pytest.raises(AttachError, match="'up' requires gradients and must be on the layer's"):
             binding._placed("attach", "up", learned.up, torch.device("meta"))
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_learned_tensors_that_would_be_cast(self, dtype):
+        model, edit, static = residual(), gated(16, 32), low_rank(16, 32)
+        before = state_of(model)
+        bias = torch.tensor(0.1, dtype=dtype, requires_grad=True)
+        learned = {
+            "targets": edit.with_targets(edit.targets.to(dtype).requires_grad_()),
+            "bias": edit.with_gate(Sigmoid(bias, 0.5)),
+            "up": LowRank(static.up.to(dtype).requires_grad_(), static.down.to(dtype)),
+        }
+        for name, other in learned.items():
+            with pytest.raises(AttachError, match=rf"'{name}' requires .* must be float32.*make"):
+                attach(model, {"inner": other})
+        assert state_of(model) == before
+
+    def test_learned_keys_make_bound_tensors_by_a_computation(self):
+        layer, edit = residual().inner, gated(16, 32)
+        keys = edit.keys.clone().requires_grad_()
+        images = keys * 2  # under the metric of the identity over two
+        with attach(layer, GatedEdit.from_images(keys, edit.targets, images, Sigmoid(0.1, 0.5))):
+            layer(X).square().sum().backward()
+        assert keys.grad is not None
+        assert keys.grad.norm() > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -85,6 +87,33 @@ class TestSettings:
         with pytest.raises(AttachError, match=r"Attachment\.refresh: the edits have been detached"):
             attachment.refresh({"inner": gated(16, 32)})
 
+    def test_a_normalised_gate_is_given_all_settings_together(self):
+        layer, edit = residual().inner, gated(16, 32)
+        edit = edit.with_gate(Sigmoid(bias=0.5, temperature=0.2), normalised=True)
+        with attach(layer, edit) as attachment:
+            before = layer(X)
+            with pytest.raises(ShapeError, match="too little apart to normalise"):
+                attachment.set(strength=0.5, bias=50.0, temperature=0.01)
+            assert torch.equal(layer(X), before)
+            attachment.set(bias=3.0, temperature=1.0)
+            with pytest.raises(ShapeError, match="too little apart to normalise"):
+                attachment.set(temperature=0.01)  # with the bias as it is now
+            attachment.set(bias=0.6, temperature=0.01)
+            found = layer(X)
+        other = edit.with_gate(Sigmoid(bias=0.6, temperature=0.01), normalised=True)
+        with attach(layer, other):
+            assert torch.equal(layer(X), found)
+
+
+@dataclass(frozen=True)
+class Steep(Sigmoid):
+    """Another gate with the parameters of the sigmoid."""
+
+    name = "steep"
+
+    def opening(self, similarity, parameters):
+        return super().opening(similarity, parameters).square()
+
 
 class TestRefresh:
     def test_it_gives_what_attaching_anew_would(self, kind):
@@ -117,3 +146,23 @@ class TestRefresh:
                 with pytest.raises(AttachError, match=message):
                     attachment.refresh(edits)
                 assert torch.equal(model(X), outputs)
+
+    @pytest.mark.parametrize(
+        ("gate", "form"),
+        [
+            (Steep(0.1, 0.5), {}),
+            (Sigmoid(0.1, 0.5), {"normalised": True}),
+            (Sigmoid(0.1, 0.5), {"floor": 0.3}),
+        ],
+    )
+    def test_gated_edits_of_another_form(self, gate, form):
+        layer, edit = residual().inner, gated(16, 32)
+        other = edit.with_gate(gate, **form)
+        for first, second in ((edit, other), (other, edit)):
+            with attach(layer, first) as attachment:
+                before = layer(X)
+                with pytest.raises(AttachError, match=r"must be of the form .*anew"):
+                    attachment.refresh(second)
+                assert torch.equal(layer(X), before)
+                attachment.refresh(first)
+                assert torch.equal(layer(X), before)

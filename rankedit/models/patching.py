@@ -46,7 +46,10 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
 
     Every edit acts on the innermost layer, below any LoRA. Tensors of an edit that require
     gradients are used as they are and receive them; all others are copied, so that settings changed
-    here do not reach the edit.
+    here do not reach the edit. Edits compute in float32, also where the model computes in float64.
+
+    `I Wᵀ` of a gated edit, what the layer gives for its keys, is fixed when the edit is attached.
+    After the weight has changed (`fuse_`, training), call `refresh` or attach again.
 
     Args:
         model: a model, with `edits` by name; or a layer or `Projection`, with `edits` for it.
@@ -61,7 +64,7 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
         ProjectionError: a name is unknown (lists the nearest), or not a projection.
         ShapeError: an edit is of another size than its projection.
         AttachError: the edit would not act there (never called, tensor-parallel, `forward`
-            replaced, named twice), or strength is not finite.
+            replaced, named twice), learns a tensor that is not float32, or strength is not finite.
 
     Example:
         >>> import torch
@@ -147,14 +150,14 @@ class Attachment:
 
         Raises:
             AttachError: detached already, an unknown name or setting, or not a finite number.
-            ShapeError: a value of another shape than the setting, or refused by the gate.
+            ShapeError: a value of another shape than the setting, or refused by the gate, which is
+                given all of them together.
         """
         self._check_active("set")
         items = self._chosen("Attachment.set", names)
-        changes = [] if strength is None else changes_of(items, STRENGTH, strength)
-        for name, value in settings.items():
-            changes += changes_of(items, name, value)
-        write(changes)
+        if strength is not None:
+            settings[STRENGTH] = strength
+        write(changes_of(items, settings))
 
     def refresh(self, edits: Edits) -> None:
         """Exchange the tensors of the attached edits for those of others, in place.
@@ -162,7 +165,8 @@ class Attachment:
         Strength stays; gate parameters become those of the new edits. Nothing is recompiled.
 
         Args:
-            edits: for the same projections, as many for each, of the same kinds and sizes.
+            edits: for the same projections, as many for each, of the same kinds and sizes; gated
+                edits with the same kind of gate, both normalised or not, with a floor or without.
 
         Raises:
             AttachError: detached already, or the edits do not correspond; nothing has changed then.
