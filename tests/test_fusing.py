@@ -262,6 +262,20 @@ class TestRefusals:
         with pytest.raises(ShapeError, match="fuse_: the edit of 'inner' must be"):
             fuse_(residual(), {"inner": low_rank(32, 16)})
 
+    def test_fusing_again_after_training(self):
+        model = residual()
+        fuse_(model, {"inner": low_rank(16, 32)})
+        model.inner.weight.mul_(1.001)
+        trained, again = bits(model), {"head": low_rank(16, 8), "inner": low_rank(16, 32, 1)}
+        with pytest.raises(AttachError, match=r"weight of 'inner' is not what fuse_ left .*force"):
+            fuse_(model, again)
+        assert same_bits(model, trained)
+        fresh = residual()
+        fresh.load_state_dict(trained)
+        fuse_(fresh, again)
+        unfuse_(fresh)
+        assert same_bits(fresh, trained)
+
     @pytest.mark.parametrize("change", ["train", "cast", "load"])
     def test_unfuse_refuses_weights_that_changed_since(self, change):
         model, trained = residual(), residual(1).state_dict()

@@ -55,6 +55,9 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
     The overwritten weights are kept with their layers (one more copy of each edited weight) until
     `unfuse_`; fusing again on top keeps the first originals.
 
+    `I Wᵀ` of gated edits that are attached to the same layers is fixed when they are attached: call
+    `refresh` or attach them again after fusing.
+
     Args:
         model: a model, with `edits` by name; or a layer or `Projection`, with `edits` for it.
         edits: `LowRank` edits, addressed as in `attach`. Gated edits have no weight form; choose
@@ -66,7 +69,7 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
         ProjectionError: a name is unknown, or not a projection.
         ShapeError: an edit is of another size than its projection.
         AttachError: an edit is not static, or a weight is quantised, on the meta device, sharded,
-            computed, shared, or would overflow.
+            computed, shared, changed since it was last fused, or would overflow.
 
     Warns:
         RankeditWarning: rounding to the weight's dtype loses more than 5 % of an edit; with the
@@ -144,6 +147,7 @@ def _change(group: list[Target]) -> _Change:
     """The new weight of one layer, with all edits on rows of it."""
     layer, layout = group[0].layer, group[0].view.layout
     weight = _plain_weight(group[0])
+    _check_unchanged(group[0], weight)
     transposed = _is_transposed(group[0], weight)
     delta = torch.zeros(
         layout.out_features, layout.in_features, dtype=torch.float64, device=weight.device
@@ -228,6 +232,18 @@ def _check_static(target: Target) -> None:
             f"fuse_: the edit of {target.name!r} must be a LowRank, got {type(wrong).__name__}, "
             "whose effect depends on the input; fuse edit.linearised(outputs), which is another "
             "edit and reports how far it differs, or use attach."
+        )
+
+
+def _check_unchanged(target: Target, weight: Tensor) -> None:
+    """Refuse a fused weight that was changed since: `unfuse_` would not notice after another."""
+    kept = getattr(target.layer, _RECORD, None)
+    if kept is not None and content_digest(weight) != kept.digest:
+        raise AttachError(
+            f"fuse_: the weight of {target.name!r} is not what fuse_ left there: it was trained, "
+            "cast or loaded over, which unfuse_ would undo without a word after another edit. Call "
+            "unfuse_ with force=True to give the changes up, or load the state_dict into a fresh "
+            "model to keep them."
         )
 
 
