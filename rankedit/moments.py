@@ -8,13 +8,13 @@ order, and added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError, StatisticsError
-from rankedit.packing import COARSENESS, check_same_dim, coarser, packed_triangle, unpacked
+from rankedit.packing import Batch, coarser, packed_triangle, unpacked
 from rankedit.provenance import Provenance
 from rankedit.shapes import Covariance, Inputs, check_finite, describe
 
@@ -22,6 +22,7 @@ from rankedit.shapes import Covariance, Inputs, check_finite, describe
 CHUNK_ROWS = 4096
 # Columns of the triangle that are computed at once, with the square on the diagonal.
 _BLOCK = 256
+_NUMBERS = ("count", "weight_squares", "fourth")
 
 
 class SecondMoment:
@@ -30,8 +31,9 @@ class SecondMoment:
     With weights `w` (1 if not given) the sums kept are `Σw`, `Σw²`, `Σw x`, `Σw xᵀx`, `Σw‖x‖⁴`.
     The last is what Ledoit-Wolf shrinkage needs, so that no second pass over the data is ever made.
 
-    Memory: `8·dim²` bytes, plus at most `CHUNK_ROWS·(dim + 1)·8` bytes during `update` whatever the
-    batch size (100 MB at dim 3072).
+    Memory: `8·dim²` bytes. `update` takes at most three chunks of `CHUNK_ROWS·dim·8` bytes more
+    (300 MB at dim 3072) and a few bytes per vector, whatever the size of the batch; one whose
+    vectors do not lie one behind the other in memory is copied first.
 
     Args:
         dim: width of the vectors.
@@ -82,53 +84,28 @@ class SecondMoment:
             ShapeError: wrong width, a mask or weights of another shape, negative weights, or
                 entries that are not finite. Nothing is added in that case.
         """
-        rows, row_weights = self._checked(x, mask, weights)
-        for start in range(0, rows.shape[0], CHUNK_ROWS):
-            chunk = slice(start, start + CHUNK_ROWS)
-            self._add_rows(
-                rows[chunk].to(self._outer.device, torch.float64),
-                None if row_weights is None else row_weights[chunk].to(self._outer),
-            )
-        if rows.shape[0]:
-            self.dtype = coarser(self.dtype, x.dtype)
+        call = "SecondMoment.update"
+        batch = Batch.of(call, self.dim, x, mask, weights)
+        starts = range(0, batch.rows.shape[0], CHUNK_ROWS)
+        for start in starts:  # all of it before any is added
+            check_finite(call, "x", batch.chunk(start, CHUNK_ROWS)[0])
+        for start in starts:
+            self._add_rows(*batch.chunk(start, CHUNK_ROWS))
         return self
 
-    def _checked(
-        self, x: Inputs, mask: Tensor | None, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        call = "SecondMoment.update"
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[-1:] != (self.dim,):
-            raise ShapeError(
-                f"{call}: x must be a floating-point tensor [..., {self.dim}], got {describe(x)}."
-            )
-        for name, tensor in (("mask", mask), ("weights", weights)):
-            if tensor is not None and tensor.shape != x.shape[:-1]:
-                raise ShapeError(
-                    f"{call}: {name} must have the shape of x without its last axis, "
-                    f"{list(x.shape[:-1])}, got {describe(tensor)}."
-                )
-        rows = x.detach().reshape(-1, self.dim)
-        flat = None if weights is None else weights.detach().reshape(-1)
-        if mask is not None:
-            kept = mask.reshape(-1).bool()
-            rows = rows[kept.to(rows.device)]
-            flat = None if flat is None else flat[kept.to(flat.device)]
-        check_finite(call, "x", rows)
-        if flat is not None:
-            check_finite(call, "weights", flat)
-            if bool((flat < 0).any()):
-                raise ShapeError(f"{call}: weights must not be negative, got {float(flat.min())}.")
-        return rows, flat
-
     def _add_rows(self, rows: Tensor, weights: Tensor | None) -> None:
+        if rows.shape[0]:
+            self.dtype = coarser(self.dtype, rows.dtype)
+        rows = rows.to(self._outer.device, torch.float64)
+        weights = None if weights is None else weights.to(self._outer)
+        w = rows.new_ones(rows.shape[0]) if weights is None else weights
+        fourth = w * rows.square().sum(1).square()
+        self._scalars += torch.stack([w.sum(), w.square().sum(), fourth.sum()])
         weighted = rows if weights is None else rows * weights[:, None]
         for start in range(0, self.dim, _BLOCK):  # the upper triangle only: half the work
             stripe = self._outer[start : start + _BLOCK, start:]
             stripe.addmm_(rows[:, start : start + _BLOCK].T, weighted[:, start:])
         self._total += weighted.sum(0)
-        w = rows.new_ones(rows.shape[0]) if weights is None else weights
-        fourth = w * rows.square().sum(1).square()
-        self._scalars += torch.stack([w.sum(), w.square().sum(), fourth.sum()])
 
     # ---------------------------------------------------------------- combining
 
@@ -163,29 +140,36 @@ class SecondMoment:
         this process's current CUDA device, with gloo through the CPU.
 
         Raises:
-            StatisticsError: no process group is initialised, or the processes disagree on `dim`.
+            StatisticsError: no process group is initialised, or the processes hold statistics of
+                different widths, models, modules or tokenizers; on all of them, and nothing is
+                changed.
         """
-        distributed = torch.distributed
+        distributed, call = torch.distributed, "SecondMoment.all_reduce_"
         if not (distributed.is_available() and distributed.is_initialized()):
             raise StatisticsError(
-                "SecondMoment.all_reduce_: needs an initialised process group; call "
+                f"{call}: needs an initialised process group; call "
                 "torch.distributed.init_process_group (torchrun sets its variables) first."
             )
         on_cuda = "nccl" in distributed.get_backend(group)
         device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else "cpu"
-        check_same_dim(self.dim, device, group)
-        coarseness = torch.tensor([COARSENESS.index(self.dtype)], device=device)
-        distributed.all_reduce(coarseness, op=distributed.ReduceOp.MIN, group=group)
-        tokens = torch.tensor([self.provenance.tokens], device=device)
-        distributed.all_reduce(tokens, group=group)
+        said = [(self.dim, self.dtype, self.provenance)] * distributed.get_world_size(group)
+        distributed.all_gather_object(said, said[0], group=group)
+        dims, dtypes, provenances = zip(*said, strict=True)
+        if min(dims) != max(dims):
+            raise StatisticsError(
+                f"{call}: all processes must hold the same width, got {min(dims)} to {max(dims)}; "
+                "reduce the moments of one projection at a time, in the same order."
+            )
+        # All fold the same list in the same order: they refuse together, or agree.
+        provenance = reduce(lambda a, b: a.merged(b, call=call), provenances)
         packed = torch.cat([self.packed(), self._total, self._scalars]).to(device)
         distributed.all_reduce(packed, group=group)
         outer, total, scalars = packed.to(self._outer.device).split(
             [self.dim * (self.dim + 1) // 2, self.dim, 3]
         )
         self._outer, self._total, self._scalars = unpacked(outer, self.dim), total, scalars
-        self.dtype = COARSENESS[int(coarseness)]
-        self.provenance = replace(self.provenance, tokens=int(tokens))
+        self.dtype = reduce(coarser, dtypes)
+        self.provenance = provenance
         return self
 
     # ---------------------------------------------------------------- reading
@@ -273,7 +257,7 @@ class SecondMoment:
         """Rebuild a moment from `state()`; `dtype` is the activation dtype it was collected in.
 
         Raises:
-            ShapeError: sums of inconsistent shape, or not finite.
+            ShapeError: sums of inconsistent shape, not finite, or a negative count.
         """
         total = state["total"]
         moment = cls(total.shape[0], device=total.device, provenance=provenance)
@@ -287,10 +271,19 @@ class SecondMoment:
             check_finite("SecondMoment.from_state", name, state[name])
         moment._outer = unpacked(state["outer_packed"].to(torch.float64), moment.dim)
         moment._total = total.to(torch.float64, copy=True)
-        scalars = [state[name].to(moment._total) for name in ("count", "weight_squares", "fourth")]
+        scalars = [_number(name, state[name]).to(moment._total) for name in _NUMBERS]
         moment._scalars = torch.stack(scalars)
         moment.dtype = dtype
         return moment
 
     def __repr__(self) -> str:
         return f"SecondMoment(dim={self.dim}, count={self.count:g}, dtype={self.dtype})"
+
+
+def _number(name: str, value: Tensor) -> Tensor:
+    if value.ndim or not 0 <= float(value) < float("inf"):
+        raise ShapeError(
+            f"SecondMoment.from_state: {name} must be one finite number, not negative, got "
+            f"{value.tolist()!r:.80}; the state is damaged."
+        )
+    return value

@@ -1,12 +1,14 @@
-"""Symmetric matrices as packed triangles, and what processes must agree on to add moments."""
+"""Symmetric matrices as packed triangles, and batches taken apart into chunks of rows."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rankedit.errors import StatisticsError
-from rankedit.shapes import Covariance
+from rankedit.errors import ShapeError
+from rankedit.shapes import Covariance, check_finite, describe
 
 # Coarsest first. The relative noise that rounding leaves on the eigenvalues of E[xᵀx] grows in this
 # direction, and one coarse batch spoils the sum.
@@ -39,15 +41,66 @@ def unpacked(packed: Tensor, dim: int) -> Covariance:
     return matrix
 
 
-def check_same_dim(
-    dim: int, device: torch.device | str, group: torch.distributed.ProcessGroup | None
-) -> None:
-    """Refuse to reduce moments of different widths, on every process at once."""
-    extremes = torch.tensor([dim, -dim], device=device)
-    torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX, group=group)
-    largest, smallest = int(extremes[0]), -int(extremes[1])
-    if largest != smallest:
-        raise StatisticsError(
-            f"SecondMoment.all_reduce_: all processes must hold the same width, got {smallest} to "
-            f"{largest}; reduce the moments of one projection at a time, in the same order."
+@dataclass(frozen=True)
+class Batch:
+    """Vectors to be added to a moment, of which only one chunk at a time is copied.
+
+    Attributes:
+        rows: `[n, dim]`, as they came.
+        kept: `[n]`, which of them count; all if None.
+        weights: `[n]`, how often each counts; once if None.
+    """
+
+    rows: Tensor
+    kept: Tensor | None
+    weights: Tensor | None
+
+    @classmethod
+    def of(
+        cls, call: str, dim: int, x: object, mask: object = None, weights: object = None
+    ) -> Batch:
+        """Take `x [..., dim]` apart into rows.
+
+        Raises:
+            ShapeError: not tensors, of another shape, or negative or infinite weights.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[-1:] != (dim,):
+            raise ShapeError(
+                f"{call}: x must be a floating-point tensor [..., {dim}], got {describe(x)}."
+            )
+        flat: list[Tensor | None] = []
+        for name, value in (("mask", mask), ("weights", weights)):
+            if value is None:
+                flat.append(None)
+                continue
+            if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
+                raise ShapeError(
+                    f"{call}: {name} must be a tensor with the shape of x without its last axis, "
+                    f"{list(x.shape[:-1])}, got {describe(value)}; use torch.as_tensor."
+                )
+            flat.append(value.detach().reshape(-1))
+        kept, counts = flat
+        return cls(x.detach().reshape(-1, dim), kept, _checked_weights(call, counts, kept))
+
+    def chunk(self, start: int, size: int) -> tuple[Tensor, Tensor | None]:
+        """Those of `size` rows from `start` that count, and their weights."""
+        part = slice(start, start + size)
+        rows = self.rows[part]
+        weights = None if self.weights is None else self.weights[part]
+        if self.kept is None:
+            return rows, weights
+        kept = self.kept[part].bool()
+        return (
+            rows[kept.to(rows.device)],
+            None if weights is None else weights[kept.to(weights.device)],
         )
+
+
+def _checked_weights(call: str, weights: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    if weights is None:
+        return None
+    counted = weights if kept is None else weights[kept.bool().to(weights.device)]
+    check_finite(call, "weights", counted)
+    if bool((counted < 0).any()):
+        raise ShapeError(f"{call}: weights must not be negative, got {float(counted.min())}.")
+    return weights

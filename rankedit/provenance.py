@@ -13,7 +13,8 @@ class Provenance:
 
     Attributes:
         model: name or path of the model.
-        weights: fingerprint of the weights that the data flowed through.
+        weights: a mark of the weights that the data flowed through. `collect` puts a digest of the
+            whole model here; it is not comparable with `fingerprint`, which is of one layer.
         module: the projection (or projections, joined by commas) whose input this is.
         tokenizer: name of the tokenizer.
         corpus: name of the data.
@@ -29,8 +30,12 @@ class Provenance:
     dtype: str = ""
     tokens: int = 0
 
-    def merged(self, other: Provenance) -> Provenance:
+    def merged(self, other: Provenance, *, call: str = "SecondMoment.merge") -> Provenance:
         """Provenance of the sum of two moments; corpora are joined, tokens added.
+
+        Args:
+            other: where the other one comes from.
+            call: what adds them, for the message.
 
         Raises:
             StatisticsError: both name a model, weights, module or tokenizer, and they differ.
@@ -39,7 +44,7 @@ class Provenance:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
                 raise StatisticsError(
-                    f"SecondMoment.merge: both moments must have the same {name}, got {mine!r} and "
+                    f"{call}: both moments must have the same {name}, got {mine!r} and "
                     f"{theirs!r}; collect both on one model, or clear the field with "
                     f"dataclasses.replace(moment.provenance, {name}='')."
                 )

@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "skip float64 in the moments",
         "moments",
-        "rows[chunk].to(self._outer.device, torch.float64)",
-        "rows[chunk].to(self._outer.device).bfloat16().to(torch.float64)",
+        "rows = rows.to(self._outer.device, torch.float64)",
+        "rows = rows.to(self._outer.device).bfloat16().to(torch.float64)",
         "test_moments.py -k 'Sums or Dtypes'",
     ),
     Mutant(
@@ -214,9 +214,9 @@ MUTANTS = (
     ),
     Mutant(
         "forget the mask",
-        "moments",
-        "kept = mask.reshape(-1).bool()",
-        "kept = mask.reshape(-1).bool() | True",
+        "packing",
+        "kept = self.kept[part].bool()",
+        "kept = self.kept[part].bool() | True",
         "test_moments.py -k Mask",
     ),
     Mutant(

@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import rankedit as rk
 from rankedit.moments import CHUNK_ROWS
@@ -95,6 +98,43 @@ class TestSums:
     def test_gradients_are_not_kept(self):
         x = data(4, 3).requires_grad_()
         assert not rk.SecondMoment(3).update(x).matrix.requires_grad
+
+
+class Allocated(TorchDispatchMode):
+    """The most memory that tensors made inside it had at one time, in bytes."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self._alive = {}
+        self._known = {t.untyped_storage()._cdata for t in known}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self._alive = {k: v for k, v in self._alive.items() if not v[0].expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+class TestMemory:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("given", [(), ("mask",), ("weights",), ("mask", "weights")])
+    def test_of_an_update_is_that_of_three_chunks(self, dtype, given):
+        dim, count = 64, 20 * CHUNK_ROWS
+        x = torch.ones(count, dim, dtype=dtype)
+        each = {"mask": torch.arange(count) % 8 > 0, "weights": torch.full((count,), 2.0)}
+        moment = rk.SecondMoment(dim)
+        sums = moment._outer, moment._total, moment._scalars
+        with Allocated(x, *each.values(), *sums) as allocated:
+            moment.update(x, **{name: each[name] for name in given})
+        chunk, per_vector = CHUNK_ROWS * dim * 8, 8
+        assert chunk < allocated.peak < 3 * chunk + per_vector * count
+        assert 3 * chunk + per_vector * count < 20 * chunk / 4  # a copy of a float16 batch
 
 
 class TestMaskAndWeights:
@@ -192,6 +232,14 @@ class TestState:
         with pytest.raises(rk.ShapeError, match="from_state: total must be finite"):
             rk.SecondMoment.from_state(state, rk.Provenance(), torch.float32)
 
+    @pytest.mark.parametrize("name", ["count", "weight_squares", "fourth"])
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0, [1.0, 2.0]])
+    def test_impossible_numbers_are_refused(self, name, value):
+        state = rk.SecondMoment(5).update(data(20, 5)).state() | {name: torch.tensor(value)}
+        match = f"from_state: {name} must be one finite number, not negative, got .*; the state"
+        with pytest.raises(rk.ShapeError, match=match):
+            rk.SecondMoment.from_state(state, rk.Provenance(), torch.float32)
+
     def test_interrupting_and_resuming_changes_no_bit(self):
         x = data(60, 7).float()
         straight, halted = rk.SecondMoment(7), rk.SecondMoment(7)
@@ -216,9 +264,11 @@ class TestRefusals:
             ({"x": torch.tensor([[1.0, torch.nan, 3.0]])}, "x must be finite, got 1 NaN"),
             (
                 {"mask": torch.ones(3)},
-                r"mask must have the shape of x without its last .*, \[2\]",
+                r"mask must be a tensor with the shape of x without its last .*, \[2\]",
             ),
-            ({"weights": torch.ones(2, 1)}, "weights must have the shape of x without"),
+            ({"weights": torch.ones(2, 1)}, "weights must be a tensor with the shape of x without"),
+            ({"weights": [1, 2]}, r"weights must be a tensor .*, \[2\], got list \[1, 2\]; use"),
+            ({"mask": [True, False]}, r"mask must be a tensor .*, got list \[True, False\]; use"),
             ({"weights": torch.tensor([1.0, -2.0])}, "weights must not be negative, got -2.0"),
             ({"weights": torch.tensor([1.0, torch.inf])}, "weights must be finite"),
         ],
@@ -229,6 +279,15 @@ class TestRefusals:
         with pytest.raises(rk.ShapeError, match=message):
             moment.update(**({"x": torch.ones(2, 3)} | arguments))
         assert same(moment, before, 0.0)
+
+    def test_of_a_batch_whose_last_chunk_is_bad(self):
+        x = torch.ones(2 * CHUNK_ROWS + 1, 3)
+        x[-1, 0] = torch.nan
+        moment = rk.SecondMoment(3)
+        with pytest.raises(rk.ShapeError, match="x must be finite, got 1 NaN"):
+            moment.update(x)
+        assert moment.count == 0
+        assert not moment.packed().any()
 
     def test_of_no_width(self):
         with pytest.raises(rk.ShapeError, match="dim must be at least 1, got 0"):
@@ -276,8 +335,10 @@ rank, store, case = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 x = torch.randn(101, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 shards = [x[:40], x[40:].float()]
-dim = 6 if case == "sum" else 6 + rank
-moment = rk.SecondMoment(dim, provenance=rk.Provenance(tokens=rank + 1))
+dim = 6 + rank if case == "widths" else 6
+names = {case: "ab"[rank]} if case in ("model", "weights", "module", "tokenizer") else {}
+source = rk.Provenance(**{"corpus": ["web", "books"][rank], "tokens": rank + 1} | names)
+moment = rk.SecondMoment(dim, provenance=source)
 if case == "sum":
     moment.update(shards[rank])
     moment.all_reduce_()
@@ -285,15 +346,18 @@ if case == "sum":
     assert float((moment.matrix - batch.matrix).abs().max()) < 1e-12 * float(batch.matrix.max())
     assert float((moment.mean - batch.mean).abs().max()) < 1e-12
     assert moment.count == 101 and abs(moment.fourth / batch.fourth - 1) < 1e-12
-    assert moment.dtype == torch.float32 and moment.provenance.tokens == 3
+    assert moment.dtype == torch.float32
+    assert moment.provenance == rk.Provenance(corpus="books + web", tokens=3)
     gathered = [None, None]
     dist.all_gather_object(gathered, moment.matrix)
     assert torch.equal(*gathered)
 else:
+    expected = f"same {case}, got 'a' and 'b'" if names else "same width, got 6 to 7"
     try:
         moment.all_reduce_()
     except rk.StatisticsError as error:
-        assert "same width, got 6 to 7" in str(error), error
+        assert str(error).startswith("SecondMoment.all_reduce_: ") and expected in str(error), error
+        assert moment.provenance == source
     else:
         raise SystemExit("was not refused")
 dist.destroy_process_group()
@@ -301,7 +365,7 @@ dist.destroy_process_group()
 
 
 class TestAllReduce:
-    @pytest.mark.parametrize("case", ["sum", "widths"])
+    @pytest.mark.parametrize("case", ["sum", "widths", "model", "tokenizer"])
     def test_two_processes(self, tmp_path, case):
         command = [sys.executable, "-c", WORKER]
         workers = [
