@@ -33,7 +33,7 @@ from rankedit.learning.values import (
     optimise_value,
 )
 from rankedit.ledger import Conflict, Ledger
-from rankedit.linear_output import linear_output
+from rankedit.linear_output import linear_output, linear_output_transposed
 from rankedit.merging import merge
 from rankedit.metric import Metric
 from rankedit.models.fingerprints import fingerprint
@@ -91,6 +91,7 @@ __all__ = [
     "fuse_",
     "ledoit_wolf",
     "linear_output",
+    "linear_output_transposed",
     "load",
     "merge",
     "oas",

@@ -42,6 +42,7 @@ class _Problem:
     keys: Keys
     lacking: Values
     softness: Tensor
+    names: tuple[str, ...]
 
     @property
     def dual(self) -> bool:
@@ -148,6 +149,7 @@ def _posed(
         stacked,
         torch.cat([lacking, nothing]).to(device).double(),
         torch.cat([soft.expand(len(keys)), soft.new_zeros(held)]),
+        (*(f"key {i}" for i in range(len(keys))), *(f"held key {i}" for i in range(held))),
     )
 
 
@@ -158,9 +160,9 @@ def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
     if bool((moved & (reach < _NO_REACH)).any()):
         index = int(torch.where(moved, reach, torch.inf).argmin())
         raise SolveError(
-            f"solve_edit: key {index} is zero inside the subspace that the metric allows, so "
-            "nothing can change what it gives; choose another key, or a metric with a larger "
-            "null space."
+            f"solve_edit: {problem.names[index]} is zero inside the subspace that the metric "
+            "allows, so nothing can change what it gives; choose another key, or a metric with a "
+            "larger null space."
         )
     little, kept, notes = moved & (reach < _LITTLE_REACH), reach >= _NO_REACH, []
     if bool(little.any()):
@@ -170,7 +172,8 @@ def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
         )
     kept[0] |= not bool(kept.any())  # an edit needs a row, if only one of zeros
     rows = (problem.keys[kept], problem.lacking[kept], problem.softness[kept])
-    return _Problem(problem.metric, *rows), notes
+    names = tuple(name for name, keep in zip(problem.names, kept.tolist(), strict=True) if keep)
+    return _Problem(problem.metric, *rows, names), notes
 
 
 def _remarks(problem: _Problem) -> list[str]:
@@ -179,8 +182,9 @@ def _remarks(problem: _Problem) -> list[str]:
         unusual = metric.energy(problem.keys) / metric.typical_energy
         if float(unusual.max()) > _UNUSUAL:
             notes.append(
-                f"key {int(unusual.argmax())} is {float(unusual.max()):.1e} times as unusual as "
-                "the data behind the statistics; it may lie outside of what the projection reads"
+                f"{problem.names[int(unusual.argmax())]} is {float(unusual.max()):.1e} times as "
+                "unusual as the data behind the statistics; it may lie outside of what the "
+                "projection reads"
             )
     if metric.condition > _WORST_CONDITION:
         notes.append(f"condition number {metric.condition:.1e}; use a larger ridge")
@@ -192,7 +196,7 @@ def _solve_dual(problem: _Problem) -> tuple[LowRank, str]:
     # of the square root of the condition number that K A Kᵀ has.
     system = GramSystem.of(problem.metric.whiten(problem.keys), problem.softness)
     down = problem.metric.unwhiten(system.rows)
-    solution = system.solve(problem.lacking, problem.keys @ down.T)
+    solution = system.solve(problem.lacking, problem.keys @ down.T, problem.names)
     return LowRank(solution.T.contiguous(), down), system.remark
 
 

@@ -40,9 +40,9 @@ class Factors:
     extra: Tensor | None = None
 
     @classmethod
-    def of(cls, space: Subspace, matrix: Covariance) -> Factors:
-        """Factorise a matrix given in the coordinates of a subspace."""
-        return cls(space, cholesky(matrix))
+    def of(cls, space: Subspace, matrix: Covariance, ridge: float | None = None) -> Factors:
+        """Factorise a matrix given in the coordinates of a subspace; see `cholesky` for ridge."""
+        return cls(space, cholesky(matrix, ridge))
 
     def scaled(self, factor: float) -> Factors:
         """`factor·M`."""
@@ -170,8 +170,13 @@ def checked_matrix(call: str, matrix: Covariance) -> Covariance:
     return (matrix + matrix.T) / 2
 
 
-def cholesky(matrix: Covariance) -> Tensor:
-    """Lower factor L with `matrix = L Lᵀ`, or an error that names the ridge to use."""
+def cholesky(matrix: Covariance, ridge: float | None = None) -> Tensor:
+    """Lower factor L with `matrix = L Lᵀ`, or an error that names the ridge to use.
+
+    Args:
+        matrix: symmetric.
+        ridge: the one that is in the matrix already; None if the caller has no such argument.
+    """
     lower, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0 and bool((lower.diagonal() > 0).all()):
         return lower
@@ -180,10 +185,12 @@ def cholesky(matrix: Covariance) -> Tensor:
     if mean == 0:
         raise SolveError("Metric: the statistics are all zero; collect some data first.")
     needed = 2 * max(-float(eigenvalues[0]) / mean, 0.0) + 1e-10  # printed to one digit
+    remedy = "start from a metric with a larger ridge"
+    if ridge is not None:
+        remedy = f"pass ridge={2 * ridge + needed:.1g} or more, use shrinkage"
     raise SolveError(
         "Metric: the statistics must be positive definite, but their smallest eigenvalue is "
-        f"{float(eigenvalues[0]):.2g} at a mean of {mean:.2g}; pass ridge={needed:.1g} or more, "
-        "use shrinkage, or collect more data."
+        f"{float(eigenvalues[0]):.2g} at a mean of {mean:.2g}; {remedy}, or collect more data."
     )
 
 

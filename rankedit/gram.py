@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +57,14 @@ class GramSystem:
         transform = transform / lengths
         return cls(transform @ whitened, transform, softness, lengths, remark)
 
-    def solve(self, lacking: Tensor, seen: Tensor) -> Tensor:
+    def solve(self, lacking: Tensor, seen: Tensor, names: Sequence[str]) -> Tensor:
         """U `[r, out]`.
 
         Args:
             lacking: R `[n, out]`.
             seen: `Y Pᵀ [n, r]` as the caller will compute it from what becomes of P; refinement
                 against it makes the equalities hold for that, rounding included.
+            names: what to call each row in a message.
 
         Raises:
             SolveError: keys without softness are dependent, and ask for different values.
@@ -73,17 +75,18 @@ class GramSystem:
             missing = lacking - system @ solution
             solution = solution + self.transform @ missing
         if len(self.rows) < len(lacking):
-            self._check_agreement((lacking - system @ solution) / self.lengths[:, None], lacking)
+            missing = (lacking - system @ solution) / self.lengths[:, None]
+            self._check_agreement(missing, lacking, names)
         return solution
 
-    def _check_agreement(self, missing: Tensor, lacking: Tensor) -> None:
+    def _check_agreement(self, missing: Tensor, lacking: Tensor, names: Sequence[str]) -> None:
         wanted = lacking / self.lengths[:, None]
         if float(missing.norm()) <= _AGREEMENT * float(wanted.norm()):
             return
         raise SolveError(
-            f"solve_edit: key {int(missing.norm(dim=1).argmax())} depends linearly on others and "
-            "asks for a value that contradicts theirs; drop one of them, or pass softness > 0 to "
-            "compromise."
+            f"solve_edit: {names[int(missing.norm(dim=1).argmax())]} depends linearly on others "
+            "and asks for a value that contradicts theirs; drop one of them (or of the keys in "
+            "hold), or pass softness > 0 to compromise."
         )
 
 

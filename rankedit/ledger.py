@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rankedit.closed_form import solve_lacking
 from rankedit.edits import LowRank
-from rankedit.errors import SolveError
+from rankedit.errors import ShapeError, SolveError
 from rankedit.linear_output import linear_output
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows
@@ -41,7 +42,22 @@ class Conflict:
 class _Entry:
     keys: Keys
     lacking: Values
-    witness: Values  # what the layer gave for the first key, run alone
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """What the original layer gives for one input, run alone: a batch may round differently."""
+
+    key: Keys
+    output: Values
+
+    @classmethod
+    def of(cls, layer: object, key: Keys) -> _Witness:
+        return cls(key.detach().clone(), linear_output(layer, key).detach().double().clone())
+
+    def holds(self, layer: object) -> bool:
+        now = linear_output(layer, self.key).detach().double()
+        return float((now - self.output).norm()) <= _SAME * float(self.output.norm())
 
 
 class Ledger:
@@ -52,13 +68,17 @@ class Ledger:
     (recursive least squares; MEMIT with accumulated keys) equal this batch in exact arithmetic.
 
     The layer must be in its original state whenever something is added: the ledger's edit replaces
-    all earlier ones. It notices when the layer has changed.
+    all earlier ones. It notices an edited layer by what it gives for the first and the latest key
+    that were ever entered, and for a random input.
 
     Args:
         layer: module, weight or linear function, unedited; see `solve_edit`.
         metric: what a change costs.
-        softness: of every key; see `solve_edit`.
-        hold: keys whose output must never move.
+        softness: one number, for every key; see `solve_edit`.
+        hold: `[h, in]`, keys whose output must never move.
+
+    Raises:
+        ShapeError: softness or hold is not what `solve_edit` takes.
 
     Example:
         >>> ledger = Ledger(torch.zeros(2, 3), Metric.identity(3))
@@ -78,11 +98,19 @@ class Ledger:
         softness: float = 0.0,
         hold: Keys | None = None,
     ) -> None:
+        if not isinstance(softness, (int, float)) or not 0 <= softness < math.inf:
+            raise ShapeError(
+                f"Ledger: softness must be one finite number of at least 0, got {softness!r}; it "
+                "holds for every key, so that edits can be entered in any order."
+            )
+        if hold is not None:
+            check_rows("Ledger", "hold", hold, metric.dim)
         self._layer = layer
         self._metric = metric
         self._softness = softness
         self._hold = hold
         self._entries: dict[Hashable, _Entry] = {}
+        self._witnesses: list[_Witness] = []
 
     def add(self, name: Hashable, keys: Keys, values: Values) -> None:
         """Enter an edit: `keys [n, in]` are to give `values [n, out]`.
@@ -136,7 +164,8 @@ class Ledger:
         cosines = self._metric.cosine(keys, keys).cpu()
         unit = lacking.cpu() / self._metric.energy(keys).sqrt().cpu()[:, None]
         found = []
-        for i, j in torch.nonzero(cosines.abs().triu(1) >= threshold).tolist():
+        pairs = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+        for i, j in torch.nonzero(pairs & (cosines.abs() >= threshold)).tolist():
             cosine = float(cosines[i, j])
             apart = float((unit[i] - cosine * unit[j]).norm() / unit[i].norm().clamp_min(1e-300))
             found.append(Conflict(owners[i], owners[j], cosine, apart))
@@ -158,15 +187,17 @@ class Ledger:
         outputs = linear_output(self._layer, keys)
         check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys))
         lacking = values.detach().to(keys.device).double() - outputs.to(keys.device).double()
-        # Run alone, as it will be when checked: in half precision a batch rounds differently.
-        witness = linear_output(self._layer, keys[:1]).detach().double().clone()
-        return _Entry(keys.detach().clone(), lacking, witness)
+        self._witnesses[2:] = [_Witness.of(self._layer, keys[:1])]
+        if len(self._witnesses) == 1:
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(1, self._metric.dim, generator=generator).to(keys)
+            probe *= keys[:1].norm() / probe.norm()
+            self._witnesses.append(_Witness.of(self._layer, probe))
+        return _Entry(keys.detach().clone(), lacking)
 
     def _check_unchanged(self, call: str) -> None:
-        for entry in list(self._entries.values())[-1:]:
-            now = linear_output(self._layer, entry.keys[:1]).detach().double()
-            if float((now - entry.witness).norm()) > _SAME * float(entry.witness.norm()):
-                raise SolveError(
-                    f"Ledger.{call}: the layer no longer gives what it gave when the last edit was "
-                    "entered; detach or unfuse edits first, the ledger works on the original layer."
-                )
+        if not all(witness.holds(self._layer) for witness in self._witnesses):
+            raise SolveError(
+                f"Ledger.{call}: the layer no longer gives what it gave when the last edit was "
+                "entered; detach or unfuse edits first, the ledger works on the original layer."
+            )

@@ -110,7 +110,7 @@ class Metric:
             raise ShapeError(f"Metric.from_matrix: ridge must be at least 0, got {ridge}.")
         regularised = matrix.clone()
         regularised.diagonal().add_(ridge * matrix.trace() / dim)
-        factors = Factors.of(Subspace.whole(dim), regularised)
+        factors = Factors.of(Subspace.whole(dim), regularised, ridge)
         return cls(factors, fingerprint(matrix, f"ridge={ridge!r}"))
 
     @classmethod

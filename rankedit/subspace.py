@@ -41,11 +41,11 @@ class Subspace:
         """The span of independent rows `[r, dim]`.
 
         Raises:
-            SolveError: the rows are linearly dependent (to 1e-10 relative).
+            SolveError: the rows are linearly dependent (to an angle of 1e-10).
         """
-        q, r = torch.linalg.qr(rows.T)
-        pivots = r.diagonal().abs()
-        if rows.shape[0] > rows.shape[1] or float(pivots.min()) <= 1e-10 * float(pivots.max()):
+        q, r = torch.linalg.qr(torch.nn.functional.normalize(rows, eps=1e-300).T)
+        # The rows have unit length, so that a pivot is the sine of a row's angle to earlier ones.
+        if rows.shape[0] > rows.shape[1] or float(r.diagonal().abs().min()) <= 1e-10:
             raise SolveError(
                 f"Metric.restricted: the {rows.shape[0]} basis rows must be linearly independent "
                 f"in {rows.shape[1]} dimensions; drop the redundant ones (torch.linalg.svd)."

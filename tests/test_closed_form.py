@@ -313,6 +313,15 @@ class TestNearlyDependentKeys:
             ["the keys are nearly dependent "] if warns else []
         )
 
+    def test_the_keys_to_blame_are_named_as_they_were_given(self):
+        metric = rk.Metric.identity(4).restricted(torch.eye(4)[:3])
+        keys = torch.eye(4)[[3, 0, 0]]  # key 0 lies outside, and asks for nothing
+        values = torch.tensor([[0.0], [1.0], [2.0]])
+        with pytest.raises(rk.SolveError, match=r"key [12] depends linearly on others"):
+            rk.solve_edit(torch.zeros(1, 4), keys, values, metric)
+        with pytest.raises(rk.SolveError, match=r"key 0 depends linearly .* keys in hold"):
+            rk.solve_edit(torch.zeros(1, 4), keys[1:2], values[1:2], metric, hold=keys[1:2])
+
     def test_beyond_float64_they_are_one_key(self):
         keys = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-12, 0.0]]).double()
         with pytest.raises(rk.SolveError, match=r"key . depends linearly on others"):

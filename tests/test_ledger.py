@@ -181,6 +181,33 @@ class TestRefusals:
                 call("a" if call == book.replace else "b", torch.eye(3)[1:2], torch.ones(1, 2))
         assert book.names() == ["a"]
 
+    def test_an_edit_left_on_the_layer_is_noticed_after_its_removal(self):
+        layer = torch.nn.Linear(3, 2)
+        book = rk.Ledger(layer, rk.Metric.identity(3))
+        book.add("a", torch.eye(3)[:1], torch.ones(1, 2))
+        with rk.attach(layer, book.edit()):
+            book.remove("a")
+            with pytest.raises(rk.SolveError, match=r"no longer gives what it gave .* detach or"):
+                book.add("b", torch.eye(3)[1:2], torch.ones(1, 2))
+        book.add("b", torch.eye(3)[1:2], torch.ones(1, 2))
+        assert book.names() == ["b"]
+
+    @pytest.mark.parametrize("softness", [-1.0, float("inf"), float("nan"), torch.ones(2)])
+    def test_softness_is_one_number(self, softness):
+        with pytest.raises(rk.ShapeError, match="softness must be one finite number of at least 0"):
+            rk.Ledger(torch.zeros(2, 3), rk.Metric.identity(3), softness=softness)
+
+    def test_held_keys_are_checked_at_once(self):
+        with pytest.raises(rk.ShapeError, match="Ledger: hold must have shape"):
+            rk.Ledger(torch.zeros(2, 3), rk.Metric.identity(3), hold=torch.ones(1, 4))
+
+    def test_conflicts_at_threshold_zero_are_pairs(self):
+        book = ledger()
+        for i in range(3):
+            book.add(i, torch.eye(3)[i : i + 1], torch.ones(1, 2))
+        pairs = {(c.first, c.second) for c in book.conflicts(0.0)}
+        assert pairs == {(0, 1), (0, 2), (1, 2)}
+
     def test_half_precision_is_no_change_of_the_layer(self):
         weight = normal(64, 96, seed=1).bfloat16()
         book = rk.Ledger(lambda x: x.bfloat16() @ weight.T + 3, rk.Metric.identity(96))

@@ -293,6 +293,20 @@ class TestRidge:
         ridge = float(str(refusal.value).split("ridge=")[1].split()[0])
         rk.Metric.from_matrix(C, ridge=ridge)
 
+    def test_the_remedy_adds_to_the_ridge_that_was_not_enough(self):
+        C = spd(D, 1e6, 1)
+        C = C - 2e-5 * torch.eye(D)
+        with pytest.raises(rk.SolveError, match=r"pass ridge=.* or more, use shrinkage") as refusal:
+            rk.Metric.from_matrix(C, ridge=1e-7)
+        ridge = float(str(refusal.value).split("ridge=")[1].split()[0])
+        rk.Metric.from_matrix(C, ridge=ridge)
+
+    def test_the_lengths_of_basis_rows_do_not_matter(self):
+        metric, basis = rk.Metric.from_matrix(spd(D, 1e3, 1)), normal(3, D, seed=2)
+        scales = torch.tensor([[1.0], [1e-11], [1e9]])
+        scaled = metric.restricted(basis * scales)
+        assert relative(dense(scaled), dense(metric.restricted(basis))) < 1e-9
+
     def test_statistics_of_nothing(self):
         with pytest.raises(rk.SolveError, match="all zero; collect some data first"):
             rk.Metric.from_moment(rk.SecondMoment(3).update(torch.zeros(5, 3)))
