@@ -56,8 +56,8 @@ class EditReport:
     Attributes:
         residual: `‖K ΔWᵀ − R‖_F / ‖R‖_F`: what the keys still lack, relative to what they lacked.
         drift: `‖ΔW‖_M = √tr(ΔW M ΔWᵀ)`: with `M = C` the root mean square change of the output on
-            the data behind the statistics.
-        condition: condition number of the metric (1-norm, estimated).
+            the data behind the statistics; nan if there were none.
+        condition: condition number of the metric (1-norm, estimated); nan if there was none.
         warnings: what deserves attention, in words.
     """
 
@@ -68,19 +68,24 @@ class EditReport:
 
     def __str__(self) -> str:
         figures = (
-            f"residual at the keys {self.residual:.2g}, drift {self.drift:.3g}, "
-            f"condition {self.condition:.2g}"
+            ("residual at the keys", f"{self.residual:.2g}"),
+            ("drift", f"{self.drift:.3g}"),
+            ("condition", f"{self.condition:.2g}"),
         )
-        return "; ".join((figures, *self.warnings))
+        known = ", ".join(f"{name} {figure}" for name, figure in figures if figure != "nan")
+        return "; ".join(filter(None, (known, *self.warnings)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A static edit `ΔW = up @ down`, added to the weight or beside it.
 
+    Edits add up with `+`, `-` and `sum`. `==` asks whether two are one object: many factors have
+    the same product, so compare `delta()`.
+
     Attributes:
         up: `[out, r]`.
-        down: `[r, in]`.
+        down: `[r, in]`, of the same dtype and on the same device.
         report: what the solver did, if a solver made it.
 
     Example:
@@ -96,6 +101,13 @@ class LowRank:
     def __post_init__(self) -> None:
         check_rows("LowRank", "up", self.up)
         check_rows("LowRank", "down", self.down, count=self.up.shape[1])
+        kinds = [(str(factor.dtype), str(factor.device)) for factor in (self.up, self.down)]
+        if kinds[0] != kinds[1]:
+            raise ShapeError(
+                "LowRank: up and down must have one dtype and be on one device, got "
+                f"{' on '.join(kinds[0])} and {' on '.join(kinds[1])}; convert one with "
+                "tensor.to(other)."
+            )
 
     @property
     def rank(self) -> int:
@@ -125,14 +137,22 @@ class LowRank:
 
     def norm(self) -> float:
         """Frobenius norm `‖ΔW‖_F`."""
-        return float(((self.up.T @ self.up) * (self.down @ self.down.T)).sum().clamp_min(0)) ** 0.5
+        up, down = self.up.double(), self.down.double()
+        return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0)) ** 0.5
 
     def drift(self, statistics: Metric | SecondMoment) -> float:
         """`√tr(ΔW C ΔWᵀ)`: root mean square change of the output on the data behind C."""
         if isinstance(statistics, Metric):
-            return float((self.up.double() @ statistics.half(self.down)).norm())
-        down, up = self.down.double(), self.up.double()
-        return float((up.T @ up * (down @ statistics.matrix @ down.T)).sum().clamp_min(0)) ** 0.5
+            up, down = self._doubles_on(statistics.device)
+            return float((up @ statistics.half(down)).norm())
+        matrix = statistics.matrix
+        up, down = self._doubles_on(matrix.device)
+        return float((up.T @ up * (down @ matrix @ down.T)).sum().clamp_min(0)) ** 0.5
+
+    def _doubles_on(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
+        # Moved first: some accelerators have no float64.
+        place = device or self.up.device
+        return self.up.to(place).double(), self.down.to(place).double()
 
     def balanced(self) -> LowRank:
         """The same ΔW with the norm of each component split evenly between up and down.
@@ -140,11 +160,14 @@ class LowRank:
         Half precision loses components whose factors are very large and very small; split evenly,
         both keep their digits.
         """
-        ups, downs = self.up.norm(dim=0), self.down.norm(dim=1)
+        # Squares and ratios leave the range of half precision.
+        up, down = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.up, self.down))
+        ups, downs = up.norm(dim=0), down.norm(dim=1)
         alive = (ups > 0) & (downs > 0)
         ratio = torch.where(alive, (downs / ups.where(alive, 1)).sqrt(), 0.0)
         inverse = torch.where(alive, 1 / ratio.where(alive, 1), 0.0)
-        return replace(self, up=self.up * ratio, down=self.down * inverse[:, None])
+        balanced = replace(self, up=up * ratio, down=down * inverse[:, None])
+        return balanced.to(self.up.dtype)
 
     def compress(self, rank: int, metric: Metric | None = None) -> LowRank:
         """The edit of at most `rank` with the least expected change of output against this one.
@@ -160,12 +183,13 @@ class LowRank:
         if rank >= self.rank:
             return self
         metric = metric or Metric.identity(self.in_features)
-        q, r = torch.linalg.qr(self.up.double())
-        inner = r @ self.down.double()
+        up, down = self._doubles_on(metric.device)
+        q, r = torch.linalg.qr(up)
+        inner = r @ down
         # ΔW H = q (inner H): its leading left singular vectors span the best output directions.
         left = torch.linalg.svd(metric.half(inner), full_matrices=False).U[:, :rank]
-        up, down = q @ left, left.T @ inner
-        return LowRank(up.to(self.up.dtype), down.to(self.down.dtype)).balanced()
+        # Balanced before it is rounded: `left.T @ inner` holds all of the norm.
+        return LowRank(q @ left, left.T @ inner).balanced().to(self.up.dtype, self.up.device)
 
     def __add__(self, other: LowRank) -> LowRank:
         if not isinstance(other, LowRank):
@@ -178,6 +202,13 @@ class LowRank:
             )
         ups, downs = torch.cat([self.up, other.up], 1), torch.cat([self.down, other.down])
         return LowRank(ups, downs)
+
+    def __radd__(self, other: int) -> LowRank:
+        """`sum(edits)` starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: LowRank) -> LowRank:
+        return self + -other if isinstance(other, LowRank) else NotImplemented
 
     def __mul__(self, factor: float) -> LowRank:
         return LowRank(self.up * factor, self.down)

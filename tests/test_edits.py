@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 import rankedit as rk
 from rankedit.edits import check_width
@@ -12,6 +14,33 @@ from tests.problems import cost, normal, relative, spd, theorem
 
 def low_rank(out: int, width: int, rank: int, seed: int = 0) -> rk.LowRank:
     return rk.LowRank(normal(out, rank, seed=seed), normal(rank, width, seed=seed + 1))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on a pretended accelerator, with which `TwoDevices` keeps those of the CPU apart."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = torch.device("cpu:0")
+
+
+class TwoDevices(TorchFunctionMode):
+    """Refuses operations between the pretended accelerator and the CPU, as torch does."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = [*args, *(kwargs or {}).values()]
+        matrices = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor) and t.ndim]
+        places = {t.device for t in matrices}
+        if len(places) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        if func is torch.Tensor.to:
+            places = {torch.device(g) for g in given if isinstance(g, torch.device | str)} or places
+        kind = Elsewhere if Elsewhere.device in places else torch.Tensor
+        result = func(*args, **(kwargs or {}))
+        return tree_map(lambda t: t.as_subclass(kind) if isinstance(t, torch.Tensor) else t, result)
+
+
+def elsewhere(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone().as_subclass(Elsewhere)
 
 
 class TestAlgebra:
@@ -23,6 +52,8 @@ class TestAlgebra:
         assert relative((a * 3.0).delta(), 3 * a.delta()) < 1e-14
         assert relative((0.5 * a).delta(), a.delta() / 2) < 1e-14
         assert relative((-a).delta(), -a.delta()) < 1e-14
+        assert relative((a - b).delta(), a.delta() - b.delta()) < 1e-13
+        assert relative(sum([a, b, a]).delta(), 2 * a.delta() + b.delta()) < 1e-13
         assert (a + b).rank == 2 * rank + 1
         assert a.norm() == pytest.approx(float(a.delta().norm()))
         assert (a.in_features, a.out_features) == (width, out)
@@ -38,8 +69,17 @@ class TestAlgebra:
             low_rank(5, 4, 2) + low_rank(4, 5, 2)
 
     def test_of_other_things_is_a_type_error(self):
-        with pytest.raises(TypeError):
-            low_rank(5, 4, 2) + 1
+        edit = low_rank(5, 4, 2)
+        for wrong in (lambda: edit + 1, lambda: 1 + edit, lambda: edit - 1, lambda: 1 - edit):
+            with pytest.raises(TypeError, match="unsupported operand"):
+                wrong()
+
+    def test_equal_is_the_same_object(self):
+        edit, twin = low_rank(5, 4, 2), low_rank(5, 4, 2)
+        assert edit == edit
+        assert edit != twin
+        assert [twin, edit].index(edit) == 1
+        assert len({edit, twin, edit}) == 2
 
     @pytest.mark.parametrize(
         ("up", "down", "message"),
@@ -53,6 +93,23 @@ class TestAlgebra:
     def test_factors_that_do_not_fit(self, up, down, message):
         with pytest.raises(rk.ShapeError, match=message):
             rk.LowRank(up, down)
+
+    @pytest.mark.parametrize(
+        ("down", "got"),
+        [
+            (torch.ones(2, 4).double(), "float32 on cpu and torch.float64 on cpu"),
+            (elsewhere(torch.ones(2, 4)), "float32 on cpu and torch.float32 on cpu:0"),
+        ],
+    )
+    def test_factors_of_two_kinds(self, down, got):
+        with pytest.raises(
+            rk.ShapeError, match=f"have one dtype and be on one device, got .*{got}"
+        ):
+            rk.LowRank(torch.ones(3, 2), down)
+
+    def test_norm_in_half_precision(self):
+        edit = rk.LowRank(100 * torch.ones(300, 1).half(), 100 * torch.ones(1, 300).half())
+        assert edit.norm() == pytest.approx(3e6)
 
     def test_to_another_dtype(self):
         edit = low_rank(5, 4, 2).to(torch.float16)
@@ -68,6 +125,14 @@ class TestDrift:
         assert edit.drift(moment) == pytest.approx(expected)
         assert edit.drift(rk.Metric.from_moment(moment, ridge=0.0)) == pytest.approx(expected)
         assert edit.to(torch.float32).drift(moment) == pytest.approx(expected, rel=1e-5)
+
+    def test_of_an_edit_on_another_device(self):
+        moment, edit = rk.SecondMoment(6).update(normal(20, 6, seed=3)), low_rank(5, 6, 2)
+        for statistics in (moment, rk.Metric.from_moment(moment), rk.Metric.identity(6)):
+            expected = edit.drift(statistics)
+            with TwoDevices():
+                away = rk.LowRank(elsewhere(edit.up), elsewhere(edit.down))
+                assert away.drift(statistics) == pytest.approx(expected)
 
 
 class TestCompress:
@@ -119,6 +184,22 @@ class TestCompress:
     def test_keeps_the_dtype(self):
         assert low_rank(8, 6, 5).to(torch.float32).compress(2).up.dtype == torch.float32
 
+    def test_half_precision_does_not_overflow(self):
+        edit = rk.LowRank(200 * normal(64, 3, seed=0).half(), 200 * normal(3, 64, seed=1).half())
+        expected = edit.to(torch.float64).compress(2)
+        assert expected.norm() > torch.finfo(torch.float16).max
+        found = edit.compress(2)
+        assert found.up.dtype == found.down.dtype == torch.float16
+        assert relative(found.to(torch.float64).delta(), expected.delta()) < 1e-2
+
+    def test_on_another_device_than_the_metric(self):
+        edit, metric = low_rank(8, 6, 4), rk.Metric.from_matrix(spd(6, 100.0, 2))
+        expected = edit.compress(2, metric)
+        with TwoDevices():
+            away = rk.LowRank(elsewhere(edit.up), elsewhere(edit.down)).compress(2, metric)
+        assert away.up.device == away.down.device == Elsewhere.device
+        assert relative((away.up @ away.down).as_subclass(torch.Tensor), expected.delta()) < 1e-12
+
     def test_at_least_one(self):
         with pytest.raises(rk.ShapeError, match="rank must be at least 1, got 0"):
             low_rank(5, 4, 2).compress(0)
@@ -137,6 +218,12 @@ class TestBalanced:
         lopsided = rk.LowRank(edit.up * 1e6, edit.down * 1e-6)
         half = lopsided.balanced().to(torch.float16).delta()
         assert relative(half, edit.delta()) < 1e-2
+
+    def test_in_half_precision_itself(self):
+        up, down = 1e4 * torch.ones(2, 1).half(), 1e-4 * torch.ones(1, 2).half()
+        even = rk.LowRank(up, down).balanced()
+        assert even.up.dtype == torch.float16
+        assert even.delta().flatten().tolist() == pytest.approx([1.0] * 4, rel=1e-2)
 
     def test_dead_components_stay_dead(self):
         edit = rk.LowRank(torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.0], [3.0], [4.0]]))
@@ -173,3 +260,9 @@ def test_report_reads_well():
     report = rk.EditReport(0.25, 3.0, 1e4, ("something is odd",))
     expected = "residual at the keys 0.25, drift 3, condition 1e+04; something is odd"
     assert str(report) == expected
+
+
+def test_report_leaves_out_what_is_unknown():
+    nan = float("nan")
+    assert str(rk.EditReport(0.25, nan, nan, ("a note",))) == "residual at the keys 0.25; a note"
+    assert str(rk.EditReport(nan, nan, nan, ("a note",))) == "a note"
