@@ -120,8 +120,9 @@ def parameters(gate: Gate) -> dict[str, Tensor]:
 
 
 def opening(gate: Gate, similarity: Similarity) -> Similarity:
-    """Opening of a gate for given similarities, with the gate's own parameters."""
-    return gate.opening(similarity, parameters(gate))
+    """Opening of a gate for given similarities, with the gate's own parameters, on their device."""
+    values = {name: value.to(similarity.device) for name, value in parameters(gate).items()}
+    return gate.opening(similarity, values)
 
 
 def normalised_opening(

@@ -7,6 +7,7 @@ import torch
 
 import rankedit as rk
 from rankedit import gates
+from tests.test_edits import TwoDevices, elsewhere
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class TestNormalised:
         gates.check_normalisable(Step())
         gates.check_normalisable(rk.Identity())
         gates.check_normalisable(rk.Sigmoid(bias=torch.tensor([0.5, 0.7])))
+
+    def test_of_parameters_on_another_device(self):
+        gate = rk.Sigmoid(bias=elsewhere(torch.tensor([0.5, 0.7])))
+        with TwoDevices():
+            gates.check_normalisable(gate)
+            assert gates.opening(gate, torch.tensor([0.5, 0.7])).tolist() == [0.5, 0.5]
 
 
 def test_a_gate_must_say_how_it_opens():
