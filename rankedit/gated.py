@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +16,14 @@ from rankedit.edits import EditReport, KeyOutputs, LowRank
 from rankedit.errors import ShapeError, SolveError
 from rankedit.gates import Gate, Sigmoid
 from rankedit.metric import Metric
-from rankedit.shapes import Inputs, Keys, Outputs, Values, check_rows
+from rankedit.shapes import Inputs, Keys, Outputs, Values, check_rows, describe
 
 # Smallest eigenvalue of the Gram matrix of unit keys at which their coordinates are still worth
 # computing: two keys whose cosine is within 1e-6 of 1 are one key.
 _LEAST_INDEPENDENCE = 1e-6
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class GatedEdit:
     """Keys `i_j` that open a gate towards targets `o_j`, and lose what the layer gave them.
 
@@ -35,6 +37,7 @@ class GatedEdit:
     an addition, `gate(s) O − c (I Wᵀ)`, where `I Wᵀ` comes from running the layer on the keys.
 
     With the `Identity` gate it is the equality edit of `solve_edit`, and ROME for one key.
+    `==` asks whether two edits are one object.
 
     Args:
         keys: `[n, in]`, linearly independent under the metric.
@@ -46,7 +49,7 @@ class GatedEdit:
             they are, neither term acts. None for no dead zone.
 
     Raises:
-        ShapeError: shapes that do not match.
+        ShapeError: shapes that do not match; a floor that is no finite number.
         SolveError: keys that are parallel under the metric, or outside its subspace.
     """
 
@@ -104,6 +107,7 @@ class GatedEdit:
                     f"GatedEdit: the gate's {name} must be one number or [{count}], one for each "
                     f"key, got [{value.shape[0]}]."
                 )
+        check_floor(self.floor)
         if self.normalised:
             gates.check_normalisable(self.gate)
         check_independent("GatedEdit", self.gram())
@@ -139,10 +143,22 @@ class GatedEdit:
         return self._changed(targets=targets)
 
     def with_gate(
-        self, gate: Gate, *, normalised: bool = False, floor: float | None = None
+        self,
+        gate: Gate,
+        *,
+        normalised: bool | Literal["keep"] = "keep",
+        floor: float | Literal["keep"] | None = "keep",
     ) -> GatedEdit:
-        """The same keys and targets behind another gate."""
-        return self._changed(gate=gate, normalised=normalised, floor=floor)
+        """The same keys and targets behind another gate.
+
+        Args:
+            gate: the other gate.
+            normalised: as in `GatedEdit`; by default as it is now.
+            floor: as in `GatedEdit`, None takes the dead zone away; by default as it is now.
+        """
+        asked = {"normalised": normalised, "floor": floor}
+        changes = {name: value for name, value in asked.items() if value != "keep"}
+        return self._changed(gate=gate, **changes)
 
     def _changed(self, **changes: object) -> GatedEdit:
         edit = GatedEdit.__new__(GatedEdit)
@@ -234,6 +250,19 @@ class GatedEdit:
 
     def _no_output(self, keys: Keys) -> Values:
         return torch.zeros_like(self.targets)
+
+
+def check_floor(floor: object) -> None:
+    """Refuse a floor that no similarity can be compared with.
+
+    Raises:
+        ShapeError: neither a finite number nor None.
+    """
+    if floor is not None and not (isinstance(floor, int | float) and math.isfinite(floor)):
+        raise ShapeError(
+            f"GatedEdit: floor must be a finite number, or None for no dead zone, got "
+            f"{describe(floor)}."
+        )
 
 
 def check_independent(call: str, gram: Tensor) -> None:

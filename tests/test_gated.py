@@ -208,6 +208,23 @@ class TestConstants:
         expected = other.added(x, other.bind(lambda keys: keys @ case.weight.T))
         assert torch.equal(edit.added(x, tensors), expected)
 
+    def test_another_gate_keeps_the_rest(self):
+        metric = rk.Metric.identity(4)
+        edit = rk.GatedEdit(torch.eye(4)[:1], torch.ones(1, 2), metric, normalised=True, floor=0.2)
+        kept = edit.with_gate(rk.Sigmoid(0.6))
+        assert (kept.gate, kept.normalised, kept.floor) == (rk.Sigmoid(0.6), True, 0.2)
+        changed = edit.with_gate(edit.gate, normalised=False, floor=None)
+        assert (changed.normalised, changed.floor) == (False, None)
+        assert edit.with_gate(edit.gate, floor=0.0).floor == 0.0
+
+    def test_equal_is_the_same_object(self):
+        edit, twin = (
+            rk.GatedEdit(torch.eye(4)[:2], torch.ones(2, 3), rk.Metric.identity(4)) for _ in "ab"
+        )
+        assert edit != twin
+        assert [twin, edit].index(edit) == 1
+        assert len({edit, twin}) == 2
+
     def test_other_targets(self):
         case = problem(6, 4, 2)
         edit = rk.GatedEdit(case.keys, case.values, rk.Metric.identity(6), rk.Identity())
@@ -259,6 +276,7 @@ class TestLinearised:
         gated = edit.added(x, edit.bind(outputs)).double()
         expected = float((x.double() @ linear.delta().T - gated).norm() / gated.norm())
         assert linear.report.residual > 0.01
+        assert "nan" not in str(linear.report)
         assert linear.report.warnings[0].startswith("linearised: differs from the gated edit by ")
         assert (
             linear.report.warnings[1]
@@ -293,6 +311,9 @@ class TestRefusals:
                 r"gate's bias must be one number or \[2\], one",
             ),
             ({"gate": rk.Sigmoid(float("inf"))}, "Sigmoid: bias must be a finite number"),
+            ({"floor": float("nan")}, "floor must be a finite number, or None .*, got float nan"),
+            ({"floor": float("inf")}, "floor must be a finite number, or None .*, got float inf"),
+            ({"floor": torch.ones(2)}, "floor must be a finite number, or None .*, got a float32"),
         ],
     )
     def test_shapes(self, change, message):
