@@ -25,13 +25,20 @@ def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
 
     Raises:
         SolveError: no edit; different widths, statistics, gate classes, normalisation or floor;
-            keys of different edits that are parallel under the metric.
+            several edits of unknown statistics; keys of different edits that are parallel under
+            the metric.
     """
     if not edits:
         raise SolveError("merge: needs at least one edit, got none.")
     first = edits[0]
     for index, edit in enumerate(edits):
         _check_compatible(first, edit, index)
+    if len(edits) > 1 and not first.statistics:
+        raise SolveError(
+            "merge: the edits do not say under which statistics they were made, so that their keys "
+            "cannot be compared; name them: GatedEdit.from_images(..., "
+            "statistics=metric.fingerprint)."
+        )
     counts = [len(edit.keys) for edit in edits]
     gate = _joined([gates.per_key(edit.gate, n) for edit, n in zip(edits, counts, strict=True)])
     try:
@@ -54,7 +61,7 @@ def _check_compatible(first: GatedEdit, edit: GatedEdit, index: int) -> None:
         "input width": (first.in_features, edit.in_features),
         "output width": (first.out_features, edit.out_features),
         "statistics": (first.statistics, edit.statistics),
-        "gate class": (type(first.gate).__name__, type(edit.gate).__name__),
+        "gate class": (type(first.gate), type(edit.gate)),
         "normalised": (first.normalised, edit.normalised),
         "floor": (first.floor, edit.floor),
     }

@@ -102,6 +102,26 @@ class TestRefusals:
         ):
             rk.merge(edits)
 
+    def test_unknown_statistics(self):
+        keys = torch.eye(3)
+        edits = [
+            rk.GatedEdit.from_images(row[None], torch.ones(1, 2), row[None], rk.Sigmoid())
+            for row in keys[:2]
+        ]
+        with pytest.raises(rk.SolveError, match=r"merge: the edits do not say .* statistics=met"):
+            rk.merge(edits)
+        assert rk.merge(edits[:1]).statistics == ""
+
+    def test_gate_classes_of_one_name(self):
+        namesake = type("Ramp", (rk.Identity,), {})
+        metric = rk.Metric.identity(3)
+        edits = [
+            rk.GatedEdit(torch.eye(3)[i : i + 1], torch.ones(1, 2), metric, gate)
+            for i, gate in enumerate((Ramp(), namesake()))
+        ]
+        with pytest.raises(rk.SolveError, match=r"the same gate class, but edit 0 has .*\.Ramp'>"):
+            rk.merge(edits)
+
     @pytest.mark.parametrize(
         ("trait", "other"),
         [
