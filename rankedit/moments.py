@@ -181,7 +181,11 @@ class SecondMoment:
 
     @property
     def effective_count(self) -> float:
-        """`(Σw)² / Σw²`: the number of equally weighted vectors that say as much; Kish (1965)."""
+        """`(Σw)² / Σw²`: how many equally weighted vectors vary as much; Kish (1965).
+
+        Shows whether a few vectors have most of the weight. It does not change with the scale of
+        the weights, so it is no number of vectors, and shrinkage uses `count`.
+        """
         return self.count**2 / float(self._scalars[1]) if self.count else 0.0
 
     @property

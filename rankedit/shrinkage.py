@@ -3,7 +3,8 @@
 Shrinking replaces `C` by `(1 − s) C + s μ I` with `μ = tr(C)/dim`. It matters when few vectors were
 seen: sample eigenvalues spread too far, and inverting them amplifies the error. Both estimators
 treat the moment as uncentred (mean known to be zero), and equal scikit-learn's functions of the
-same name with `assume_centered=True`. With weights, n is the effective count.
+same name with `assume_centered=True`. Weights are frequencies, so that n is their sum,
+`SecondMoment.count`: a weight of 2 says the same as the vector twice.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def ledoit_wolf(moment: SecondMoment) -> float:
     matrix = moment.matrix
     square = float(matrix.square().sum())
     distance = square - float(matrix.trace()) ** 2 / moment.dim
-    noise = (moment.fourth - square) / moment.effective_count
+    noise = (moment.fourth - square) / moment.count
     return min(max(noise, 0.0), distance) / distance if distance > 0 else 0.0
 
 
@@ -40,7 +41,7 @@ def oas(moment: SecondMoment) -> float:
     square = float(matrix.square().mean())
     mean_square = (float(matrix.trace()) / moment.dim) ** 2
     numerator = square + mean_square
-    denominator = (moment.effective_count + 1) * (square - mean_square / moment.dim)
+    denominator = (moment.count + 1) * (square - mean_square / moment.dim)
     if moment.dim == 1:  # nothing to shrink towards: C is its own mean eigenvalue
         return 0.0
     return 1.0 if denominator <= 0 else min(1.0, numerator / denominator)

@@ -61,10 +61,16 @@ class TestBoth:
         assert amounts == sorted(amounts, reverse=True)
         assert amounts[-1] < 0.02 < amounts[0]
 
-    def test_weights_count_by_what_they_say(self, function):
-        x = inputs(30, 8, 1e3, 5)
-        twice = rk.SecondMoment(8).update(x, weights=torch.full((30,), 2.0))
-        assert function(twice) == pytest.approx(function(rk.SecondMoment(8).update(x)))
+    @pytest.mark.parametrize("weights", [[2] * 30, [1, 2, 3, 0, 4] * 6])
+    def test_a_weight_of_two_is_the_vector_twice(self, function, weights):
+        x, w = inputs(30, 8, 1e3, 5), torch.tensor(weights)
+        weighted = function(rk.SecondMoment(8).update(x, weights=w))
+        repeated = x.repeat_interleave(w, dim=0)
+        assert weighted == pytest.approx(function(rk.SecondMoment(8).update(repeated)), rel=1e-12)
+        oracle = getattr(covariance, function.__name__)
+        intensity = oracle(repeated.numpy(), assume_centered=True)[1]
+        assert weighted == pytest.approx(intensity, abs=1e-10)
+        assert weighted < 0.9 * function(rk.SecondMoment(8).update(x))  # more data, shrunk less
 
     def test_brings_the_metric_closer_to_the_truth(self, function):
         truth = spd(24, 1e2, 1)
