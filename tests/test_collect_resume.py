@@ -6,13 +6,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rankedit import EditFileError, Provenance, StatisticsError
+from rankedit import EditFileError, Provenance, RankeditWarning, StatisticsError
 from rankedit.collecting.checkpoint import Checkpoint
 from rankedit.collecting.collect import collect
 
@@ -206,6 +207,27 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     with pytest.raises(StatisticsError, match="3 batches of this process, but there are only 2"):
         run(make_batches(2), path, **given)
     assert path.read_bytes() == before
+
+
+def test_a_pass_whose_result_is_refused_is_kept(tmp_path):
+    path, model, calls = tmp_path / "partial", make_model(), []
+
+    def first_only(x):
+        calls.append(1)
+        model[0](x)
+
+    options = {"call": first_only, "progress": False}
+    for _ in range(2):  # the second time at once, without running the model again
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankeditWarning)
+            with pytest.raises(StatisticsError, match=r"1 projections were not .* any batch: '2'"):
+                collect(model, ["0", "2"], make_batches(), checkpoint=path, **options)
+        assert len(calls) == 6
+        assert path.exists()
+    more = [*make_batches(), torch.ones(1, 1, 7)]
+    moments = collect(model, ["0", "2"], more, call=model, checkpoint=path, progress=False)
+    assert (moments["0"].count, moments["2"].count) == (6 * 12 + 1, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_other_processes_is_refused(tmp_path):

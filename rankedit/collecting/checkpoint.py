@@ -19,7 +19,7 @@ import torch
 
 from rankedit.atomic import atomic_write, remove_stale
 from rankedit.collecting.sharing import Group
-from rankedit.errors import EditFileError, StatisticsError
+from rankedit.errors import EditFileError, ShapeError, StatisticsError
 from rankedit.files.container import as_tensors, read_data, write_tensors
 from rankedit.files.header import Limits, parse_json, read_header
 from rankedit.moments import SecondMoment
@@ -137,7 +137,7 @@ def read(file: Path, plan: Plan) -> State | None:
         _check_plan(file, plan, entry["plan"])
         groups = [_group(g, number, tensors) for number, g in enumerate(entry["groups"])]
         return State(int(entry["batches"]), str(entry["first"]), groups)
-    except (KeyError, TypeError, AttributeError, EditFileError) as error:
+    except (KeyError, TypeError, AttributeError, ShapeError, EditFileError) as error:
         raise EditFileError(
             f"collect: the checkpoint '{file}' is damaged or no checkpoint: {error}. Remove the "
             "file to start again."

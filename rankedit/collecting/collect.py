@@ -83,9 +83,9 @@ def collect(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from rankedit.collecting.collect import collect
+        >>> import rankedit as rk
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
-        >>> moments = collect(model, "*", [torch.randn(4, 7, 3)] * 2, progress=False)
+        >>> moments = rk.collect(model, "*", [torch.randn(4, 7, 3)] * 2, progress=False)
         >>> {name: (moment.dim, moment.count) for name, moment in moments.items()}
         {'0': (3, 56.0), '2': (5, 56.0)}
     """
@@ -240,7 +240,9 @@ class _Collection:
 
     def result(self) -> dict[str, SecondMoment]:
         """The moments by name, summed over the processes; then the checkpoint is not needed."""
-        if self._ranks.size > 1:  # another process may die now
+        # Another process may die now, or the result be refused: the pass must not be lost.
+        refused = self._state.batches and self._moments.missing(self._targets)
+        if self._ranks.size > 1 or refused:
             self._keeper.write(self._state)
         groups = reduced(self._moments.groups, self._ranks)
         moments = {name: group.moment for group in groups for name in group.members}
