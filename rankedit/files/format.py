@@ -1,6 +1,7 @@
 """The document that a file's header carries: how it is put together, and how it is checked.
 
-The format is docs/file-format.md; this module and `storage_kinds` are its only implementation.
+The format is docs/file-format.md; this module and `rankedit.files.kinds` are its only
+implementation.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ _FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 
 
 class EditFile(dict[str, Item]):
-    """What a file holds: edits, statistics and tensors by name, ready for `attach`.
+    """What a file holds: edits, statistics and tensors by name.
+
+    A file of edits alone is ready for `attach`.
 
     Attributes:
         metadata: the strings that were given to `save`.

@@ -60,7 +60,7 @@ def save(
             recipe needs with them. A single one is stored under the empty name, which stands for
             the model itself, as in `named_modules`.
         path: the file. Its folder must exist.
-        metadata: strings to keep with them, at most 64 KiB together.
+        metadata: strings to keep with them, at most 65,536 characters together.
         model: the model that they were made for. A fingerprint of each named layer is stored, which
             `check_base` compares.
         dtype: how to store the tensors. By default edits are stored as float32 and statistics as
