@@ -66,15 +66,17 @@ def optimise_value(
 
     Example:
         >>> import torch
-        >>> from rankedit.learning.values import OutputSite, ValueSearch, optimise_value
+        >>> import rankedit as rk
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         >>> x, wanted = torch.ones(1, 3), torch.tensor([[2.0, -1.0]])
-        >>> found = optimise_value(
+        >>> found = rk.optimise_value(
         ...     model,
-        ...     {"0": OutputSite(torch.tensor([0]), count=1)},
+        ...     {"0": rk.OutputSite(torch.tensor([0]), count=1)},
         ...     lambda: (model(x) - wanted).square().sum(1),
-        ...     options=ValueSearch(300, learning_rate=0.1, clamp=None, decay=0, stop_below=1e-6),
+        ...     options=rk.ValueSearch(
+        ...         steps=300, learning_rate=0.1, clamp=None, decay=0, stop_below=1e-6
+        ...     ),
         ... )
         >>> found.reasons
         ('low enough',)

@@ -98,7 +98,7 @@ def probe(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from rankedit.models.probe import probe
+        >>> import rankedit as rk
         >>> class Cross(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -108,7 +108,7 @@ def probe(
         ...         return self.to_q(image) @ self.to_k(text).mT
         >>> small = {"image": torch.randn(1, 5, 4), "text": torch.randn(1, 3, 4)}
         >>> other = {name: {name: x + 1} for name, x in small.items()}
-        >>> found = probe(Cross(), small, other)
+        >>> found = rk.probe(Cross(), small, other)
         >>> {name: reading.role({"image": 5, "text": 3}) for name, reading in found.items()}
         {'to_q': 'image-static', 'to_k': 'text-static'}
     """
