@@ -26,8 +26,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|Tensor|nn|numpy|np|collections|pathlib|functools|re|os|typing|abc)(\..*)?"),
     (r"py:.*", r"(Value|Lookup|Runtime|OS)Error|UserWarning|Exception|KeyboardInterrupt"),
     # Private: in signatures of what the library makes by itself.
-    (r"py:.*", r"rankedit\.(factors\.Factors|geometry\.Geometry|binding\.Installed|\w+\.Batch)"),
-    (r"py:.*", r"rankedit\.lora_layouts\.Suffixes"),
+    (r"py:.*", r"rankedit\.(factors\.Factors|models\.\w+\.(Geometry|Installed)|[\w.]+\.Batch)"),
+    (r"py:.*", r"rankedit\.files\.lora_layouts\.Suffixes"),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "deflist", "dollarmath"]
