@@ -54,7 +54,7 @@ def with_extra(weight, keys, values, metric):
     free = torch.linalg.qr(keys.double().T, mode="complete").Q[:, len(keys) :]
     inside = metric.solve(free[:, :1].T)
     inside = inside - inside @ torch.linalg.pinv(keys.double()) @ keys.double()
-    return edit + rk.LowRank(0.1 * edit.up.norm() * torch.ones(len(weight), 1), inside)
+    return edit + rk.LowRank(0.1 * edit.up.norm() * torch.ones(len(weight), 1).to(inside), inside)
 
 
 # What is wrong: the solver, and what the kit says of it.
