@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test test-slow mutation check format bench docs clean
 
 help:
-	@echo "make demo       set up, then run the example of the README"
+	@echo "make demo       set up, edit a layer, then teach the sandbox a concept: a report with pictures"
 	@echo "make test       set up, then run the everyday tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make mutation   break central lines one at a time: a test must notice each"
@@ -31,8 +31,17 @@ $(INSTALLED): $(USABLE)
 	$(PIP) --no-build-isolation --editable '.[recipes,docs,test,bench]'
 	touch $@
 
+CONCEPT := recipes/rankedit_recipes/sandbox/images/concepts/bean
+DEMO := outputs/demo
+
 demo: $(USABLE)
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/python docs/five_lines.py
+	$(BIN)/rankedit perfusion learn $(CONCEPT) --category cat --placeholder '<bean>' \
+	  --out $(DEMO)/bean.safetensors
+	$(BIN)/rankedit perfusion sweep $(DEMO)/bean.safetensors --photos $(CONCEPT) \
+	  --run $(DEMO)/bean.run --steps 20 --guidance 4 --out $(DEMO)/report.html
+	@echo "open $(DEMO)/report.html"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
