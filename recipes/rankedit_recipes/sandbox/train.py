@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .images.exporting import export
+from .images.fitting import Kept, ResumeError
 from .images.judge_training import train_judges
 from .images.loading import JUDGES, WEIGHTS
 from .images.presets import PRESETS
@@ -17,7 +18,9 @@ CHANGEABLE = ("steps", "rate", "single_steps", "pairs", "seed", "workers")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rankedit_recipes.sandbox.train", description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
-    parser.add_argument("--folder", type=Path, help="checkpoints and log; outputs/sandbox-PRESET")
+    parser.add_argument(
+        "--folder", type=Path, help="checkpoints and log; outputs/sandbox-PRESET (-judges)"
+    )
     parser.add_argument("--steps", type=int, help="steps until the rate is zero")
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--single-steps", type=int, help="steps before two objects are shown")
@@ -48,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = _parser().parse_args(argv)
     if given.judges:
-        train_judges(given.judge_folder, steps=tuple(given.judge_steps))
+        kept = Kept(given.folder or Path("outputs") / "sandbox-judges", given.minutes)
+        try:
+            train_judges(given.judge_folder, kept, steps=tuple(given.judge_steps))
+        except ResumeError as error:
+            raise SystemExit(str(error)) from error
         return
     changes = {
         name: getattr(given, name) for name in CHANGEABLE if getattr(given, name) is not None

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 KEPT = 2
 """Checkpoints that stay; older ones are removed."""
@@ -47,6 +49,90 @@ def write_text(file: Path, text: str) -> None:
     scratch.replace(file)
 
 
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Replace a safetensors file in one atomic step.
+
+    Args:
+        file: The file.
+        tensors: Its new content.
+
+    Returns:
+        The hash of the bytes meant to be there.
+    """
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, scratch, {"format": "pt"})
+    with scratch.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    digest = sha256(scratch)
+    scratch.replace(file)
+    return digest
+
+
+def keep_lines(file: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop lines of a log, such as those a killed run wrote after its last checkpoint.
+
+    Args:
+        file: A log of one JSON object a line; nothing happens where there is none.
+        wanted: Whether an entry stays. Lines that were cut off by the kill do not.
+    """
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if wanted(entry):
+            kept.append(f"{line}\n")
+    write_text(file, "".join(kept))
+
+
+def state_tensors(
+    named: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Weights and the optimiser's moments, for a checkpoint.
+
+    Args:
+        named: Parameters by name.
+        optimiser: What trains them.
+
+    Returns:
+        Tensors under `weight.NAME`, `exp_avg.NAME` and so on; they share the originals' memory.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        tensors[f"weight.{name}"] = parameter.detach()
+        for moment, value in optimiser.state[parameter].items():
+            tensors[f"{moment}.{name}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def restore_tensors(
+    tensors: Mapping[str, Tensor],
+    named: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Undo `state_tensors`: put weights and moments back.
+
+    Args:
+        tensors: What `state_tensors` returned, in this process or in one that was killed.
+        named: Parameters by name.
+        optimiser: A fresh Adam over them.
+    """
+    for name, parameter in named.items():
+        parameter.copy_(tensors[f"weight.{name}"])
+        moments: dict[str, Tensor] = {}
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            stored = tensors.get(f"{moment}.{name}")
+            if stored is not None:
+                like = stored if moment == "step" else torch.empty_like(parameter).copy_(stored)
+                moments[moment] = like
+        if moments:
+            optimiser.state[parameter] = moments
+
+
 def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
     """Write a checkpoint; earlier ones stay valid until it is complete.
 
@@ -59,14 +145,12 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{state.step:08d}.safetensors"
-    scratch = folder / f".{file.name}.{os.getpid()}"
-    save_file({k: v.contiguous() for k, v in state.tensors.items()}, scratch, {"format": "pt"})
-    with scratch.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    digest = sha256(scratch)
-    scratch.replace(file)
+    digest = write_tensors(file, state.tensors)
     write_text(file.with_suffix(".json"), json.dumps({"step": state.step, "sha256": digest}))
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+    # Files of later steps are broken, or the run would have begun there: they must not push this
+    # one out.
+    known = [other for other in sorted(folder.glob("step-*.safetensors")) if other <= file]
+    for old in known[:-KEPT]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return file

@@ -1,19 +1,18 @@
 """Trains the judges on drawn pictures, on other seeds than the generator."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .captions import caption
-from .checkpoint import write_text
+from .checkpoint import write_tensors, write_text
 from .clip import build_clip
+from .fitting import Fit, Kept, Plan
 from .identity import IdentityEmbedding
 from .judge import LOOKS, AttributeJudge
 from .scenes import Scene, draw_scene, rng_of
@@ -26,43 +25,35 @@ SEED = 7_000_000
 """First seed of the judges' streams; the generator's and the evaluation's are far from it."""
 
 
-def _decay(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / 50, 1.6 * (1 - step / steps))
+class Trained(NamedTuple):
+    """A trained judge.
 
-
-def fit(
-    name: str,
-    parameters: Iterator[nn.Parameter],
-    loss_of: Callable[[int], Tensor],
-    steps: int,
-    rate: float,
-) -> list[float]:
-    """Minimise a loss with a rate that falls to zero.
-
-    Args:
-        name: What the progress bar says.
-        parameters: What to train.
-        loss_of: The loss of a step.
-        steps: How many steps.
-        rate: Peak learning rate.
-
-    Returns:
-        The mean loss of every hundred steps.
+    Attributes:
+        model: The judge.
+        losses: The mean loss of every hundred steps.
+        seconds: Time of all steps, also of those done before a kill.
     """
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
-    losses, total = [], 0.0
-    for step in track(range(steps), description=name):
-        _decay(optimiser, rate, step, steps)
-        loss = loss_of(step)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        total += loss.item()
-        if (step + 1) % 100 == 0:
-            losses.append(round(total / 100, 4))
-            total = 0.0
-    return losses
+
+    model: nn.Module
+    losses: list[float]
+    seconds: float
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Let what is built inside depend on the seed only, and leave the caller's draws alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _train(
+    plan: Plan, model: nn.Module, loss_of: Callable[[int], Tensor], kept: Kept | None
+) -> Trained:
+    fit = Fit(plan, model, kept)
+    fit.run(loss_of)
+    model.eval().requires_grad_(requires_grad=False)
+    return Trained(model, fit.losses, fit.seconds)
 
 
 class Truth(NamedTuple):
@@ -103,20 +94,21 @@ def truth_of(scenes: Sequence[Scene]) -> Truth:
 
 
 def train_attributes(
-    steps: int, batch: int = 48, size: int = 48
-) -> tuple[AttributeJudge, list[float]]:
+    steps: int, batch: int = 48, size: int = 48, kept: Kept | None = None
+) -> Trained:
     """Train the attribute judge.
 
     Args:
         steps: Steps of Adam.
         batch: Pictures a step.
         size: Pixels a side.
+        kept: Where to go on from and to save, or None to keep nothing.
 
     Returns:
-        The judge and its losses.
+        The judge, an `AttributeJudge`, with its losses.
     """
-    torch.manual_seed(SEED)
-    model = AttributeJudge(size)
+    with _seeded(SEED):
+        model = AttributeJudge(size)
 
     def loss_of(step: int) -> Tensor:
         rng = rng_of("attributes", SEED, step)
@@ -132,13 +124,12 @@ def train_attributes(
             + entropy(says.style, truth.style)
         )
 
-    losses = fit("attributes", model.parameters(), loss_of, steps, 2e-3)
-    return model.eval().requires_grad_(requires_grad=False), losses
+    return _train(Plan("attributes", steps, 2e-3, batch, size), model, loss_of, kept)
 
 
 def train_identity(
-    steps: int, skins: int = 24, size: int = 48
-) -> tuple[IdentityEmbedding, list[float]]:
+    steps: int, skins: int = 24, size: int = 48, kept: Kept | None = None
+) -> Trained:
     """Train the identity embedding by contrast.
 
     Each step draws skins of one category, half of them changed copies of the others, in two
@@ -148,12 +139,13 @@ def train_identity(
         steps: Steps of Adam.
         skins: Skins a step.
         size: Pixels a side of the pictures.
+        kept: Where to go on from and to save, or None to keep nothing.
 
     Returns:
-        The embedding and its losses.
+        The embedding, an `IdentityEmbedding`, with its losses.
     """
-    torch.manual_seed(SEED + 1)
-    model = IdentityEmbedding()
+    with _seeded(SEED + 1):
+        model = IdentityEmbedding()
 
     def loss_of(step: int) -> Tensor:
         rng = rng_of("identity", SEED, step)
@@ -167,24 +159,24 @@ def train_identity(
         entropy = nn.functional.cross_entropy
         return (entropy(scores, right) + entropy(scores.T, right)) / 2
 
-    losses = fit("identity", model.parameters(), loss_of, steps, 2e-3)
-    return model.eval().requires_grad_(requires_grad=False), losses
+    return _train(Plan("identity", steps, 2e-3, skins, size), model, loss_of, kept)
 
 
-def train_clip(steps: int, batch: int = 64, size: int = 48) -> tuple[nn.Module, list[float]]:
+def train_clip(steps: int, batch: int = 64, size: int = 48, kept: Kept | None = None) -> Trained:
     """Train the small CLIP.
 
     Args:
         steps: Steps of Adam.
         batch: Pictures and captions a step.
         size: Pixels a side.
+        kept: Where to go on from and to save, or None to keep nothing.
 
     Returns:
-        The model and its losses.
+        The model, a `CLIPModel`, with its losses.
     """
-    torch.manual_seed(SEED + 2)
     tokenizer = build_tokenizer()
-    model = build_clip(len(tokenizer), size=size)
+    with _seeded(SEED + 2):
+        model = build_clip(len(tokenizer), size=size)
 
     def loss_of(step: int) -> Tensor:
         rng = rng_of("clip", SEED, step)
@@ -194,18 +186,25 @@ def train_clip(steps: int, batch: int = 64, size: int = 48) -> tuple[nn.Module, 
         pictures = disturbed(pixels_of(scenes, size), rng)
         return model(input_ids=tokens, pixel_values=pictures, return_loss=True).loss
 
-    losses = fit("clip", model.parameters(), loss_of, steps, 1.5e-3)
-    return model.eval().requires_grad_(requires_grad=False), losses
+    return _train(Plan("clip", steps, 1.5e-3, batch, size), model, loss_of, kept)
 
 
-def train_judges(folder: Path, *, steps: tuple[int, int, int] = (1600, 1500, 1500)) -> None:
+def train_judges(
+    target: Path, kept: Kept, *, steps: tuple[int, int, int] = (1600, 1500, 1500)
+) -> None:
     """Train all three judges and write their weights in 16 bit, with a log.
 
+    A run that was killed goes on from each judge's newest intact checkpoint, to the same weights.
+
     Args:
-        folder: Where they go.
+        target: Where the weights go.
+        kept: Where the checkpoints are.
         steps: Steps of the attribute judge, the identity embedding and the CLIP.
+
+    Raises:
+        ResumeError: If the checkpoints are of a training with other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     trainings = zip(
         ("attributes", "identity", "clip"),
@@ -216,13 +215,12 @@ def train_judges(folder: Path, *, steps: tuple[int, int, int] = (1600, 1500, 150
     for name, train, count in trainings:
         if count == 0:
             continue
-        begun = time.monotonic()
-        model, losses = train(count)
+        model, losses, seconds = train(count, kept=kept)
         weights = {
-            key: value.half().contiguous()
+            key: value.half()
             for key, value in model.state_dict().items()
             if value.is_floating_point()
         }
-        save_file(weights, folder / f"{name}.safetensors", {"format": "pt"})
-        log = {"steps": count, "seconds": round(time.monotonic() - begun), "losses": losses}
-        write_text(folder / f"{name}.json", json.dumps(log) + "\n")
+        write_tensors(target / f"{name}.safetensors", weights)
+        log = {"steps": count, "seconds": round(seconds), "losses": losses}
+        write_text(target / f"{name}.json", json.dumps(log) + "\n")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .batches import make_batch, singles_of
 from .cache import Drawn, drawn_pictures
-from .checkpoint import latest_checkpoint, save_checkpoint, write_text
+from .checkpoint import keep_lines, latest_checkpoint, save_checkpoint
 from .loading import load_weights_into
 from .presets import Preset
 from .samples import save_samples
@@ -140,11 +140,7 @@ class _Log:
 
     def _forget_later_lines(self) -> None:
         """Drop what a killed run wrote after its last checkpoint: it is done again."""
-        if not self.file.exists():
-            return
-        lines = self.file.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= self.trainer.step]
-        write_text(self.file, "".join(f"{line}\n" for line in kept))
+        keep_lines(self.file, lambda entry: entry.get("step", 0) <= self.trainer.step)
 
     def _write(self, entry: dict[str, object]) -> None:
         with self.file.open("a") as stream:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .autoencoder import PatchAutoencoder, fit_autoencoder
 from .batches import Batch
 from .cache import Drawn
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, restore_tensors, state_tensors
 from .labels import warm_up
 from .models import build_scheduler, build_text_encoder, build_unet
 from .presets import Preset
@@ -145,12 +145,8 @@ class Trainer:
 
     def state(self) -> Checkpoint:
         """Everything that a later run needs to go on."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.named.items():
-            tensors[f"weight.{name}"] = parameter.detach()
-            tensors[f"average.{name}"] = self.average[name]
-            for moment, value in self.optimiser.state[parameter].items():
-                tensors[f"{moment}.{name}"] = value
+        tensors = state_tensors(self.named, self.optimiser)
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         return Checkpoint(self.step, tensors)
 
     @torch.no_grad()
@@ -161,17 +157,9 @@ class Trainer:
             state: What `state` returned, in this process or in one that was killed.
         """
         self.step = state.step
-        for name, parameter in self.named.items():
-            parameter.copy_(state.tensors[f"weight.{name}"])
-            self.average[name].copy_(state.tensors[f"average.{name}"])
-            moments: dict[str, Tensor] = {}
-            for moment in ("step", "exp_avg", "exp_avg_sq"):
-                stored = state.tensors.get(f"{moment}.{name}")
-                if stored is not None:
-                    like = stored if moment == "step" else torch.empty_like(parameter).copy_(stored)
-                    moments[moment] = like
-            if moments:
-                self.optimiser.state[parameter] = moments
+        restore_tensors(state.tensors, self.named, self.optimiser)
+        for name, average in self.average.items():
+            average.copy_(state.tensors[f"average.{name}"])
 
 
 class Clock:
