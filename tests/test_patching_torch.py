@@ -235,10 +235,13 @@ class TestCopies:
 
     def test_a_saved_state_dict_loads_with_weights_only(self, edits):
         model, file = residual(), io.BytesIO()
+        base = model(X)
         with attach(model, edits):
             torch.save(model.state_dict(), file)
         file.seek(0)
-        residual(1).load_state_dict(torch.load(file, weights_only=True), strict=True)
+        other = residual(1)
+        other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+        assert torch.equal(other(X), base)
 
 
 class TestWrappedAfterwards:
