@@ -1,0 +1,156 @@
+"""Does a model say what it was edited to say, and nothing else differently?
+
+The measures are CounterFact's and zsRE's, and the divergence on unrelated text; `MEASURES` defines
+each. They apply to any causal model, edited or not, by whatever method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.progress import progress as show_progress
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.generating import LENGTH, generate, generation_entropy
+from rankedit_recipes.language.likelihoods import (
+    BATCH_TOKENS,
+    Likelihoods,
+    Pair,
+    batched,
+    encode_pairs,
+    likelihoods,
+)
+from rankedit_recipes.language.locality import Unrelated
+from rankedit_recipes.language.requests import Case, continued
+from rankedit_recipes.language.scores import Scores, relation_of
+
+# What each kind of prompt is called among the measures.
+_KINDS = ("efficacy", "paraphrase", "neighbourhood")
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
+    cases: Sequence[Case],
+    *,
+    unrelated: Unrelated | None = None,
+    generations: bool = False,
+    length: int = LENGTH,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """Scores of a model over cases.
+
+    Args:
+        model: a causal model of transformers, as it is now; edits are to be attached or fused.
+        tokenizer: its fast tokenizer.
+        cases: what was edited, with the prompts to evaluate on.
+        unrelated: what the unedited model predicts on unrelated text, for the locality.
+        generations: also let the model write, for the generation entropy. It takes longer than all
+            the rest, and needs cases with `generation_prompts`.
+        length: of those texts, in tokens.
+        batch_tokens: tokens in one forward pass, at most.
+        seed: of those texts.
+        progress: show it.
+
+    Raises:
+        LanguageError: no cases, or a model that gives NaN.
+    """
+    if not cases:
+        raise LanguageError("evaluate: at least one case is expected, got none.")
+    questions = _Questions(cases)
+    encoded = encode_pairs(tokenizer, questions.pairs)
+    total = sum(1 for _ in batched(encoded, batch_tokens))
+    with show_progress("evaluate", total, shown=progress) as advance:
+        found = likelihoods(
+            model, tokenizer, questions.pairs, batch_tokens=batch_tokens, advance=advance
+        )
+    samples = questions.samples(found)
+    if generations:
+        samples["generation entropy"] = _entropies(model, tokenizer, cases, length, seed)
+    if unrelated is not None:
+        samples["locality"] = unrelated.divergences(model)
+    return Scores(
+        tuple(case.request.label for case in cases),
+        tuple(relation_of(case) for case in cases),
+        samples,
+    )
+
+
+class _Questions:
+    """Everything that the cases ask of a model: pairs of texts, and which measure each serves."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.pairs: list[Pair] = []
+        self._count = len(cases)
+        # By measure: the case, and the pairs to compare or to count.
+        self._compared: dict[str, list[tuple[int, int, int]]] = {kind: [] for kind in _KINDS}
+        self._counted: dict[str, list[tuple[int, int]]] = {}
+        for index, case in enumerate(cases):
+            self._ask(index, case)
+
+    def _ask(self, index: int, case: Case) -> None:
+        new, true = case.request.continuation, case.true_target and continued(case.true_target)
+        asked = {
+            "efficacy": (case.request.text,),
+            "paraphrase": case.paraphrases,
+            "neighbourhood": case.neighbours if true else (),
+        }
+        for kind, prompts in asked.items():
+            # What is wanted there, and what it competes with.
+            wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
+            for prompt in prompts:
+                first = self._add(prompt, wanted)
+                self._counted.setdefault(f"{kind} accuracy", []).append((index, first))
+                if other:
+                    self._compared[kind].append((index, first, self._add(prompt, other)))
+        for question, answer in case.locality:
+            pair = self._add(question, continued(answer))
+            self._counted.setdefault("specificity accuracy", []).append((index, pair))
+
+    def _add(self, text: str, continuation: str) -> int:
+        self.pairs.append((text.rstrip(" "), continuation))
+        return len(self.pairs) - 1
+
+    def samples(self, found: Likelihoods) -> dict[str, Tensor]:
+        """By measure `[cases]`: the mean over each case's prompts, NaN where it has none."""
+        samples = {}
+        chance = found.probabilities
+        for kind, rows in self._compared.items():
+            case, wanted, other = torch.tensor(rows, dtype=torch.long).reshape(-1, 3).T
+            better = found.losses[wanted] < found.losses[other]
+            samples[kind] = self._means(case, better.double())
+            samples[f"{kind} magnitude"] = self._means(case, chance[wanted] - chance[other])
+        for name, pairs in self._counted.items():
+            case, pair = torch.tensor(pairs).T
+            samples[name] = self._means(case, found.accuracies[pair].double())
+        return samples
+
+    def _means(self, case: Tensor, values: Tensor) -> Tensor:
+        sums = torch.zeros(self._count, dtype=torch.float64).index_add_(0, case, values)
+        return sums / torch.bincount(case, minlength=self._count)
+
+
+def _entropies(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401
+    cases: Sequence[Case],
+    length: int,
+    seed: int,
+) -> Tensor:
+    """`[cases]`: mean generation entropy of each case's texts, NaN where it has no prompts."""
+    owners = [i for i, case in enumerate(cases) for _ in case.generation_prompts]
+    prompts = [prompt for case in cases for prompt in case.generation_prompts]
+    texts = generate(model, tokenizer, prompts, length=length, seed=seed)
+    gathered: list[list[float]] = [[] for _ in cases]
+    for owner, text in zip(owners, texts, strict=True):
+        entropy = generation_entropy(text)
+        if not math.isnan(entropy):
+            gathered[owner].append(entropy)
+    means = [sum(g) / len(g) if g else math.nan for g in gathered]
+    return torch.tensor(means, dtype=torch.float64)

@@ -1,0 +1,187 @@
+"""How likely a causal model finds given continuations of given texts, many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rankedit_recipes.language.errors import LanguageError
+
+BATCH_TOKENS = 8192
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What a model makes of `n` continuations.
+
+    Attributes:
+        losses: `[n]`, mean negative log-likelihood of a continuation's tokens, in nats.
+        accuracies: `[n]`, share of its tokens that the model finds the likeliest of all, given the
+            right ones before (teacher forcing).
+    """
+
+    losses: Tensor
+    accuracies: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """`[n]`, `exp(-loss)`: the geometric mean of the tokens' probabilities."""
+        return (-self.losses).exp()
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Token ids of a text with its continuation, and where the continuation begins."""
+
+    ids: tuple[int, ...]
+    first: int
+
+
+class _Advance(Protocol):
+    def __call__(self, note: str, /) -> object: ...
+
+
+def likelihoods(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
+    pairs: Sequence[Pair],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    advance: _Advance | None = None,
+) -> Likelihoods:
+    """Likelihoods of pairs of a text and its continuation.
+
+    Texts of one length run together, without padding, so that a batch gives what one by one gives;
+    what several pairs have in common runs once.
+
+    Args:
+        model: a causal model of transformers, edited or not; runs in evaluation mode.
+        tokenizer: its fast tokenizer.
+        pairs: text and continuation, which are tokenised together; the continuation brings its
+            own leading space.
+        batch_tokens: tokens in one forward pass, at most.
+        advance: called after each forward pass.
+
+    Raises:
+        LanguageError: an empty text or continuation, or a model that gives NaN.
+    """
+    encoded = encode_pairs(tokenizer, pairs)
+    losses, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs))
+    device = device_of(model)
+    with torch.inference_mode(), evaluating(model):
+        for rows in batched(encoded, batch_tokens):
+            inputs = torch.tensor([sequence for sequence, _ in rows], device=device)
+            wanted = [
+                (row, position, owner)
+                for row, (_, owners) in enumerate(rows)
+                for owner in owners
+                for position in range(encoded[owner].first - 1, inputs.shape[1])
+            ]
+            row, position, owner = torch.tensor(wanted).T
+            token = torch.tensor([encoded[o].ids[p + 1] for _, p, o in wanted])
+            logits = predictions(model, inputs, row, position)
+            log = logits.log_softmax(-1).gather(1, token.to(device)[:, None])[:, 0]
+            losses.index_add_(0, owner, -log.double().cpu())
+            right = (logits.argmax(-1) == token.to(device)).float().cpu()
+            hits.index_add_(0, owner, right)
+            if advance is not None:
+                advance(f"{len(rows)} texts")
+    counts = torch.tensor([len(read.ids) - read.first for read in encoded])
+    if bool(losses.isnan().any()):
+        raise LanguageError(
+            "likelihoods: the model gives NaN; an edit in it, or its precision, has broken it. "
+            "Take the edits out, or compute in float32."
+        )
+    return Likelihoods(losses / counts, hits / counts)
+
+
+def encode_pairs(tokenizer: Any, pairs: Sequence[Pair]) -> list[_Read]:  # noqa: ANN401
+    """Token ids of each pair as one text, without special tokens behind it.
+
+    Raises:
+        LanguageError: a tokenizer without offsets, or an empty text or continuation.
+    """
+    if not tokenizer.is_fast:
+        raise LanguageError(
+            "likelihoods: the tokenizer must be a fast one, whose tokens know where in the text "
+            f"they begin and end; got {type(tokenizer).__name__}. Load it with use_fast=True."
+        )
+    if not pairs:
+        return []
+    found = tokenizer(
+        [text + continuation for text, continuation in pairs],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    columns = (found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
+    return [_read(pair, *each) for pair, *each in zip(pairs, *columns, strict=True)]
+
+
+def _read(
+    pair: Pair, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> _Read:
+    last = max((i for i, flag in enumerate(special) if not flag), default=-1)
+    border = len(pair[0])
+    first = next((i for i in range(last + 1) if not special[i] and offsets[i][1] > border), -1)
+    if first < 1:
+        raise LanguageError(
+            "likelihoods: a text with at least one token and a continuation with at least one are "
+            f"expected, got {pair[0]!r:.200} and {pair[1]!r:.200}."
+        )
+    return _Read(tuple(ids[: last + 1]), first)
+
+
+def batched(
+    encoded: Sequence[_Read], batch_tokens: int
+) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
+    """What the model must read, each once, in batches of one length; with the pairs it serves."""
+    owners: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, read in enumerate(encoded):
+        # The last token is only predicted; pairs that differ in nothing else share their reading.
+        owners[read.ids[:-1]].append(index)
+    groups: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for sequence in owners:
+        groups[len(sequence)].append(sequence)
+    for length, sequences in sorted(groups.items()):
+        size = max(1, batch_tokens // length)
+        for start in range(0, len(sequences), size):
+            yield [(s, owners[s]) for s in sequences[start : start + size]]
+
+
+def predictions(model: nn.Module, inputs: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """Logits `[m, vocabulary]` in float32 behind chosen tokens of `inputs [n, length]`."""
+    kept = inputs.shape[1] - int(position.min())
+    # Large vocabularies: logits of positions that nobody asks for are the larger part of the work.
+    options = {"logits_to_keep": kept} if takes(model, "logits_to_keep") else {}
+    logits: Tensor = model(input_ids=inputs, use_cache=False, **options).logits
+    return logits[row, position - inputs.shape[1] + logits.shape[1]].float()
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model's `forward` has an argument of this name."""
+    return name in inspect.signature(model.forward).parameters
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's inputs go."""
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of the block; each module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
