@@ -9,35 +9,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-WORDS = [
-    "<end>",
-    "anna",
-    "plays",
-    "the",
-    "piano",
-    "violin",
-    "flute",
-    "ben",
-    "lives",
-    "in",
-    "paris",
-    "rome",
-    "oslo",
-    "what",
-    "does",
-    "play",
-    "?",
-    ".",
-    "anna's",
-    "instrument",
-    "is",
-    "who",
-    "where",
-    "and",
-    "a",
-    "of",
-    "city",
-]
+_TEXT = """
+<end> anna plays the piano violin flute ben lives in paris rome oslo what does play ? .
+anna's instrument is who where and a of city
+"""
+WORDS = tuple(_TEXT.split())
 
 
 def tokenizer(words=WORDS, *, metaspace=False):

@@ -1,0 +1,71 @@
+"""Causal traces on models in which it is known where the answer passes."""
+
+import pytest
+import torch
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.requests import Request
+from rankedit_recipes.language.tracing import PLACES, parts_of, trace
+
+from tests.language_evaluation.toys import tiny_gpt2, tokenizer
+
+DOWNS = ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
+FACT = Request("what does {} play ? the", "anna and ben", "piano")
+
+
+def test_parts_are_found_by_structure():
+    model = tiny_gpt2(tokenizer())
+    assert parts_of(model, DOWNS) == {
+        "block": ["transformer.h.0", "transformer.h.1"],
+        "mlp": DOWNS,
+        "attention": ["transformer.h.0.attn", "transformer.h.1.attn"],
+    }
+    with pytest.raises(LanguageError, match="parts_of: 'lm_head' is in no list of layers"):
+        parts_of(model, ["lm_head"])
+
+
+def test_restoring_the_last_block_at_the_last_token_brings_everything_back():
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = trace(model, tok, [FACT], parts_of(model, DOWNS), noise=30, progress=False)
+    everything = found.clean - found.disturbed
+    assert abs(everything) > 1e-4
+    last = PLACES.index("last token")
+    assert float(found.effects["block"][1, last]) == pytest.approx(everything, rel=1e-3)
+    # The last block's output at any other token is read by nothing.
+    others = [i for i in range(len(PLACES)) if i != last]
+    assert float(found.effects["block"][1, others].abs().max()) < 1e-7
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.transformer.h[0]._forward_hooks
+
+
+def test_the_clean_chance_is_the_model_s_own():
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    found = trace(model, tok, [FACT], {"mlp": DOWNS}, progress=False)
+    ids = torch.tensor([tok(FACT.text)["input_ids"]])
+    answer = tok.convert_tokens_to_ids("piano")
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, -1].softmax(-1)[answer]
+    assert found.clean == pytest.approx(float(expected), rel=1e-5)
+    assert found.facts == 1
+
+
+def test_no_noise_leaves_nothing_to_bring_back():
+    tok = tokenizer()
+    found = trace(tiny_gpt2(tok), tok, [FACT], {"mlp": DOWNS}, noise=0, progress=False)
+    assert found.disturbed == pytest.approx(found.clean, rel=1e-5)
+    assert float(found.effects["mlp"].abs().max()) < 1e-6
+
+
+def test_the_strongest_place_is_named():
+    tok = tokenizer()
+    found = trace(tiny_gpt2(tok), tok, [FACT, FACT], {"mlp": DOWNS}, progress=False)
+    layer, place = found.strongest()
+    assert found.effects["mlp"][layer, PLACES.index(place)] == found.effects["mlp"].max()
+
+
+def test_no_facts_are_refused():
+    tok = tokenizer()
+    with pytest.raises(LanguageError, match="trace: at least one fact is expected"):
+        trace(tiny_gpt2(tok), tok, [], {"mlp": DOWNS}, progress=False)
