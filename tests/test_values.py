@@ -577,3 +577,32 @@ def test_refusals(model):
         ValueSearch(clamp=-1)
     with pytest.raises(ShapeError, match=r"got {'kl': -0.5}"):
         ValueSearch(kl=-0.5)
+
+
+def test_a_scale_replaces_the_initial_value_in_everything(model):
+    ids, targets, where = requests()
+    scale = torch.tensor([0.5, 2.0, 8.0])
+    site, loss = OutputSite(where, 3, scale), loss_of(model, ids, targets)
+    one = ValueSearch(steps=2, learning_rate=0.1, clamp=None, decay=0, stop_below=None)
+    found = optimise_value(model, {"down": site}, loss, options=one)
+    moved = found.values["down"] - found.initial["down"]
+    # The first step of Adam is as long as its rate, in every coordinate.
+    expected = (0.1 * scale / WIDTH**0.5)[:, None].expand_as(moved)
+    torch.testing.assert_close(moved.abs(), expected, rtol=1e-3, atol=1e-5)
+    many = replace(one, steps=15, learning_rate=0.5, clamp=0.25)
+    found = optimise_value(model, {"down": site}, loss, options=many)
+    lengths = (found.values["down"] - found.initial["down"]).norm(dim=1)
+    assert (lengths <= 0.25 * scale * (1 + 1e-5)).all()
+    assert (lengths > 0.2 * scale).any()
+    weighed = replace(one, decay=0.3)
+    decayed = optimise_value(model, {"down": site}, loss, options=weighed)
+    lengths = (decayed.values["down"] - decayed.initial["down"]).norm(dim=1)
+    plain = optimise_value(model, {"down": site}, loss, options=one)
+    expected = plain.totals[1] + 0.3 * lengths / scale
+    torch.testing.assert_close(decayed.totals[1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(2), torch.tensor([1.0, 0.0, 1.0])])
+def test_a_scale_is_one_length_for_each_request(scale):
+    with pytest.raises(ShapeError, match=r"scale must be \[3\], one positive finite length"):
+        OutputSite(torch.zeros(1, dtype=torch.long), 3, scale)

@@ -124,7 +124,7 @@ class Objective:
     def _check_lengths(self) -> None:
         relative = self._options.decay > 0 or self._options.clamp is not None
         for site in self._placed.all:
-            if relative and bool((site.initial.norm(dim=1) == 0).any()):
+            if relative and bool((site.lengths() == 0).any()):
                 raise SolveError(
                     f"optimise_value: an initial value of {site.name!r} is zero, but clamp and "
                     "decay are relative to its length; pass options with clamp=None and decay=0."
@@ -146,7 +146,7 @@ class Objective:
         penalty = torch.zeros_like(like)
         if self._options.decay:
             for site in self._placed.all:
-                length = site.change().norm(dim=1) / site.initial.square().sum(1)
+                length = site.penalised()
                 length = length if len(length) == len(like) else length.sum()
                 penalty = penalty + self._options.decay * length.to(like)
         return penalty

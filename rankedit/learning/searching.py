@@ -12,7 +12,8 @@ from torch import Tensor
 from rankedit.errors import SolveError
 from rankedit.gated import GatedEdit
 from rankedit.learning.objective import Terms, ValueSearch
-from rankedit.learning.sites import GatedValues, ShiftedOutput, Sites
+from rankedit.learning.shifting import ShiftedOutput
+from rankedit.learning.sites import GatedValues, Sites
 from rankedit.shapes import Keys, Values
 
 
@@ -198,7 +199,7 @@ class Search:
         if self._options.clamp is None:
             return
         change = site.change()
-        limit = self._options.clamp * site.initial.norm(dim=1, keepdim=True)
+        limit = self._options.clamp * site.lengths()[:, None]
         length = change.norm(dim=1, keepdim=True)
         if bool((length > limit).any()):
             factor = torch.where(length > limit, limit / length, 1.0)

@@ -10,7 +10,8 @@ from torch import nn
 
 from rankedit.learning.objective import Loss, Objective, ValueSearch
 from rankedit.learning.searching import LearnedValues, OnStep, Search, StepReport, ValueSearchError
-from rankedit.learning.sites import OutputSite, Site, Sites
+from rankedit.learning.shifting import OutputSite
+from rankedit.learning.sites import Site, Sites
 from rankedit.metric import Metric
 from rankedit.models.reading import as_written
 

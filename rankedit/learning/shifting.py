@@ -1,0 +1,156 @@
+"""Values that a projection is to give at chosen tokens, found by shifting its output there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.errors import ShapeError, SolveError
+from rankedit.models.geometry import device_of, geometry, run
+from rankedit.models.projections import find
+from rankedit.shapes import Outputs, Values, describe
+
+
+@dataclass(frozen=True)
+class OutputSite:
+    """Values that a projection is to give at chosen tokens, found by shifting its output there.
+
+    Attributes:
+        where: integers of the shape of the projection's output without its last axis: the number
+            of the request whose shift is added at this token, -1 for no shift. Or a function that
+            gives them for each call of the projection, or None to leave that call alone.
+        count: number of requests.
+        scale: `[count]`, a length for each request that all about its shift is relative to: the
+            learning rate (to its root mean square over the coordinates), clamp and decay. If None,
+            clamp and decay are relative to the initial value and the rate is absolute, as in ROME.
+    """
+
+    where: Tensor | Callable[[], Tensor | None]
+    count: int
+    scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ShapeError(f"OutputSite: count must be at least 1, got {self.count}.")
+        if self.scale is not None:
+            self._check_scale(self.scale)
+
+    def _check_scale(self, scale: Tensor) -> None:
+        right = scale.shape == (self.count,) and bool(((scale > 0) & scale.isfinite()).all())
+        if not right:
+            raise ShapeError(
+                f"OutputSite: scale must be [{self.count}], one positive finite length for each "
+                f"request, got {describe(scale)}."
+            )
+
+
+class ShiftedOutput:
+    """An `OutputSite` in a model: `output + shift[where]`.
+
+    Attributes:
+        initial: `[count, out]`: what the projection gave at each request's first token.
+        bias: `[1, out]`: what it gives for zero; part of `initial`, but of no value.
+        leaf: `[count, out]`: the shift, in units of the scale if there is one; what learns.
+    """
+
+    def __init__(self, name: str, model: nn.Module, site: OutputSite) -> None:
+        self.name, self._site = name, site
+        self._module = find(model, name)
+        self._layout = geometry(self._module)
+        device = device_of(self._module)
+        self._seen = torch.zeros(site.count, dtype=torch.bool)
+        self.initial = torch.zeros(site.count, self._layout.out_features, device=device)
+        self.leaf = torch.zeros_like(self.initial).requires_grad_()
+        self._unit = self.initial.new_ones(site.count, 1)
+        if site.scale is not None:
+            self._unit = site.scale.to(self._unit)[:, None] / self._layout.out_features**0.5
+        with torch.no_grad():
+            zero = torch.zeros(1, self._layout.in_features)
+            self.bias = run(self._module, zero, self._layout).to(self.initial)
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return self._site.count
+
+    def change(self) -> Values:
+        """What learning has added to the initial values; differentiable."""
+        return self.leaf * self._unit
+
+    def set_change(self, change: Values) -> None:
+        """Overwrite the learned tensor."""
+        self.leaf.data.copy_(change / self._unit)
+
+    def lengths(self) -> Tensor:
+        """What clamp and decay are relative to `[count]`."""
+        scale = self._site.scale
+        return self.initial.norm(dim=1) if scale is None else scale.to(self.initial)
+
+    def penalised(self) -> Tensor:
+        """What the decay multiplies `[count]`: ROME's `‖δ‖/‖v₀‖²`, or `‖δ‖` over the scale."""
+        lengths = self.lengths()
+        return self.change().norm(dim=1) / (lengths**2 if self._site.scale is None else lengths)
+
+    def values(self) -> Values:
+        """The values as they are now, without the bias: what `solve_edit` takes."""
+        return (self.initial + self.change() - self.bias).detach()
+
+    def initial_values(self) -> Values:
+        """The values before learning, without the bias."""
+        return self.initial - self.bias
+
+    def install(self) -> Callable[[], None]:
+        """Add the shift in the model; gives the function that takes it out."""
+        return self._module.register_forward_hook(self._hook).remove
+
+    def _hook(self, _module: nn.Module, _args: object, output: Tensor) -> Outputs | None:
+        site = self._site
+        where = site.where if isinstance(site.where, Tensor) else site.where()
+        if where is None:
+            return None
+        rows = output.movedim(-1 - len(self._layout.stride), -1)
+        where = self._checked(where, rows)
+        self._note(where, rows)
+        # Row 0 of the table is no shift, and number -1 is looked up there.
+        table = torch.cat([torch.zeros_like(self.leaf[:1]), self.change()])
+        added = table[(where + 1).to(table.device)].to(output)
+        return output + self._layout.from_rows(added)
+
+    def _checked(self, where: Tensor, rows: Outputs) -> Tensor:
+        if where.is_floating_point() or where.numel() != rows.shape[:-1].numel():
+            raise ShapeError(
+                f"optimise_value: where of {self.name!r} must hold an integer for each vector of "
+                f"its output {list(rows.shape[:-1])}, got {describe(where)}."
+            )
+        if not -1 <= int(where.min()) <= int(where.max()) < self.count:
+            raise ShapeError(
+                f"optimise_value: where of {self.name!r} must hold numbers from -1 (none) to "
+                f"{self.count - 1}, got {int(where.min())} to {int(where.max())}."
+            )
+        return where.reshape(rows.shape[:-1])
+
+    def _note(self, where: Tensor, rows: Outputs) -> None:
+        """Keep the output at each request's first token, once."""
+        if bool(self._seen.all()):
+            return
+        numbers, flat = where.reshape(-1).tolist(), rows.detach().reshape(-1, rows.shape[-1])
+        for place, number in enumerate(numbers):
+            if number >= 0 and not self._seen[number]:
+                self._seen[number] = True
+                self.initial[number] = flat[place].to(self.initial)
+
+    def check_reached(self) -> None:
+        """Refuse requests that never came.
+
+        Raises:
+            SolveError: names the request.
+        """
+        if not bool(self._seen.all()):
+            missing = self._seen.logical_not().nonzero().flatten().tolist()
+            raise SolveError(
+                f"optimise_value: requests {missing} of {self.name!r} occur nowhere in `where`, or "
+                "the loss does not run the projection; run compiled models uncompiled."
+            )
