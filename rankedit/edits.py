@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +17,8 @@ from rankedit.moments import SecondMoment
 from rankedit.shapes import Inputs, Keys, Outputs, Values, Weight, check_rows, describe
 
 KeyOutputs = Callable[[Keys], Values]
+
+_AS_IT_IS = nullcontext()
 
 
 @runtime_checkable
@@ -47,6 +50,18 @@ class Edit(Protocol):
 
     def settings(self) -> frozenset[str]:
         """Names of the tensors that may be changed at run time."""
+
+
+@runtime_checkable
+class Factored(Edit, Protocol):
+    """An edit that can also say what it adds as a sum of products of narrow matrices.
+
+    Those go straight into the layer's output, where that is faster than to write out what is added
+    and then to add it.
+    """
+
+    def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Pairs of float32 matrices `[..., r]` and `[r, out]` whose products sum to `added`."""
 
 
 @dataclass(frozen=True)
@@ -226,12 +241,29 @@ class LowRank:
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
         """`x downᵀ upᵀ`, computed in float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(linear(x.float(), tensors["down"]), tensors["up"])
+        return sum_of_products(x, self.terms(x, tensors))
+
+    def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """`x downᵀ` with `upᵀ`."""
+        with full_precision(x):
+            return ((linear(x.float(), tensors["down"]), tensors["up"].T),)
 
     def settings(self) -> frozenset[str]:
         """Nothing but the strength, which every attached edit has."""
         return frozenset()
+
+
+def full_precision(x: Inputs) -> AbstractContextManager[None]:
+    """Autocast off where it is on: to enter its context costs as much as a small edit."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS
+
+
+def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Outputs:
+    """What the terms of a `Factored` edit for x sum to."""
+    with full_precision(x):
+        products = [coefficients @ rows for coefficients, rows in terms]
+        return products[0] if len(products) == 1 else sum(products[1:], products[0])
 
 
 def check_width(call: str, x: Tensor, width: int) -> None:

@@ -12,15 +12,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rankedit import gates
-from rankedit.edits import EditReport, KeyOutputs, LowRank
-from rankedit.errors import ShapeError, SolveError
+from rankedit.edits import EditReport, KeyOutputs, LowRank, full_precision, sum_of_products
+from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
+from rankedit.independence import Orthogonalised, check_independent
 from rankedit.metric import Metric
 from rankedit.shapes import Inputs, Keys, Outputs, Values, check_rows, describe
-
-# Smallest eigenvalue of the Gram matrix of unit keys at which their coordinates are still worth
-# computing: two keys whose cosine is within 1e-6 of 1 are one key.
-_LEAST_INDEPENDENCE = 1e-6
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -135,8 +132,7 @@ class GatedEdit:
     def opening(self, x: Inputs) -> Tensor:
         """How far each key's gate opens for x `[..., n]`, in float64, dead zone included."""
         tensors = {k: v.double() for k, v in self.bind(self._no_output).items()}
-        similarity, coordinates = self._read(x.double(), tensors)
-        return self._opening(similarity, coordinates, tensors) * self._active(similarity, tensors)
+        return self._read(x.double(), tensors)[0]
 
     def with_targets(self, targets: Values) -> GatedEdit:
         """The same keys and gate with other targets."""
@@ -198,32 +194,35 @@ class GatedEdit:
     # ---------------------------------------------------------------- the protocol of edits
 
     def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
-        """Constants in float32: directions to read, targets, `I Wᵀ`, and the gate's parameters."""
-        gram, images = self.gram(), self.images.double()
-        reads = [images / gram.diagonal()[:, None]]
-        if len(gram) > 1:  # for one key, coordinate and similarity are the same number
-            reads.append(torch.linalg.solve(gram, images))
+        """Constants in float32: directions to read, targets, `−k' Wᵀ`, the gate's parameters.
+
+        The keys are read in an orthogonal basis k' of theirs, see `Orthogonalised`; several keys
+        have the two matrices that turn its coordinates into similarities and joint coordinates.
+        """
+        basis = Orthogonalised.of(self.gram())
         tensors = {
-            "read": torch.cat(reads).float(),
+            "read": basis.reading(self.images.double()).float(),
             "targets": self.targets.float(),
-            "key_outputs": outputs(self.keys).float(),
+            "removed": -(basis.combine @ outputs(self.keys).to(basis.combine)).float(),
             **gates.parameters(self.gate),
         }
+        if len(self.keys) > 1:  # one key is its own basis
+            tensors["to_similarity"] = basis.similarity.float()
+            tensors["to_coordinates"] = basis.combine.T.float()
         if self.floor is not None:
             tensors["floor"] = torch.tensor(self.floor, dtype=torch.float32)
         return {name: tensor.to(self.keys.device) for name, tensor in tensors.items()}
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
         """`gate(s) O − c (I Wᵀ)` in float32, whatever autocast says: half precision ruins s."""
-        with torch.autocast(x.device.type, enabled=False):
-            similarity, coordinates = self._read(x.float(), tensors)
-            opening = self._opening(similarity, coordinates, tensors)
-            result = opening @ tensors["targets"] - coordinates @ tensors["key_outputs"]
-            if "floor" not in tensors:
-                return result
-            # Not a product: the dead zone leaves nothing, not even a rounded or negative zero.
-            active = self._active(similarity, tensors).amax(-1, keepdim=True) > 0
-            return torch.where(active, result, 0.0)
+        added = sum_of_products(x, self.terms(x, tensors))
+        return added + 0.0 if "floor" in tensors else added  # no negative zeros in the dead zone
+
+    def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """`gate(s)` with O, and the coordinates on the orthogonal keys with `−k' Wᵀ`."""
+        with full_precision(x):
+            opening, parts = self._read(x.float(), tensors)
+        return (opening, tensors["targets"]), (parts, tensors["removed"])
 
     def settings(self) -> frozenset[str]:
         """The gate's parameters, and the floor if there is one."""
@@ -231,25 +230,26 @@ class GatedEdit:
         return frozenset(names | ({"floor"} if self.floor is not None else set()))
 
     def _read(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        read = linear(x, tensors["read"])
-        count = tensors["targets"].shape[0]
-        return read[..., :count], read[..., -count:]
-
-    def _opening(
-        self, similarity: Tensor, coordinates: Tensor, tensors: Mapping[str, Tensor]
-    ) -> Tensor:
-        seen = similarity if self.gate.reads == "similarity" else coordinates
+        parts = linear(x, tensors["read"])
+        seen = _combined(parts, tensors, self.gate.reads)
         if self.normalised:
-            return gates.normalised_opening(self.gate, seen, tensors)
-        return self.gate.opening(seen, tensors)
-
-    def _active(self, similarity: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+            opening = gates.normalised_opening(self.gate, seen, tensors)
+        else:
+            opening = self.gate.opening(seen, tensors)
         if "floor" not in tensors:
-            return torch.ones_like(similarity[..., :1])
-        return (similarity.amax(-1, keepdim=True) >= tensors["floor"]).to(similarity)
+            return opening, parts
+        similarity = _combined(parts, tensors, "similarity")
+        active = similarity.amax(-1, keepdim=True) >= tensors["floor"]
+        # Not products: the dead zone leaves nothing of what is not finite either.
+        return torch.where(active, opening, 0.0), torch.where(active, parts, 0.0)
 
     def _no_output(self, keys: Keys) -> Values:
         return torch.zeros_like(self.targets)
+
+
+def _combined(parts: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    matrix = tensors.get(f"to_{name}")
+    return parts if matrix is None else linear(parts, matrix)
 
 
 def check_floor(floor: object) -> None:
@@ -263,27 +263,3 @@ def check_floor(floor: object) -> None:
             f"GatedEdit: floor must be a finite number, or None for no dead zone, got "
             f"{describe(floor)}."
         )
-
-
-def check_independent(call: str, gram: Tensor) -> None:
-    """Refuse keys that are parallel, or have no direction, under the metric.
-
-    Raises:
-        SolveError: names the two most parallel keys and their cosine.
-    """
-    squares = gram.diagonal()
-    if not bool((squares > 0).all()):
-        raise SolveError(
-            f"{call}: key {int(squares.argmin())} has no length under the metric: it lies outside "
-            "the subspace that the metric allows; choose another key or another metric."
-        )
-    cosines = gram / torch.outer(squares, squares).sqrt()
-    if float(torch.linalg.eigvalsh(cosines.detach())[0]) >= _LEAST_INDEPENDENCE:
-        return
-    off = (cosines - torch.eye(len(cosines)).to(cosines)).abs()
-    first, second = divmod(int(off.argmax()), len(cosines))
-    raise SolveError(
-        f"{call}: keys must be linearly independent under the metric, but keys {first} and "
-        f"{second} have the cosine {float(cosines[first, second]):.7f}; keep one of them, or learn "
-        "them with words that are further apart."
-    )

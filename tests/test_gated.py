@@ -91,6 +91,24 @@ class TestIdentityGate:
         assert float((at_keys - case.values).abs().max()) < 1e-5 * amplified * scale
 
 
+class TestNearlyParallelKeys:
+    """Coordinates on such keys are a thousand times their inputs; nothing of that may be seen."""
+
+    def test_cost_no_digits(self):
+        keys = torch.zeros(3, 64)
+        keys[:, 0], keys[1, 1], keys[2, 2] = 1, 3e-3, -4e-3
+        weight, targets = normal(40, 64, seed=1).float(), normal(3, 40, seed=2).float()
+        edit = rk.GatedEdit(keys, targets, rk.Metric.identity(64))
+        x = normal(200, 64, seed=3).float()
+        # At this accuracy the definition itself needs float64.
+        wide = keys.double()
+        c = torch.linalg.solve(wide @ wide.T, wide @ x.double().T).T
+        expected = edit.opening(x) @ targets.double() - c @ wide @ weight.double().T
+        assert float(c.abs().max()) > 300
+        added = edit.added(x, edit.bind(lambda k: k.double() @ weight.double().T))
+        assert float((added - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
 class TestNormalised:
     def test_is_exactly_the_target_at_the_key_and_the_layer_away_from_it(self):
         case = problem(8, 5, 1)
@@ -192,10 +210,17 @@ class TestConstants:
         case = problem(6, 4, 2)
         edit = rk.GatedEdit(case.keys, case.values, rk.Metric.identity(6), floor=0.1)
         tensors = edit.bind(lambda keys: keys @ case.weight.T)
-        assert set(tensors) == {"read", "targets", "key_outputs", "bias", "temperature", "floor"}
+        assert set(tensors) == {
+            *("read", "to_similarity", "to_coordinates", "targets", "removed"),
+            *("bias", "temperature", "floor"),
+        }
         assert {t.dtype for t in tensors.values()} == {torch.float32}
         assert edit.settings() == {"bias", "temperature", "floor"}
-        assert relative(tensors["key_outputs"], case.keys @ case.weight.T) < 1e-6
+        # Of the second key, what is orthogonal to the first one.
+        first, second = case.keys
+        kept = second - first * (first @ second) / (first @ first)
+        removed = -torch.stack([first, kept]) @ case.weight.T
+        assert relative(tensors["removed"], removed) < 1e-6
 
     def test_settings_act_when_they_are_changed(self):
         case = problem(6, 4, 1)

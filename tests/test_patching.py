@@ -78,6 +78,33 @@ class TestOutput:
             torch.testing.assert_close(model.inner(X)[..., :12], expected[..., :12])
             assert attachment.names == ("inner[4:12]", "inner[12:32]")
 
+    @pytest.mark.parametrize("rows", [slice(0, 32), slice(4, 12)])
+    def test_is_the_same_without_gradients(self, kind, rows):
+        """Then products are summed into the output in place, if no other class made it."""
+
+        class Remembering(nn.Linear):
+            def forward(self, x):
+                self.given = super().forward(x)
+                return self.given
+
+        torch.manual_seed(0)
+        layer, own = nn.Linear(16, 32), Remembering(16, 32)
+        own.load_state_dict(layer.state_dict())
+        edit, turned = kind(16, rows.stop - rows.start), X.transpose(0, 1)
+        before = X.clone(), layer(X), {n: p.clone() for n, p in layer.named_parameters()}
+        with attach(Projection(layer, rows), edit, strength=0.7):
+            with_gradients = layer(X)
+            with torch.no_grad():
+                torch.testing.assert_close(layer(X), with_gradients)
+                torch.testing.assert_close(layer(turned), with_gradients.transpose(0, 1))
+                torch.testing.assert_close(layer(X[0, 0]), with_gradients[0, 0])
+        with torch.no_grad(), attach(Projection(own, rows), edit, strength=0.7):
+            torch.testing.assert_close(own(X), with_gradients)
+            assert torch.equal(own.given, before[1])
+        assert torch.equal(X, before[0])
+        assert torch.equal(layer(X), before[1])
+        assert all(torch.equal(p, before[2][n]) for n, p in layer.named_parameters())
+
     def test_the_innermost_layer_is_edited(self, kind):
         torch.manual_seed(0)
         wrapper = Doubling(nn.Linear(16, 32)).eval()

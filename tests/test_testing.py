@@ -346,6 +346,21 @@ class TestCheckEdit:
         with pytest.raises(ConformanceError, match=f"^check_edit: .*({message})"):
             check_edit(Broken(**wrong))
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (lambda x, down, up: ((x.float() @ down.T, up),), r"pairs \[..., r\] and \[r, 3\]"),
+            (lambda x, down, up: ((x.float() @ down.T, -up.T),), "terms must sum to added, but"),
+        ],
+    )
+    def test_catches_terms_that_are_not_what_is_added(self, wrong, message):
+        class Wrong(Broken):
+            def terms(self, x, tensors):
+                return wrong(x, tensors["down"], tensors["up"])
+
+        with pytest.raises(ConformanceError, match=f"^check_edit: .*{message}"):
+            check_edit(Wrong())
+
     def test_catches_what_is_no_edit(self):
         with pytest.raises(ConformanceError, match="must have in_features, out_features, bind"):
             check_edit(torch.ones(3, 4))

@@ -20,7 +20,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from rankedit.edits import Edit
+from rankedit.edits import Edit, Factored
 from rankedit.errors import AttachError
 from rankedit.models.geometry import Geometry
 
@@ -39,6 +39,7 @@ class Slot:
         layout: where the vectors lie in what the layer reads.
         rows: first and one past the last output row that the edit adds to.
         buffers: the layer's buffer for each of the edit's tensors and for the strength, by name.
+        joins: whether the edit's products may be summed into what the layer's own forward gives.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Slot:
     layout: Geometry
     rows: tuple[int, int]
     buffers: Mapping[str, str]
+    joins: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         """The slot itself: it is immutable, and the copied layer has buffers of its own."""
@@ -73,6 +75,8 @@ class EditedProjection(nn.Module):
         # tensors when they are set up; there they follow the input.
         if tensors[STRENGTH].device != inputs.device:
             tensors = {name: tensor.to(inputs.device) for name, tensor in tensors.items()}
+        if slot.joins and outputs.dtype == torch.float32 and type(outputs) is Tensor:
+            return _joined(slot, inputs, outputs, tensors)
         added = slot.edit.added(slot.layout.to_rows(inputs), tensors)
         start, stop = slot.rows
         width = slot.layout.out_features
@@ -100,6 +104,23 @@ class EditedProjection(nn.Module):
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # A dynamic class cannot be found by name; its base can.
         return _rebuild, (_base_of(type(self)),), self.__dict__
+
+
+def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A plain linear layer's float32 output with the products of an edit summed into it, in place.
+
+    To write what is added and read it again takes longer than to compute it, at small ranks.
+    Nothing else holds that output yet; where gradients are recorded, a copy spares autograd views.
+    """
+    flat = outputs.reshape(-1, outputs.shape[-1])
+    if torch.is_grad_enabled():
+        flat = flat.clone()
+    start, stop = slot.rows
+    part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
+    edit: Any = slot.edit
+    for coefficients, rows in edit.terms(inputs.reshape(-1, inputs.shape[-1]), tensors):
+        part.addmm_(coefficients * tensors[STRENGTH], rows)
+    return flat.view(outputs.shape)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -161,7 +182,8 @@ def install(
     present = slots_of(module)
     number = 1 + max((slot.number for slot in present), default=-1)
     buffers = {name: f"rankedit_{number}_{name}" for name in tensors}
-    slot = Slot(number, edit, layout, rows, buffers)
+    joins = isinstance(edit, Factored) and _gives_fresh_outputs(module)
+    slot = Slot(number, edit, layout, rows, buffers, joins)
     try:
         for name, tensor in tensors.items():
             module.register_buffer(buffers[name], tensor, persistent=False)
@@ -170,6 +192,13 @@ def install(
         remove(module, slot)
         raise
     return slot
+
+
+def _gives_fresh_outputs(module: nn.Module) -> bool:
+    """Whether the layer's own forward is torch's, which keeps no hold of its output."""
+    classes = (cls for cls in type(module).__mro__ if cls is not EditedProjection)
+    own = next(vars(cls)["forward"] for cls in classes if "forward" in vars(cls))
+    return own is nn.Linear.forward
 
 
 def remove(module: nn.Module, slot: Slot) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rankedit.edits import Edit
+from rankedit.edits import Edit, Factored, sum_of_products
 from rankedit.errors import ConformanceError
 from rankedit.shapes import Inputs, Keys, Values, Weight, describe
 
@@ -19,7 +19,8 @@ def check_edit(edit: Edit, *, weight: Weight | None = None, seed: int = 0) -> No
     Checked: widths; names and kinds of the bound tensors; that binding and adding change nothing
     and repeat exactly; shapes for any leading axes; that every input is treated alone; that nothing
     is read but the bound tensors (it must run on tensors without data, as compilers do);
-    that half precision and autocast cost no digits; gradients to the input.
+    that half precision and autocast cost no digits; gradients to the input; and, where an edit
+    offers `terms`, that their products sum to what is added.
 
     Args:
         edit: anything that is meant to be an `Edit`.
@@ -43,6 +44,7 @@ def check_edit(edit: Edit, *, weight: Weight | None = None, seed: int = 0) -> No
     tensors = _checked_tensors(edit, weight)
     x = torch.randn(2, 3, edit.in_features, generator=generator)
     added = _checked_added(edit, x, tensors)
+    _check_terms(edit, x, tensors, added)
     _check_rows_alone(edit, x, tensors, added)
     _check_reads_tensors_only(edit, x, tensors)
     _check_precision(edit, x, tensors)
@@ -88,6 +90,20 @@ def _checked_added(edit: Edit, x: Inputs, tensors: dict[str, Tensor]) -> Tensor:
     if not torch.equal(edit.added(x, tensors), added):
         raise ConformanceError("check_edit: added must give the same every time.")
     return added
+
+
+def _check_terms(edit: Edit, x: Inputs, tensors: dict[str, Tensor], added: Tensor) -> None:
+    if not isinstance(edit, Factored):
+        return
+    pairs = edit.terms(x, tensors)
+    for coefficients, rows in pairs:
+        fits = coefficients.shape == (*x.shape[:-1], rows.shape[0])
+        if not fits or rows.shape[1:] != (edit.out_features,):
+            raise ConformanceError(
+                f"check_edit: terms must give pairs [..., r] and [r, {edit.out_features}] for x "
+                f"{list(x.shape)}, got {describe(coefficients)} and {describe(rows)}."
+            )
+    _require_close("the products of terms must sum to added", sum_of_products(x, pairs), added)
 
 
 def _check_rows_alone(edit: Edit, x: Inputs, tensors: dict[str, Tensor], added: Tensor) -> None:

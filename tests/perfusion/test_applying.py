@@ -13,8 +13,10 @@ from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.statistics import RIDGE, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.perfusion.weighting import Weighted
 
 import rankedit as rk
+from rankedit.testing import check_edit
 from tests.perfusion import pipelines
 from tests.perfusion.concepts import CAPTIONS, random_concept
 
@@ -322,3 +324,24 @@ def test_a_compiled_denoiser_follows_settings_without_compiling_again(bean):
         got = picture(pipe, "a photo of a <bean>")
         assert counter.frame_count == frames > 0
     np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_weights_of_concepts_scale_what_each_adds_and_removes(count):
+    generator = torch.Generator().manual_seed(0)
+    keys, targets = (torch.randn(count, n, generator=generator) for n in (8, 5))
+    weight, x = torch.randn(5, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    edit = rk.GatedEdit(keys, targets, rk.Metric.identity(8))
+    weights = torch.tensor([0.5, 0.0, 2.0])[:count]
+    weighted = Weighted(edit, weights)
+    check_edit(weighted)
+    wide = keys.double()
+    coordinates = torch.linalg.solve(wide @ wide.T, wide @ x.double().T).T
+    parts = [
+        edit.opening(x)[:, [j]] * targets[[j]].double()
+        - coordinates[:, [j]] * (wide[[j]] @ weight.double().T)
+        for j in range(count)
+    ]
+    expected = sum(float(w) * part for w, part in zip(weights, parts, strict=True))
+    added = weighted.added(x, weighted.bind(lambda k: k @ weight.T))
+    torch.testing.assert_close(added.double(), expected, rtol=1e-4, atol=1e-4)

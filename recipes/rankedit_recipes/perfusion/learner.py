@@ -44,11 +44,15 @@ class ThroughKey:
         tensors = self.edit.bind(outputs)
         keys, images = self.edit.keys, self.edit.images
         energy = (keys * images).sum(1, keepdim=True)
-        return {**tensors, "read": images / energy, "key_outputs": outputs(keys).float()}
+        return {**tensors, "read": images / energy, "removed": -outputs(keys).float()}
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
         """What the edit adds."""
         return self.edit.added(x, tensors)
+
+    def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What the edit adds, as products."""
+        return self.edit.terms(x, tensors)
 
     def settings(self) -> frozenset[str]:
         """The edit's settings."""
