@@ -115,9 +115,11 @@ def run_denoiser(
     denoiser = denoiser_of(pipe)
     known = _parameters(denoiser)
     first = "sample" if "sample" in known else "hidden_states"
+    # Sana may be told its times in other units, which its pipeline multiplies by before the call.
+    scale = getattr(config_of(denoiser), "timestep_scale", None) or 1.0
     given: dict[str, Any] = {
         first: latents,
-        "timestep": time,
+        "timestep": time if scale == 1.0 else time * scale,
         "encoder_hidden_states": text.embeds.to(latents.dtype),
     }
     if "encoder_attention_mask" in known and text.mask is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from diffusers import DDPMScheduler
@@ -10,28 +10,47 @@ from torch import Tensor
 
 from rankedit_recipes.perfusion.config import Reduction
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.flow import FlowMatching, is_flow
 from rankedit_recipes.perfusion.text import Pipeline
 
+Process: TypeAlias = DDPMScheduler | FlowMatching
 
-def noise_scheduler(pipe: Pipeline) -> DDPMScheduler:
+
+def noise_scheduler(pipe: Pipeline) -> Process:
     """The forward process that the pipeline's scheduler reverses.
 
     Raises:
-        PerfusionError: a scheduler without such a process (flow matching).
+        PerfusionError: a scheduler without a process that is known.
     """
     config = pipe.scheduler.config
+    if is_flow(config):
+        return FlowMatching(config)
     kind = config.get("prediction_type", "epsilon")
     if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction", "sample"):
         raise PerfusionError(
-            f"learn: {type(pipe.scheduler).__name__} with prediction {kind!r} is not supported "
-            "yet: learning needs a diffusion scheduler (epsilon, v_prediction or sample); flow "
-            "matching models can only be given concepts that exist."
+            f"learn: {type(pipe.scheduler).__name__} with prediction {kind!r} is not supported: "
+            "learning needs a scheduler of diffusion (epsilon, v_prediction or sample) or of flow "
+            "matching, such as DDIMScheduler or FlowMatchEulerDiscreteScheduler."
         )
     return DDPMScheduler.from_config(config)
 
 
-def target_of(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:  # noqa: ANN401
+def train_steps(scheduler: Process) -> int:
+    """How many times there are to draw from."""
+    if isinstance(scheduler, FlowMatching):
+        return len(scheduler.levels)
+    return int(scheduler.config.num_train_timesteps)
+
+
+def told_times(scheduler: Process, times: Tensor) -> Tensor:
+    """Drawn times `[batch]` as the model is told them."""
+    return scheduler.told(times) if isinstance(scheduler, FlowMatching) else times
+
+
+def target_of(scheduler: Process, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the model shall predict."""
+    if isinstance(scheduler, FlowMatching):
+        return noise - latents
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -41,14 +60,18 @@ def target_of(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> 
     return velocity
 
 
-def snr_weights(scheduler: Any, times: Tensor, cut: float) -> Tensor:  # noqa: ANN401
+def snr_weights(scheduler: Process, times: Tensor, cut: float) -> Tensor:
     """Min-SNR weights `[batch]` (arXiv 2303.09556), ones if cut is 0.
 
     `min(SNR, cut)` of the loss on the clean picture; over SNR for a model that predicts noise, over
-    SNR + 1 for one that predicts velocity.
+    SNR + 1 for one that predicts velocity, times s² for the slope of flow matching: so much smaller
+    is an error of the clean picture than one of the prediction.
     """
     if not cut:
         return torch.ones(len(times), device=times.device)
+    if isinstance(scheduler, FlowMatching):
+        level = scheduler.levels.to(times.device)[times]
+        return scheduler.snr(times).clamp_max(cut) * level.square()
     signal = scheduler.alphas_cumprod.to(times.device)[times]
     snr = signal / (1 - signal)
     kept = snr.clamp_max(cut)

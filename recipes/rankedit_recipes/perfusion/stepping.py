@@ -14,7 +14,14 @@ from rankedit_recipes.perfusion.data import Latents, draw
 from rankedit_recipes.perfusion.denoising import denoiser_of, plain, run_denoiser
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, snr_weights, target_of
+from rankedit_recipes.perfusion.loss import (
+    masked_loss,
+    noise_scheduler,
+    snr_weights,
+    target_of,
+    told_times,
+    train_steps,
+)
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import (
     Encoded,
@@ -73,7 +80,7 @@ class Stepper:
             PerfusionError: the loss is not finite; nothing has moved.
         """
         config, data = self._config, self._data
-        times = int(self._scheduler.config.num_train_timesteps)
+        times = train_steps(self._scheduler)
         drawn = draw(
             data, len(self._prompts), times, config.batch, flip=config.flip, seed=config.seed,
             step=step,
@@ -119,7 +126,8 @@ class Stepper:
         times, noise = times.to(latents.device), noise.to(latents)
         noisy = self._scheduler.add_noise(latents, noise, times)
         dtype = next(plain(denoiser_of(self._pipe)).parameters()).dtype
-        predicted = run_denoiser(self._pipe, noisy.to(dtype), times, text, size=self._data.size)
+        told = told_times(self._scheduler, times)
+        predicted = run_denoiser(self._pipe, noisy.to(dtype), told, text, size=self._data.size)
         wanted = target_of(self._scheduler, latents, noise, times)
         weights = snr_weights(self._scheduler, times, self._config.min_snr)
         masks = self._data.masks[photos]

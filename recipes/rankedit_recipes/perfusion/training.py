@@ -73,7 +73,8 @@ def learn(
     are those of the category. The pipeline is left as it was; `apply` puts the concept into it.
 
     Args:
-        pipe: a pipeline with cross-attention on its text and a diffusion scheduler.
+        pipe: a pipeline with cross-attention on its text and a scheduler of diffusion or flow
+            matching.
         photos: a folder, a file, or pictures; see `load_photos`.
         placeholder: the word for it in prompts, such as `"<bean>"`.
         category: what kind of thing it is, in words that the model knows, such as `"cat"`.
