@@ -13,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.generating import LENGTH, generate, generation_entropy
 from rankedit_recipes.language.likelihoods import (
     BATCH_TOKENS,
     Likelihoods,
     Pair,
-    batched,
-    encode_pairs,
     likelihoods,
 )
 from rankedit_recipes.language.locality import Unrelated
@@ -64,12 +61,9 @@ def evaluate(
     if not cases:
         raise LanguageError("evaluate: at least one case is expected, got none.")
     questions = _Questions(cases)
-    encoded = encode_pairs(tokenizer, questions.pairs)
-    total = sum(1 for _ in batched(encoded, batch_tokens))
-    with show_progress("evaluate", total, shown=progress) as advance:
-        found = likelihoods(
-            model, tokenizer, questions.pairs, batch_tokens=batch_tokens, advance=advance
-        )
+    found = likelihoods(
+        model, tokenizer, questions.pairs, batch_tokens=batch_tokens, progress=progress
+    )
     samples = questions.samples(found)
     if generations:
         samples["generation entropy"] = _entropies(model, tokenizer, cases, length, seed)

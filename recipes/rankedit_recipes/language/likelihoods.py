@@ -7,11 +7,12 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
 
 BATCH_TOKENS = 8192
@@ -45,17 +46,13 @@ class _Read:
     first: int
 
 
-class _Advance(Protocol):
-    def __call__(self, note: str, /) -> object: ...
-
-
 def likelihoods(
     model: nn.Module,
     tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
     pairs: Sequence[Pair],
     *,
     batch_tokens: int = BATCH_TOKENS,
-    advance: _Advance | None = None,
+    progress: bool = False,
 ) -> Likelihoods:
     """Likelihoods of pairs of a text and its continuation.
 
@@ -68,7 +65,7 @@ def likelihoods(
         pairs: text and continuation, which are tokenised together; the continuation brings its
             own leading space.
         batch_tokens: tokens in one forward pass, at most.
-        advance: called after each forward pass.
+        progress: show it.
 
     Raises:
         LanguageError: an empty text or continuation, or a model that gives NaN.
@@ -76,8 +73,13 @@ def likelihoods(
     encoded = encode_pairs(tokenizer, pairs)
     losses, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs))
     device = device_of(model)
-    with torch.inference_mode(), evaluating(model):
-        for rows in batched(encoded, batch_tokens):
+    batches = list(batched(encoded, batch_tokens))
+    with (
+        torch.inference_mode(),
+        evaluating(model),
+        show_progress("evaluate", len(batches), shown=progress) as advance,
+    ):
+        for rows in batches:
             inputs = torch.tensor([sequence for sequence, _ in rows], device=device)
             wanted = [
                 (row, position, owner)
@@ -92,8 +94,7 @@ def likelihoods(
             losses.index_add_(0, owner, -log.double().cpu())
             right = (logits.argmax(-1) == token.to(device)).float().cpu()
             hits.index_add_(0, owner, right)
-            if advance is not None:
-                advance(f"{len(rows)} texts")
+            advance(f"{len(rows)} texts")
     counts = torch.tensor([len(read.ids) - read.first for read in encoded])
     if bool(losses.isnan().any()):
         raise LanguageError(
