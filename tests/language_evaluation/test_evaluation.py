@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluation import evaluate
+from rankedit_recipes.language.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.generating import generate, generation_entropy
 from rankedit_recipes.language.locality import Unrelated
 from rankedit_recipes.language.measures import MEASURES, figure, harmonic_mean
 from rankedit_recipes.language.requests import Case, Request
 from rankedit_recipes.language.scores import Scores, joined
 
+import rankedit as rk
 from tests.language_evaluation.toys import table_model, tiny_gpt2, tokenizer
 
 ROWS = {
@@ -235,3 +236,30 @@ def test_joining_is_evaluating_together():
 def test_an_unknown_measure_names_those_there_are():
     with pytest.raises(LanguageError, match="was not measured; measured are efficacy accuracy"):
         scores([BEN])["score"]
+
+
+# ----------------------------------------------------------------------------- edits one by one
+
+
+def test_each_edit_is_evaluated_on_its_own_case():
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    layer = model.transformer.h[1].mlp.c_proj
+    torch.manual_seed(0)
+    name = "transformer.h.1.mlp.c_proj"
+    edits = [
+        {name: rk.LowRank(30 * torch.randn(layer.nf, 1), torch.randn(1, layer.nx))}
+        for _ in range(2)
+    ]
+    unrelated = Unrelated(model, tok, ["ben plays the piano", "where is the"])
+    found = evaluate_each(model, tok, [ANNA, BEN], edits, unrelated=unrelated, progress=False)
+    for index, (case, edit) in enumerate(zip([ANNA, BEN], edits, strict=True)):
+        with rk.attach(model, edit):
+            alone = evaluate(model, tok, [case], unrelated=unrelated, progress=False)
+        magnitude = "efficacy magnitude"
+        assert found.samples["efficacy accuracy"][index] == alone.samples["efficacy accuracy"][0]
+        assert found.samples["locality"][index] == alone.samples["locality"].mean()
+        assert found.samples["locality"][index] > 0
+        torch.testing.assert_close(
+            found.samples[magnitude][index], alone.samples[magnitude][0], equal_nan=True
+        )

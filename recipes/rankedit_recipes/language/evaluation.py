@@ -7,12 +7,14 @@ each. They apply to any causal model, edited or not, by whatever method.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import rankedit as rk
+from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.generating import LENGTH, generate, generation_entropy
 from rankedit_recipes.language.likelihoods import (
@@ -23,7 +25,7 @@ from rankedit_recipes.language.likelihoods import (
 )
 from rankedit_recipes.language.locality import Unrelated
 from rankedit_recipes.language.requests import Case, continued
-from rankedit_recipes.language.scores import Scores, relation_of
+from rankedit_recipes.language.scores import Scores, joined, relation_of
 
 # What each kind of prompt is called among the measures.
 _KINDS = ("efficacy", "paraphrase", "neighbourhood")
@@ -74,6 +76,38 @@ def evaluate(
         tuple(relation_of(case) for case in cases),
         samples,
     )
+
+
+def evaluate_each(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
+    cases: Sequence[Case],
+    edits: Iterable[Mapping[str, rk.Edit]],
+    *,
+    unrelated: Unrelated | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Scores of edits that are made one at a time, each evaluated on its own case alone.
+
+    Args:
+        model: the unedited model.
+        tokenizer: its fast tokenizer.
+        cases: what was edited.
+        edits: for each case what `rankedit.attach` takes; attached for this case only.
+        unrelated: as in `evaluate`; the locality is then a mean over edits.
+        progress: show it.
+
+    Raises:
+        LanguageError: no cases.
+    """
+    parts = []
+    with show_progress("evaluate each", len(cases), shown=progress) as advance:
+        for case, edit in zip(cases, edits, strict=True):
+            with rk.attach(model, edit):
+                found = evaluate(model, tokenizer, [case], unrelated=unrelated, progress=False)
+            parts.append(found)
+            advance(case.request.label)
+    return joined(parts)
 
 
 class _Questions:

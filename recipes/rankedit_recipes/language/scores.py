@@ -155,21 +155,22 @@ class Scores:
 def joined(parts: Sequence[Scores]) -> Scores:
     """Scores of the cases of all parts, as if they had been evaluated together.
 
+    The locality of each part counts as one sample: its texts are the same for all.
+
     Raises:
         LanguageError: no part.
     """
     if not parts:
         raise LanguageError("joined: at least one part is expected, got none.")
     names = [name for name in MEASURES if any(name in part.samples for part in parts)]
-    samples = {
-        name: torch.cat(
-            [
-                part.samples.get(name, torch.full((len(part.names),), math.nan).double())
-                for part in parts
-            ]
-        )
-        for name in names
-    }
+
+    def column(name: str, part: Scores) -> Tensor:
+        if name not in part.samples:
+            return torch.full((len(part.names),), math.nan, dtype=torch.float64)
+        samples = part.samples[name]
+        return samples.mean(0, keepdim=True) if name == "locality" else samples
+
+    samples = {name: torch.cat([column(name, part) for part in parts]) for name in names}
     return Scores(
         tuple(name for part in parts for name in part.names),
         tuple(relation for part in parts for relation in part.relations),
