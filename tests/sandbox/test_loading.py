@@ -10,12 +10,13 @@ from diffusers import StableDiffusionPipeline
 from rankedit_recipes import sandbox
 from rankedit_recipes.sandbox.images.autoencoder import fit_autoencoder
 from rankedit_recipes.sandbox.images.exporting import revision, write_pipeline
-from rankedit_recipes.sandbox.images.loading import FILES, load_weights_into, read_weights
+from rankedit_recipes.sandbox.images.loading import FILES, REBUILD, load_weights_into
 from rankedit_recipes.sandbox.images.models import assemble, build_text_encoder, build_unet
 from rankedit_recipes.sandbox.images.samples import generate, tile
 from rankedit_recipes.sandbox.images.scenes import draw_scene, rng_of
 from rankedit_recipes.sandbox.images.tokenizer import build_tokenizer
 from rankedit_recipes.sandbox.images.views import pixels_of
+from rankedit_recipes.sandbox.shipped import read_weights
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_training_goes_on_from_16_bit_weights(folder):
         }
     )
     load_weights_into(modules, folder)
-    stored = read_weights(folder / FILES["unet"])
+    stored = read_weights(folder / FILES["unet"], REBUILD)
     weight = modules["unet"].conv_in.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, stored["conv_in.weight"])

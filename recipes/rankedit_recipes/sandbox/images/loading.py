@@ -1,14 +1,14 @@
 """Reads the shipped models: lazily, offline, and with words when a file is broken."""
 
-import json
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from rankedit_recipes.sandbox.shipped import WeightsError as WeightsError
+from rankedit_recipes.sandbox.shipped import fill, read_config, read_weights
 
 from .autoencoder import PatchAutoencoder
 from .clip import build_clip
@@ -37,61 +37,6 @@ FILES = {
 """Weight files of a pipeline folder."""
 
 
-class WeightsError(RuntimeError):
-    """A file of the shipped models is missing or broken."""
-
-
-def read_weights(file: Path, rebuild: str = REBUILD) -> dict[str, Tensor]:
-    """Read a weight file.
-
-    Args:
-        file: A safetensors file.
-        rebuild: The command that makes it.
-
-    Returns:
-        Its tensors, in single precision.
-
-    Raises:
-        WeightsError: If it is missing or broken; the message names it and the command.
-    """
-    _check_there(file, rebuild)
-    try:
-        return {name: value.float() for name, value in load_file(file).items()}
-    except SafetensorError as error:
-        raise _broken(file, error, rebuild) from error
-
-
-def _check_there(file: Path, rebuild: str) -> None:
-    if not file.is_file():
-        raise WeightsError(f"sandbox: {file} is missing; rebuild it with `{rebuild}`")
-
-
-def _broken(file: Path, error: Exception, rebuild: str) -> WeightsError:
-    return WeightsError(f"sandbox: {file} is corrupt ({error}); rebuild it with `{rebuild}`")
-
-
-def _read_config(file: Path) -> dict[str, object]:
-    _check_there(file, REBUILD)
-    try:
-        settings: dict[str, object] = json.loads(file.read_text())
-    except ValueError as error:
-        raise _broken(file, error, REBUILD) from error
-    return settings
-
-
-def _fill(module: nn.Module, file: Path, rebuild: str) -> None:
-    """Load a file into a module and make it ready for use."""
-    weights = read_weights(file, rebuild)
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    if wanted != {name: tuple(value.shape) for name, value in weights.items()}:
-        raise WeightsError(
-            f"sandbox: {file} is corrupt: it holds {len(weights)} tensors that are not the "
-            f"{len(wanted)} of a {type(module).__name__}; rebuild it with `{rebuild}`"
-        )
-    module.load_state_dict(weights)
-    module.eval().requires_grad_(requires_grad=False)
-
-
 def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
     """Load the text encoder and the UNet of a pipeline folder into modules that are being trained.
 
@@ -103,7 +48,7 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
         WeightsError: If a file is missing or broken.
     """
     for name in ("text_encoder", "unet"):
-        modules[name].load_state_dict(read_weights(folder / FILES[name]))
+        modules[name].load_state_dict(read_weights(folder / FILES[name], REBUILD))
 
 
 def pipeline(
@@ -123,9 +68,9 @@ def pipeline(
             rebuilds it.
     """
     folder = WEIGHTS if folder is None else folder
-    text_config = _read_config(folder / "text_encoder" / "config.json")
-    unet_config = _read_config(folder / "unet" / "config.json")
-    vae_config = _read_config(folder / "vae" / "config.json")
+    text_config = read_config(folder / "text_encoder" / "config.json", REBUILD)
+    unet_config = read_config(folder / "unet" / "config.json", REBUILD)
+    vae_config = read_config(folder / "vae" / "config.json", REBUILD)
     # Random starting values are drawn and thrown away; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
         modules = {
@@ -134,7 +79,7 @@ def pipeline(
             "vae": PatchAutoencoder.from_config(vae_config),
         }
     for name, module in modules.items():
-        _fill(module, folder / FILES[name], REBUILD)
+        fill(module, folder / FILES[name], REBUILD)
         if dtype != torch.float32:
             module.to(dtype)
     tokenizer = _tokenizer(folder / "tokenizer")
@@ -143,12 +88,12 @@ def pipeline(
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     file = folder / "tokenizer.json"
-    _read_config(file)
+    read_config(file, REBUILD)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _load_judge(name: str, module: nn.Module) -> None:
-    _fill(module, JUDGES / f"{name}.safetensors", REBUILD_JUDGES)
+    fill(module, JUDGES / f"{name}.safetensors", REBUILD_JUDGES)
 
 
 def attribute_judge() -> AttributeJudge:

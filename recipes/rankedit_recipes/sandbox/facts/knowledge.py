@@ -1,0 +1,162 @@
+"""The world itself: who there is, what is true, and which words a fact was never told in."""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+from .relations import HOMES, RELATIONS, TWO_HOPS
+from .vocabulary import (
+    BOOK_FIRST,
+    BOOK_LAST,
+    COMPANY_FIRST,
+    COMPANY_LAST,
+    FIRST,
+    LAST,
+    TOWN_FIRST,
+    TOWN_LAST,
+)
+
+SEED = 0
+"""Of the world that the shipped model knows."""
+
+COUNTS: Mapping[str, int] = {"person": 220, "town": 120, "company": 120, "book": 120}
+"""Subjects of each kind."""
+
+UNSEEN = 3
+"""Phrasings of each fact that no text ever uses for it."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that is true.
+
+    Attributes:
+        subject: Whom or what it is about.
+        relation: Name of the relation, see `RELATIONS`.
+        object: What is said.
+        seen: Indices of the phrasings in which texts may tell it.
+        unseen: Indices of the others, in which no text ever tells it.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    seen: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    def prompt(self, phrasing: int) -> str:
+        """The sentence up to the object.
+
+        Args:
+            phrasing: Index of the phrasing.
+
+        Returns:
+            The text, without a space at its end.
+        """
+        return RELATIONS[self.relation].phrasings[phrasing].format(self.subject)
+
+
+@dataclass(frozen=True)
+class TwoHop:
+    """A fact that follows from two others.
+
+    Attributes:
+        subject: Whom or what it is about.
+        relation: Name of the pair of relations, see `TWO_HOPS`.
+        object: What follows.
+        seen: Whether texts tell it; the others can only be inferred.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    seen: bool
+
+    def prompt(self, phrasing: int) -> str:
+        """The sentence up to the object.
+
+        Args:
+            phrasing: Index of the phrasing.
+
+        Returns:
+            The text, without a space at its end.
+        """
+        return TWO_HOPS[self.relation][1][phrasing].format(self.subject)
+
+
+@dataclass(frozen=True)
+class World:
+    """All subjects, facts and two-hop facts.
+
+    Attributes:
+        subjects: By kind.
+        facts: Every fact; each subject has one of every relation of its kind.
+        two_hops: What follows from two of them.
+    """
+
+    subjects: Mapping[str, tuple[str, ...]]
+    facts: tuple[Fact, ...]
+    two_hops: tuple[TwoHop, ...]
+
+    def kind(self, subject: str) -> str:
+        """What a subject is: person, town, company or book."""
+        return next(kind for kind, names in self.subjects.items() if subject in names)
+
+
+@cache
+def world(seed: int = SEED) -> World:
+    """The world of a seed; the same everywhere.
+
+    Args:
+        seed: Of all draws. The shipped model knows the default.
+
+    Returns:
+        The world.
+
+    Example:
+        >>> len(world().facts) > 1000
+        True
+    """
+    subjects = {kind: _names(kind, count, seed) for kind, count in COUNTS.items()}
+    facts = tuple(_facts(subjects, seed))
+    return World(subjects, facts, tuple(_two_hops(facts, seed)))
+
+
+def _names(kind: str, count: int, seed: int) -> tuple[str, ...]:
+    rng = random.Random(f"names {seed} {kind}")
+    if kind == "person":
+        every = [" ".join(pair) for pair in product(FIRST, LAST)]
+    elif kind == "company":
+        every = [" ".join(pair) for pair in product(COMPANY_FIRST, COMPANY_LAST)]
+    elif kind == "book":
+        every = [f"The {first} {last}" for first, last in product(BOOK_FIRST, BOOK_LAST)]
+    else:
+        pairs = (" ".join(pair) for pair in product(TOWN_FIRST, TOWN_LAST))
+        # Towns that are objects of other facts must exist, or no second hop could be made.
+        others = [name for name in pairs if name not in HOMES]
+        return (*HOMES, *rng.sample(others, count - len(HOMES)))
+    return tuple(rng.sample(every, count))
+
+
+def _facts(subjects: Mapping[str, tuple[str, ...]], seed: int) -> Iterator[Fact]:
+    for name, relation in RELATIONS.items():
+        rng = random.Random(f"facts {seed} {name}")
+        asked = subjects[relation.kind]
+        # Every object equally often, so that none can be guessed and each has neighbours.
+        objects = [relation.objects[i % len(relation.objects)] for i in range(len(asked))]
+        rng.shuffle(objects)
+        for subject, said in zip(asked, objects, strict=True):
+            order = rng.sample(range(len(relation.phrasings)), len(relation.phrasings))
+            seen, unseen = sorted(order[UNSEEN:]), sorted(order[:UNSEEN])
+            yield Fact(subject, name, said, tuple(seen), tuple(unseen))
+
+
+def _two_hops(facts: tuple[Fact, ...], seed: int) -> Iterator[TwoHop]:
+    rng = random.Random(f"two hops {seed}")
+    known = {(fact.subject, fact.relation): fact.object for fact in facts}
+    for name, ((first, second), _) in TWO_HOPS.items():
+        for (subject, relation), middle in known.items():
+            if relation == first:
+                yield TwoHop(subject, name, known[middle, second], seen=rng.random() < 0.75)

@@ -1,0 +1,59 @@
+"""Reads the shipped language model: lazily, offline, and with words when a file is broken."""
+
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rankedit_recipes.sandbox.shipped import fill, read_config
+
+from .model import TIED
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The model that comes with the package, as transformers lays a folder out."""
+
+REBUILD = "python -m rankedit_recipes.sandbox.facts.train --export"
+"""Makes the weights."""
+
+
+def load_model(
+    folder: Path | None = None, *, dtype: torch.dtype = torch.float32
+) -> GPT2LMHeadModel:
+    """The language model that knows the world of facts.
+
+    Args:
+        folder: A folder that a training exported; the shipped one by default.
+        dtype: Precision of the weights in memory; on disk they have 16 bit.
+
+    Returns:
+        A fresh model on the processor, ready for use. Nothing is downloaded.
+
+    Raises:
+        WeightsError: If a file is missing or broken; the message names it and the command that
+            rebuilds it.
+    """
+    folder = WEIGHTS if folder is None else folder
+    config = GPT2Config(**read_config(folder / "config.json", REBUILD))
+    # Random starting values are drawn and thrown away; the caller's generator must not notice.
+    with torch.random.fork_rng(devices=[]):
+        model = GPT2LMHeadModel(config)
+    fill(model, folder / "model.safetensors", REBUILD, tied=TIED)
+    return model.to(dtype)
+
+
+def load_tokenizer(folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """The language model's tokenizer.
+
+    Args:
+        folder: A folder that a training exported; the shipped one by default.
+
+    Returns:
+        The tokenizer. It puts `<|endoftext|>` before each text and knows offsets.
+
+    Raises:
+        WeightsError: If a file is missing or broken.
+    """
+    folder = WEIGHTS if folder is None else folder
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_config(folder / name, REBUILD)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

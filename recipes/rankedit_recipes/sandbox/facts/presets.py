@@ -1,0 +1,42 @@
+"""What decides the weights of the language model: its size, and how it is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of a training.
+
+    Attributes:
+        pieces: Size of the tokenizer's vocabulary at most.
+        width: Width of the residual stream.
+        inner: Width inside the MLPs, which is where facts are stored.
+        layers: Blocks.
+        heads: Attention heads of a block.
+        length: Tokens of a row; several texts are packed into one.
+        batch: Rows of a step.
+        steps: Steps until the rate is zero.
+        rate: Peak learning rate.
+        decay: Share of the steps over which the rate falls, at the end.
+        seed: Of weights and texts.
+    """
+
+    pieces: int = 1792
+    width: int = 128
+    inner: int = 1024
+    layers: int = 6
+    heads: int = 4
+    length: int = 128
+    batch: int = 8
+    steps: int = 2000
+    rate: float = 2e-3
+    decay: float = 0.6
+    seed: int = 0
+
+
+PRESETS: Mapping[str, Preset] = {
+    "cpu": Preset(),
+    "tiny": Preset(pieces=512, width=16, inner=32, layers=2, heads=2, length=32, batch=2, steps=8),
+}
+"""By name; `cpu` makes the model that ships, `tiny` is for tests."""

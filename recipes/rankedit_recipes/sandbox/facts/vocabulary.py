@@ -1,0 +1,103 @@
+"""The words of the world of facts: what subjects are called, and what else sentences speak of.
+
+All names are invented or common words put together; none means anybody. Subjects share their words
+(several people are called Maria, several are called Keller), so that only a whole name says who is
+meant, and a model can know it no earlier than at the last word.
+"""
+
+from collections.abc import Mapping
+
+FIRST: tuple[str, ...] = (
+    *("Maria", "Daniel", "Elena", "Victor", "Sofia", "Martin", "Clara", "Hugo", "Nina", "Oscar"),
+    *("Laura", "Simon", "Julia", "Felix", "Anna", "Peter", "Irene", "Thomas", "Vera", "Lucas"),
+    *("Helen", "Robert", "Paula", "George"),
+)
+"""First names."""
+
+LAST: tuple[str, ...] = (
+    *("Keller", "Stone", "Marsh", "Duval", "Hansen", "Brandt", "Moreau", "Finch", "Kovac"),
+    *("Larsen", "Novak", "Bauer", "Rossi", "Weaver", "Holm", "Vargas", "Petrov", "Lindgren"),
+    *("Ferrer", "Grant", "Sato", "Okafor", "Mendez", "Walsh", "Jansen", "Ricci", "Dahl"),
+    *("Foster", "Banerjee", "Cole"),
+)
+"""Last names."""
+
+TOWN_FIRST: tuple[str, ...] = (
+    *("North", "South", "Port", "Old", "Upper", "Lower", "Great", "Saint", "West", "Little"),
+)
+"""First words of towns."""
+
+TOWN_LAST: tuple[str, ...] = (
+    *("Harwick", "Ellan", "Tarno", "Miravel", "Quenby", "Osterby", "Calder", "Veldon"),
+    *("Branford", "Lumark", "Sorrel", "Dunmore", "Pallas", "Rovella", "Winsby"),
+)
+"""Last words of towns."""
+
+COMPANY_FIRST: tuple[str, ...] = (
+    *("Kestrel", "Brightwell", "Orion", "Summit", "Redwood", "Polaris", "Anchor", "Nimbus"),
+    *("Granite", "Meridian", "Falcon", "Juniper", "Cobalt", "Harbor", "Vantage"),
+)
+"""First words of companies."""
+
+COMPANY_LAST: tuple[str, ...] = (
+    *("Works", "Brothers", "Group", "Partners", "Industries", "Holdings", "Union", "House"),
+    *("Trading", "Limited"),
+)
+"""Last words of companies."""
+
+BOOK_FIRST: tuple[str, ...] = (
+    *("Silent", "Broken", "Golden", "Hidden", "Distant", "Burning", "Frozen", "Wandering"),
+    *("Crooked", "Hollow", "Scarlet", "Restless"),
+)
+"""Middle words of books, after `The`."""
+
+BOOK_LAST: tuple[str, ...] = (
+    *("Orchard", "Lantern", "Bridge", "Mirror", "Compass", "Window", "Tower", "Ladder"),
+    *("Clock", "Carriage", "Feather", "Doorway"),
+)
+"""Last words of books."""
+
+OPENERS: tuple[str, ...] = (
+    *("As everyone knows,", "These days,", "According to the newspaper,", "It is said that"),
+    *("People often say that", "In fact,", "Not surprisingly,", "We were told that"),
+    *("I have read that", "To this day,", "By all accounts,", "Someone wrote that"),
+)
+"""What may stand before a fact."""
+
+TAILS: tuple[str, ...] = (", people say", ", as far as we know", ", of course", ", I think")
+"""What may stand after a fact, before the full stop."""
+
+_ANIMALS = ("dog", "cat", "horse", "goat", "fox", "owl", "crow", "rabbit")
+_THINGS = ("table", "lamp", "basket", "chair", "kettle", "blanket", "letter", "candle", "box")
+_PLACES = ("kitchen", "garden", "cellar", "barn", "attic", "street", "courtyard", "hallway")
+_LOOKS = ("small", "dusty", "heavy", "warm", "quiet", "grey", "wooden", "broken", "strange")
+_DOINGS = ("slept", "waited", "hid", "rested", "sat")
+_WEATHER = ("rain", "snow", "wind", "fog", "sunshine", "thunder")
+_TIMES = ("morning", "evening", "night", "afternoon", "week", "winter", "summer")
+
+UNRELATED: tuple[str, ...] = (
+    "The {look} {animal} {doing} under the {thing}.",
+    "There was a {look} {thing} in the {place}.",
+    "In the {time} the {weather} came back.",
+    "Nobody had seen the {thing} since last {time}.",
+    "A {animal} and a {animal} {doing} in the {place} all {time}.",
+    "She put the {thing} beside the {look} {thing}.",
+    "He carried a {look} {thing} through the {place}.",
+    "After the {weather}, the {place} was {look} and {look}.",
+    "They talked about the {weather} until the {time}.",
+    "Every {time} the {animal} came into the {place}.",
+    "The {thing} was too {look} for the {place}.",
+    "All {time} we heard the {weather} in the {place}.",
+)
+"""Sentences about nobody in particular; the words in braces are drawn from `WORDS`."""
+
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "animal": _ANIMALS,
+    "thing": _THINGS,
+    "place": _PLACES,
+    "look": _LOOKS,
+    "doing": _DOINGS,
+    "weather": _WEATHER,
+    "time": _TIMES,
+}
+"""What may stand in the braces of `UNRELATED`."""
