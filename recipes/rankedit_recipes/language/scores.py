@@ -123,6 +123,18 @@ class Scores:
             },
         }
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Scores:
+        """What `as_json` gave; figures are computed from the samples again."""
+        samples = {
+            str(name): torch.tensor(
+                [math.nan if x is None else x for x in values], dtype=torch.float64
+            )
+            for name, values in found["samples"].items()
+        }
+        cases = found["cases"]
+        return cls(tuple(cases["name"]), tuple(cases["relation"]), samples, found["notes"])
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as JSON, whole or not at all."""
         with atomic_write(path) as temporary:
@@ -136,15 +148,7 @@ class Scores:
             LanguageError: no such file, or none of scores.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            samples = {
-                str(name): torch.tensor(
-                    [math.nan if x is None else x for x in values], dtype=torch.float64
-                )
-                for name, values in found["samples"].items()
-            }
-            cases = found["cases"]
-            return cls(tuple(cases["name"]), tuple(cases["relation"]), samples, found["notes"])
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LanguageError(
                 f"Scores.load: '{path}' is no file of scores ({error}); give one that "
