@@ -149,6 +149,34 @@ def stable_diffusion(seed: int = 0, **text: object) -> StableDiffusionPipeline:
     return pipe
 
 
+def stable_diffusion_2_1(seed: int = 0) -> StableDiffusionPipeline:
+    """The velocity, an OpenCLIP text encoder, linear projections and a head size for each level."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer("!")
+    text = clip_config(
+        tokenizer, 2 * WIDTH, hidden_act="gelu", num_hidden_layers=3, projection_dim=16,
+        eos_token_id=2,
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet(
+            2 * WIDTH,
+            attention_head_dim=(1, 2),
+            use_linear_projection=True,
+            dual_cross_attention=False,
+            upcast_attention=True,
+        ),
+        scheduler=DDIMScheduler.from_config(ddim().config, prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
     torch.manual_seed(seed)
     first, second = clip_tokenizer(), clip_tokenizer("!")

@@ -120,6 +120,7 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
             f"apply: concepts must have one word each, all different, got {words}; "
             "concept.renamed('<other>') gives another word."
         )
+    _check_one_base(concepts)
     targets, base = find_targets(pipe), base_of(pipe)
     for concept in concepts:
         lacking = [name for name in targets.values if name not in concept.targets]
@@ -138,6 +139,18 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
                 rk.RankeditWarning,
                 stacklevel=4,
             )
+
+
+def _check_one_base(concepts: Sequence[Concept]) -> None:
+    known = [concept for concept in concepts if concept.base]
+    other = next((concept for concept in known if concept.base != known[0].base), None)
+    if other is not None:
+        raise PerfusionError(
+            f"apply: {known[0].trigger!r} and {other.trigger!r} were learned on base models with "
+            f"different weights ({known[0].base} and {other.base}) and cannot be merged: values of "
+            "one are not made for the other. Learn both on one model; or, if you know that they "
+            "fit, clear one's with dataclasses.replace(concept, base='')."
+        )
 
 
 def joint_edits(

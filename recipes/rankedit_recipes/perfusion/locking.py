@@ -117,6 +117,13 @@ class GlobalLock:
         return torch.stack(changed).reshape(read.shape)
 
     def _row(self, row: Tensor) -> Tensor:
+        """One prompt's encoding; longer ones are several encodings, one behind the other."""
+        for length in {len(own) for own, _ in self._pairs}:
+            if len(row) > length and len(row) % length == 0:
+                return torch.cat([self._part(part) for part in row.split(length)])
+        return self._part(row)
+
+    def _part(self, row: Tensor) -> Tensor:
         for own, wanted in self._pairs:
             if own.shape == row.shape:
                 distance = (row.float() - own.to(row.device).float()).norm()
