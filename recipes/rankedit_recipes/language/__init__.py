@@ -1,9 +1,19 @@
 """Facts in causal language models, edited in closed form: ROME, r-ROME, MEMIT, EMMET, AlphaEdit.
 
 One engine on `rankedit`'s one solver; the methods are settings of it.
+
+    statistics = language.collect_statistics(model, tokenizer, "texts/")
+    edited = language.edit(model, tokenizer, requests, method="memit", statistics=statistics)
+    with edited.attach(model):
+        ...
+    edited.save("facts.safetensors", model=model)
 """
 
+from rankedit_recipes.language.blocks import Block, find_blocks
+from rankedit_recipes.language.contexts import sample_prefixes
+from rankedit_recipes.language.editing import Edited, edit
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.requests import (
     Case,
     Request,
@@ -12,13 +22,25 @@ from rankedit_recipes.language.requests import (
     read_cases,
     read_requests,
 )
+from rankedit_recipes.language.settings import Settings
+from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
 
 __all__ = [
+    "METHODS",
+    "Block",
     "Case",
+    "Edited",
     "LanguageError",
     "Request",
+    "Settings",
+    "Statistics",
     "case_of",
+    "collect_statistics",
     "continued",
+    "edit",
+    "find_blocks",
+    "load_statistics",
     "read_cases",
     "read_requests",
+    "sample_prefixes",
 ]

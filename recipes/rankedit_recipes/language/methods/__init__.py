@@ -1,0 +1,14 @@
+"""The methods by name: settings of one engine."""
+
+from rankedit_recipes.language.methods.alphaedit import ALPHAEDIT
+from rankedit_recipes.language.methods.emmet import EMMET
+from rankedit_recipes.language.methods.encore import ENCORE
+from rankedit_recipes.language.methods.memit import MEMIT
+from rankedit_recipes.language.methods.r_rome import R_ROME
+from rankedit_recipes.language.methods.rome import INCONSISTENT, ROME
+
+METHODS = {
+    settings.method: settings for settings in (ROME, R_ROME, MEMIT, ENCORE, EMMET, ALPHAEDIT)
+}
+
+__all__ = ["ALPHAEDIT", "EMMET", "ENCORE", "INCONSISTENT", "MEMIT", "METHODS", "ROME", "R_ROME"]

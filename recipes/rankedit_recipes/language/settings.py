@@ -1,0 +1,152 @@
+"""What tells one method of direct editing from another, as one frozen value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+
+import rankedit as rk
+from rankedit_recipes.language.errors import LanguageError
+
+Cost = Literal["covariance", "null space", "identity"]
+Spread = Literal["even", "root"]
+Anchor = Literal["output", "stream"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A method: what a change costs, what is asked of the keys, where, and how values are found.
+
+    Every length is relative to the model at hand, so that one set of numbers serves models of any
+    width: what the papers give in absolute units is converted in the methods' docstrings.
+
+    Attributes:
+        method: its name.
+        cost: of a change: `"covariance"`, `M = weight·d·C` with C the second moment of what the
+            projection reads and d its width; `"null space"`, `M = weight·tr(C)·I` in the
+            directions that hold at most the share `energy` of tr(C), and infinite elsewhere;
+            `"identity"`, `M = weight·tr(C)/d·I`, which needs no more of C than its size.
+        weight: see cost. With softness 1 and the covariance, weight·d is MEMIT's λ: the number of
+            vectors of the corpus that one edit weighs as much as.
+        ridge: added to C, in units of its mean eigenvalue; None for `rankedit.Metric`'s default.
+        energy: see cost.
+        softness: 0 if every key must give its value exactly, else the weight of the squared error
+            is 1/softness.
+        layers: how many neighbouring blocks share an edit.
+        depth: where the last of them lies, as a share of all blocks.
+        spread: of what the i-th block from the last one takes over of what lacks still: `"even"`,
+            1/i (MEMIT), or `"root"`, 1/√i (PMET).
+        contexts: lengths in tokens of the sentences before the prompt, beside the bare prompt.
+        bare: share of the bare prompt in the mean over contexts; None for that of any other.
+        consistent: False divides by the bare prompt's key what is solved for the mean key: the
+            published ROME's fault, kept for comparison. Needs one layer and softness 0.
+        anchor: what the clamp, the decay and the learning rate are relative to: the length of what
+            the projection gives (ROME), or of the residual stream behind the block (MEMIT).
+        steps: of the search for values.
+        learning_rate: of Adam; 1 moves each coordinate by the anchor's root mean square at first.
+        clamp: largest length of a change, in anchors.
+        decay: weight of the change's length in anchors.
+        kl: weight of the divergence of what follows the subject.
+        stop_below: a request is done when its objective is below this.
+        first_for: a request is done when its target has been the likeliest token everywhere for so
+            many steps (ENCORE); 0 for never.
+        seed: of the sentences.
+        tokens: how many tokens are optimised over at once: memory, not results.
+    """
+
+    method: str
+    cost: Cost = "covariance"
+    weight: float = 1.0
+    ridge: float | None = None
+    energy: float = 0.02
+    softness: float = 0.0
+    layers: int = 1
+    depth: float = 1 / 3
+    spread: Spread = "even"
+    contexts: tuple[int, ...] = (10,) * 5
+    bare: float | None = None
+    consistent: bool = True
+    anchor: Anchor = "output"
+    steps: int = 20
+    learning_rate: float = 0.5
+    clamp: float = 4.0
+    decay: float = 0.5
+    kl: float = 0.0625
+    stop_below: float = 0.05
+    first_for: int = 0
+    seed: int = 0
+    tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        choices = {"cost": Cost, "spread": Spread, "anchor": Anchor}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise LanguageError(
+                    f"Settings: {name} must be one of {', '.join(get_args(kind))}, got "
+                    f"{getattr(self, name)!r}."
+                )
+        self._check_numbers()
+        if not self.consistent and (self.softness or self.layers > 1):
+            raise LanguageError(
+                "Settings: consistent=False is ROME's published fault, which needs softness 0 and "
+                f"one layer, got softness {self.softness} and {self.layers} layers."
+            )
+
+    def _check_numbers(self) -> None:
+        positive = ("weight", "layers", "steps", "learning_rate", "clamp", "tokens")
+        least = ("softness", "decay", "kl", "stop_below", "first_for")
+        wrong = {n: getattr(self, n) for n in positive if not 0 < getattr(self, n) < math.inf}
+        wrong |= {n: getattr(self, n) for n in least if not 0 <= getattr(self, n) < math.inf}
+        shares = {"depth": self.depth, "energy": self.energy, "bare": self.bare}
+        wrong |= {n: v for n, v in shares.items() if v is not None and not 0 < v <= 1}
+        if min(self.contexts, default=1) < 1:
+            wrong["contexts"] = self.contexts
+        if wrong:
+            raise LanguageError(f"Settings: out of range: {wrong}; see its attributes.")
+
+    def metric(self, moment: rk.SecondMoment) -> rk.Metric:
+        """What a change of a projection costs that reads inputs with this second moment."""
+        trace = float(moment.matrix.trace())
+        if self.cost == "identity":
+            return rk.Metric.identity(moment.dim, self.weight * trace / moment.dim)
+        if self.cost == "null space":
+            return rk.Metric.null_space(moment, energy=self.energy, scale=self.weight * trace)
+        metric = rk.Metric.from_moment(moment, ridge=self.ridge)
+        return metric.scaled(self.weight * moment.dim)
+
+    def solve(
+        self, layer: object, keys: torch.Tensor, values: torch.Tensor, metric: rk.Metric
+    ) -> rk.LowRank:
+        """The edit of one projection, as `rankedit.solve_edit` takes its arguments."""
+        return rk.solve_edit(layer, keys, values, metric, softness=self.softness)
+
+    def search(self) -> rk.ValueSearch:
+        """How values are searched for."""
+        return rk.ValueSearch(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            clamp=self.clamp,
+            decay=self.decay,
+            kl=self.kl,
+            stop_below=self.stop_below,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """What `to_dict` gave.
+
+        Raises:
+            LanguageError: an unknown setting, or a value out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown or "method" not in values:
+            raise LanguageError(f"Settings: unknown {unknown}, or no method, in {values!r:.200}.")
+        lists = {n: tuple(v) for n, v in values.items() if isinstance(v, list)}
+        return cls(**{**values, **lists})

@@ -1,0 +1,300 @@
+"""What the down-projections of a model read on the user's own text: all layers in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import rankedit as rk
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.running import embedding_device
+from rankedit_recipes.language.texts import Texts, read_texts
+from rankedit_recipes.language.tokens import Tokenizer
+
+# The last tenth of the data is what convergence is judged by.
+_TENTH = 10
+# As in ROME: longer texts are cut, or their length would be the memory's limit.
+_LONGEST = 1024
+
+
+class Statistics(dict[str, rk.SecondMoment]):
+    """Second moments by projection, and how much they changed in the end.
+
+    Attributes:
+        changes: by projection, `‖C − C'‖_F/‖C‖_F` with C' from the first nine tenths of the data.
+    """
+
+    def __init__(
+        self, moments: Mapping[str, rk.SecondMoment], changes: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(moments)
+        self.changes = dict(changes or {})
+
+    def save(self, path: str | PathLike[str], model: nn.Module) -> None:
+        """Write the statistics to a file, with marks of the model that they are of."""
+        changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
+        rk.save(self, path, metadata={"language": "statistics", "changes": changes}, model=model)
+
+    def describe(self) -> str:
+        """A table: tokens, effective rank, and the change over the last tenth of the data."""
+        lines = [f"{'projection':40} {'tokens':>10} {'effective rank':>18} {'last tenth':>11}"]
+        for name, moment in self.items():
+            rank = f"{moment.effective_rank:.1f} of {moment.dim}"
+            change = f"{self.changes[name]:.2%}" if name in self.changes else "unknown"
+            lines.append(f"{name[-40:]:40} {moment.count:>10,.0f} {rank:>18} {change:>11}")
+        lines.append(self._advice())
+        return "\n".join(lines)
+
+    def _advice(self) -> str:
+        worst = max(self.changes.values(), default=float("nan"))
+        few = [name for name, moment in self.items() if moment.count < 10 * moment.dim]
+        if few:
+            return f"{len(few)} projections have fewer than ten tokens per input: use more text."
+        if worst > 0.02:
+            return f"The last tenth of the text changed C by up to {worst:.1%}: more would help."
+        return "The last tenth of the text changed little: this much suffices."
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Texts in tokens, as batches that can be read again."""
+
+    texts: Sequence[str]
+    tokenizer: Tokenizer
+    size: int
+    length: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return (len(self.texts) + self.size - 1) // self.size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.texts), self.size):
+            encoded = self.tokenizer(
+                list(self.texts[start : start + self.size]),
+                truncation=True,
+                max_length=self.length,
+            )
+            rows = [torch.tensor(ids, dtype=torch.long) for ids in encoded["input_ids"]]
+            lengths = torch.tensor([len(row) for row in rows])
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+            yield {
+                "input_ids": ids.to(self.device),
+                "attention_mask": mask.to(self.device),
+                "use_cache": False,
+            }
+
+
+def collect_statistics(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    texts: Texts,
+    *,
+    layers: Layers = None,
+    batch: int = 16,
+    length: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    corpus: str = "",
+    progress: bool = True,
+) -> Statistics:
+    """Second moments of what the down-projections read, for every block in one pass over the text.
+
+    Padding is left out; the first token of each text, special or not, counts as in ROME.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        texts: a file (one text on each line, or JSON Lines with a `text`), a folder of such files,
+            or an iterable of texts or of rows with a `text`, such as a dataset of `datasets`.
+        layers: which; all blocks if None.
+        batch: texts run together.
+        length: texts are cut to so many tokens; the model's own limit, at most 1024, if None.
+        checkpoint: file for what is done so far, next to which others of the same beginning are
+            made. After a crash the same call goes on there. They are removed at the end.
+        corpus: a name of the text, for the record.
+        progress: show it.
+
+    Raises:
+        LanguageError: no text.
+    """
+    listed = [text for text in read_texts(texts) if text.strip()]
+    if not listed:
+        raise LanguageError("collect_statistics: texts must hold at least one text, got none.")
+    blocks = all_blocks(model, layers)
+    if layers is not None:
+        blocks = choose_blocks(blocks, layers, replace(METHODS["rome"], layers=len(blocks)))
+    names = [block.down for block in blocks]
+    digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()[:16]
+    provenance = rk.Provenance(
+        model=type(model).__name__,
+        tokenizer=tokenizer_digest(tokenizer),
+        corpus=f"{corpus or 'text'} ({len(listed)} texts, {digest})",
+    )
+    limit = length or _longest(model)
+    first = max(1, len(listed) - max(1, len(listed) // _TENTH)) if len(listed) > 1 else 1
+    passes = [listed[:first], listed[first:]] if len(listed) > 1 else [listed]
+    collector = _Collector(model, names, provenance, checkpoint, progress=progress)
+    parts = [
+        collector.collect(number, _Batches(part, tokenizer, batch, limit, embedding_device(model)))
+        for number, part in enumerate(passes)
+    ]
+    return collector.joined(parts)
+
+
+@dataclass(frozen=True)
+class _Collector:
+    """The passes over the parts of the data, the first of which is kept if the second stops."""
+
+    model: nn.Module
+    names: Sequence[str]
+    provenance: rk.Provenance
+    checkpoint: str | PathLike[str] | None
+    progress: bool
+
+    def collect(self, number: int, batches: _Batches) -> dict[str, rk.SecondMoment]:
+        """One part of the data, from where an earlier run stopped."""
+        done = self._file(f".part{number}")
+        if done is not None and done.exists():
+            return self._kept(done)
+        partial = self._file("")
+        moments = rk.collect(
+            self.model,
+            list(self.names),
+            batches,
+            provenance=self.provenance,
+            checkpoint=partial,
+            progress=self.progress,
+        )
+        if done is not None:
+            rk.save(moments, done)
+        return moments
+
+    def _kept(self, file: Path) -> dict[str, rk.SecondMoment]:
+        kept = rk.load(file)
+        moments = {n: m for n, m in kept.items() if isinstance(m, rk.SecondMoment)}
+        same = ("model", "tokenizer", "corpus")
+        wrong = [
+            name
+            for name in self.names
+            if name not in moments
+            or any(
+                getattr(moments[name].provenance, field) != getattr(self.provenance, field)
+                for field in same
+            )
+        ]
+        if wrong:
+            raise LanguageError(
+                f"collect_statistics: '{file}' is of another model, tokenizer or text; make the "
+                "call that it belongs to, or remove it."
+            )
+        return {name: moments[name] for name in self.names}
+
+    def joined(self, parts: Sequence[Mapping[str, rk.SecondMoment]]) -> Statistics:
+        """The sums over all parts; what was kept is not needed any more."""
+        moments = {name: parts[0][name].clone() for name in self.names}
+        changes = {}
+        for part in parts[1:]:
+            for name, moment in moments.items():
+                before = moment.matrix
+                corpus = moment.provenance.corpus
+                moment.merge_(part[name])
+                moment.provenance = replace(moment.provenance, corpus=corpus)
+                after = moment.matrix
+                changes[name] = float((after - before).norm() / after.norm())
+        for number in range(len(parts)):
+            file = self._file(f".part{number}")
+            if file is not None:
+                file.unlink(missing_ok=True)
+        return Statistics(moments, changes)
+
+    def _file(self, suffix: str) -> Path | None:
+        return None if self.checkpoint is None else Path(f"{self.checkpoint}{suffix}")
+
+
+def load_statistics(
+    path: str | PathLike[str], model: nn.Module, tokenizer: Tokenizer | None = None
+) -> Statistics:
+    """Read what `Statistics.save` wrote.
+
+    Raises:
+        LanguageError: it holds no statistics, or those of another tokenizer.
+        EditFileError: it is damaged, or the statistics are those of another model.
+    """
+    loaded = rk.load(path)
+    moments = {n: m for n, m in loaded.items() if isinstance(m, rk.SecondMoment)}
+    if not moments or loaded.metadata.get("language") != "statistics":
+        raise LanguageError(
+            f"load_statistics: '{path}' holds no statistics of a language model; make it with "
+            "collect_statistics(...).save(path, model)."
+        )
+    rk.check_base(model, loaded)
+    check_statistics(moments, tokenizer)
+    texts = loaded.metadata.get("changes", "").split(",")
+    numbers = dict(zip(moments, map(_number, texts), strict=False))
+    return Statistics(moments, {n: v for n, v in numbers.items() if v == v})
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def statistics_of(
+    given: Mapping[str, rk.SecondMoment] | str | PathLike[str],
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+) -> Mapping[str, rk.SecondMoment]:
+    """Statistics for these projections of the model, from memory or from a file.
+
+    Raises:
+        LanguageError: some are missing, or they are of another tokenizer or width.
+    """
+    moments = given if isinstance(given, Mapping) else load_statistics(given, model, tokenizer)
+    check_statistics(moments, tokenizer)
+    for name in names:
+        width = rk.Projection(model.get_submodule(name)).in_features
+        if name not in moments or moments[name].dim != width:
+            found = f"of width {moments[name].dim}" if name in moments else "none"
+            raise LanguageError(
+                f"language: statistics of '{name}' must be of width {width}, got {found}; collect "
+                "them on this model, with the same layers."
+            )
+    return moments
+
+
+def check_statistics(moments: Mapping[str, rk.SecondMoment], tokenizer: Tokenizer | None) -> None:
+    """Refuse statistics that were collected with another tokenizer."""
+    if tokenizer is None:
+        return
+    digest = tokenizer_digest(tokenizer)
+    for name, moment in moments.items():
+        if moment.provenance.tokenizer not in ("", digest):
+            raise LanguageError(
+                f"language: statistics of '{name}' were collected with another tokenizer "
+                f"({moment.provenance.tokenizer}, this one is {digest}); collect them again."
+            )
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """A mark of a tokenizer's vocabulary."""
+    words = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+
+def _longest(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    declared = getattr(config, "max_position_embeddings", None)
+    return min(declared, _LONGEST) if isinstance(declared, int) else _LONGEST

@@ -1,0 +1,78 @@
+"""The user's own text, from a file, a folder, or anything that gives texts one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rankedit_recipes.language.errors import LanguageError
+
+Texts: TypeAlias = str | PathLike[str] | Iterable[str] | Iterable[Mapping[str, Any]]
+
+_KINDS = (".txt", ".jsonl")
+
+
+def read_texts(texts: Texts) -> Iterator[str]:
+    """Each text.
+
+    Args:
+        texts: the path of a `.txt` file with one text on each line, or of a `.jsonl` file with a
+            `text` on each, or of a folder with such files, in the order of their names; or an
+            iterable of texts or of rows with a `text` (`datasets`).
+
+    Raises:
+        LanguageError: no such file, a file of another kind, or a row without a text.
+    """
+    if isinstance(texts, (str, PathLike)):
+        for file in _files(Path(texts)):
+            yield from _lines(file)
+        return
+    for number, item in enumerate(texts):
+        yield _text(item, f"item {number}")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _KINDS)
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        raise LanguageError(
+            f"read_texts: '{path}' must be a file, or a folder with {' or '.join(_KINDS)} files, "
+            "got neither. (A single text is passed in a list.)"
+        )
+    return files
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                if file.suffix != ".jsonl":
+                    yield line.rstrip("\n")
+                else:
+                    yield _text(_row(line), f"'{file}', line {number}")
+    except UnicodeDecodeError as error:
+        raise LanguageError(f"read_texts: '{file}' is not UTF-8 text: {error}.") from error
+
+
+def _row(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _text(item: object, where: str) -> str:
+    if isinstance(item, Mapping):
+        item = item.get("text")
+    if not isinstance(item, str):
+        raise LanguageError(
+            f"read_texts: {where} must be a text, or have one under 'text', got {item!r:.80}."
+        )
+    return item
