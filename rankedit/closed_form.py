@@ -22,7 +22,7 @@ from rankedit.errors import RankeditWarning, ShapeError, SolveError
 from rankedit.gram import GramSystem
 from rankedit.linear_output import linear_output, linear_output_transposed
 from rankedit.metric import Metric
-from rankedit.shapes import Keys, Values, check_rows, describe
+from rankedit.shapes import Keys, Values, check_has_data, check_rows, describe
 
 # Beyond this the float64 factorisation of the metric has no correct digit left.
 _WORST_CONDITION = 1e15
@@ -131,6 +131,7 @@ def _posed(
 ) -> _Problem:
     device = metric.device or keys.device
     rows = [check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device).double()]
+    check_has_data("solve_edit", "softness", softness)
     soft = torch.as_tensor(softness, dtype=torch.float64, device=device)
     sized = soft.ndim <= 1 and soft.numel() in (1, len(keys))
     if not sized or not bool(((soft >= 0) & torch.isfinite(soft)).all()):

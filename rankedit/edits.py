@@ -256,7 +256,9 @@ class LowRank:
 def full_precision(x: Inputs) -> AbstractContextManager[None]:
     """Autocast off where it is on: to enter its context costs as much as a small edit."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS
+    if x.is_meta or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
+        return _AS_IT_IS
+    return torch.autocast(device, enabled=False)
 
 
 def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Outputs:

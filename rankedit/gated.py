@@ -93,11 +93,24 @@ class GatedEdit:
         return edit
 
     def _fill(self, *values: object) -> None:
-        for field, value in zip(fields(self), values, strict=True):
-            object.__setattr__(self, field.name, value)
-        count = check_rows("GatedEdit", "keys", self.keys).shape[0]
-        check_rows("GatedEdit", "images", self.images, self.in_features, count)
-        check_rows("GatedEdit", "targets", self.targets, count=count)
+        names = [field.name for field in fields(self)]
+        self._set(dict(zip(names, values, strict=True)))
+
+    def _set(self, values: Mapping[str, object]) -> None:
+        """Set some fields, and check what they have to do with."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if not values.keys().isdisjoint(("keys", "images")):
+            check_rows("GatedEdit", "keys", self.keys)
+            check_rows("GatedEdit", "images", self.images, self.in_features, len(self.keys))
+        if "targets" in values:
+            check_rows("GatedEdit", "targets", self.targets, count=len(self.keys))
+        if not values.keys().isdisjoint(("gate", "normalised", "floor")):
+            self._check_gate(len(self.keys))
+        if not values.keys().isdisjoint(("keys", "images")):
+            check_independent("GatedEdit", self.gram())
+
+    def _check_gate(self, count: int) -> None:
         for name, value in gates.parameters(self.gate).items():
             if value.ndim and value.shape[0] != count:
                 raise ShapeError(
@@ -107,7 +120,6 @@ class GatedEdit:
         check_floor(self.floor)
         if self.normalised:
             gates.check_normalisable(self.gate)
-        check_independent("GatedEdit", self.gram())
 
     @property
     def in_features(self) -> int:
@@ -138,6 +150,10 @@ class GatedEdit:
         """The same keys and gate with other targets."""
         return self._changed(targets=targets)
 
+    def with_statistics(self, statistics: str) -> GatedEdit:
+        """The same edit, with another fingerprint of the metric that it was made under."""
+        return self._changed(statistics=statistics)
+
     def with_gate(
         self,
         gate: Gate,
@@ -158,8 +174,8 @@ class GatedEdit:
 
     def _changed(self, **changes: object) -> GatedEdit:
         edit = GatedEdit.__new__(GatedEdit)
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | changes
-        edit._fill(*values.values())
+        edit.__dict__.update(self.__dict__)
+        edit._set(changes)
         return edit
 
     def linearised(self, outputs: KeyOutputs, inputs: Inputs | None = None) -> LowRank:

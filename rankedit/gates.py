@@ -20,6 +20,7 @@ few lines:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError
-from rankedit.shapes import Similarity, describe
+from rankedit.shapes import Similarity, check_has_data, describe
 
 # As a share of the most open: below it, a gate tells its key from nothing too poorly to normalise.
 _LEAST_RANGE = 1e-6
@@ -74,7 +75,9 @@ class Sigmoid(Gate):
     temperature: float | Tensor = 0.1
 
     def __post_init__(self) -> None:
-        if not bool((torch.as_tensor(self.temperature) > 0).all()):
+        check_has_data("Sigmoid", "temperature", self.temperature)
+        positive = self.temperature > 0
+        if not (bool(positive.all()) if isinstance(positive, Tensor) else positive):
             raise ShapeError(
                 f"Sigmoid: temperature must be positive, got {self.temperature}; use a small "
                 "number such as 0.01 for a sharp gate."
@@ -109,8 +112,10 @@ def parameters(gate: Gate) -> dict[str, Tensor]:
     found = {}
     for field in fields(gate):
         value = getattr(gate, field.name)
+        check_has_data(type(gate).__name__, field.name, value)
         tensor = torch.as_tensor(value, dtype=torch.float32)
-        if tensor.ndim > 1 or not bool(torch.isfinite(tensor).all()):
+        finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor)
+        if tensor.ndim > 1 or not bool(finite):
             raise ShapeError(
                 f"{type(gate).__name__}: {field.name} must be a finite number or a vector with one "
                 f"number per key, got {describe(value)}."

@@ -61,6 +61,8 @@ def check_independent(call: str, gram: Tensor) -> None:
             f"{call}: key {int(squares.argmin())} has no length under the metric: it lies outside "
             "the subspace that the metric allows; choose another key or another metric."
         )
+    if len(gram) == 1:
+        return
     cosines = gram / torch.outer(squares, squares).sqrt()
     if float(torch.linalg.eigvalsh(cosines.detach())[0]) >= _LEAST_INDEPENDENCE:
         return

@@ -17,6 +17,7 @@ themselves and say what they expected. `check_rows` is how.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, TypeAlias
 
 import torch
@@ -41,14 +42,32 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {value!r}"[:120]
 
 
+def check_has_data(call: str, name: str, value: object) -> None:
+    """Refuse a tensor on the meta device.
+
+    Raises:
+        ShapeError: it has a shape, but no data.
+    """
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ShapeError(
+            f"{call}: {name} must have data, got {describe(value)} on the meta device; make it on "
+            "another device, or load its values first (model.to_empty and load_state_dict)."
+        )
+
+
 def check_finite(call: str, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that holds NaN or infinity.
 
     Raises:
-        ShapeError: with the number of bad entries.
+        ShapeError: with the number of bad entries; or it is on the meta device.
     """
-    # Some 8-bit formats have no isfinite of their own; to widen them is exact.
-    finite = torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
+    check_has_data(call, name, tensor)
+    # Some 8-bit formats have neither sum nor isfinite; to widen them is exact.
+    wide = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
+    # A sum is finite only if all its terms are, and needs no memory; it may overflow all the same.
+    if math.isfinite(wide.sum(dtype=torch.promote_types(wide.dtype, torch.float32))):
+        return
+    finite = torch.isfinite(wide)
     if not bool(finite.all()):
         raise ShapeError(
             f"{call}: {name} must be finite, got {int((~finite).sum())} NaN or infinite entries in "

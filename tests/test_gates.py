@@ -106,3 +106,9 @@ class TestNormalised:
 def test_a_gate_must_say_how_it_opens():
     with pytest.raises(TypeError, match="opening"):
         rk.Gate()
+
+
+@pytest.mark.parametrize("name", ["bias", "temperature"])
+def test_parameters_without_data_are_refused(name):
+    with pytest.raises(rk.ShapeError, match=f"Sigmoid: {name} must have data, .* meta device; ma"):
+        gates.parameters(rk.Sigmoid(**{name: torch.ones(2, device="meta")}))

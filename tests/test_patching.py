@@ -218,6 +218,7 @@ class TestAsIfNothingWereAttached:
         with attach(model, {"inner": edit}):
             model.to("meta")
             assert all(tensor.is_meta for tensor in model.inner.buffers())
+            assert model.inner(X.to("meta")).shape == (5, 3, 32)
             assert sum(tensor.requires_grad for tensor in model.inner.buffers()) == 1
 
     def test_the_edit_itself_is_not_changed_by_settings(self):

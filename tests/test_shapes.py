@@ -12,6 +12,11 @@ class TestCheckRows:
         rows = torch.ones(2, 3)
         assert shapes.check_rows("call", "rows", rows, 3, 2) is rows
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+    def test_finite_numbers_whose_sum_overflows(self, dtype):
+        rows = torch.full((2, 3), torch.finfo(dtype).max, dtype=dtype)
+        assert shapes.check_rows("call", "rows", rows) is rows
+
     @pytest.mark.parametrize(
         ("value", "message"),
         [
@@ -23,6 +28,8 @@ class TestCheckRows:
             (torch.ones(0, 3), r"must have shape \[2, 3\]"),
             (torch.ones(1, 2, 3), r"must have shape \[2, 3\]"),
             (torch.tensor([[0, torch.inf, 0], [torch.nan, 0, 0]]), "must be finite, got 2 NaN or"),
+            (torch.tensor([[0, torch.inf, 0], [-torch.inf, 0, 0]]), "must be finite, got 2 NaN or"),
+            (torch.ones(2, 3, device="meta"), r"rows must have data, got .* make it on another"),
         ],
     )
     def test_refusals(self, value, message):

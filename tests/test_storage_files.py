@@ -12,9 +12,9 @@ from torch import nn
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ProjectionError, ShapeError
 from rankedit.files.container import DTYPES
-from rankedit.files.format import METADATA_BYTES
+from rankedit.files.format import METADATA_BYTES, NAMES
 from rankedit.files.header import ITEM_BYTES, Limits
-from rankedit.files.kinds import PLANNERS
+from rankedit.files.kinds import KEYS, PLANNERS
 from rankedit.files.storage import check_base, load, save
 from rankedit.gated import GatedEdit
 from rankedit.gates import Sigmoid
@@ -89,20 +89,28 @@ def test_equal_tensors_are_stored_once(path):
     assert all(torch.equal(edit.down, down) for edit in load(path).values())
 
 
-def test_four_thousand_layers_fit_and_more_are_refused_in_words(path):
+def test_a_thousand_layers_fit_and_more_are_refused_in_words(path):
     edits = {
         f"model.layers.{i}.mlp.down_proj": LowRank(
             normal(2, 1, seed=i), normal(1, 2, seed=i + 5000)
         )
-        for i in range(4_000)
+        for i in range(1_024)
     }
     save(edits, path)
-    assert len(load(path)) == 4_000
+    assert len(load(path)) == 1_024
     more = edits | {f"more.{name}": edit for name, edit in edits.items()}
     before = path.read_bytes()
-    with pytest.raises(EditFileError, match=r"at most 1048576 are allowed; split the 8000 items"):
+    with pytest.raises(EditFileError, match=r"at most 1024 items, got 2048 .*; split"):
         save(more, path)
     assert path.read_bytes() == before
+
+
+def test_a_header_that_is_too_long_is_refused_in_words(path):
+    edits = {f"{i}." + "a" * 250: LowRank(normal(2, 1), normal(1, 2)) for i in range(1_024)}
+    metadata = {"notes": "x" * 900_000}
+    with pytest.raises(EditFileError, match=r"at most 1048576 are allowed; split the 1024 items"):
+        save(edits, path, metadata=metadata)
+    assert not path.exists()
 
 
 # -------------------------------------------------------------------- other readers and writers
@@ -235,7 +243,7 @@ def test_saving_for_a_model_without_the_layer_writes_nothing(path):
 def test_limits_are_those_that_the_documentation_states():
     page = (Path(__file__).parent.parent / "docs" / "file-format.md").read_text()
     limits = Limits()
-    for stated in (limits.header, limits.separators, limits.tensors, METADATA_BYTES):
+    for stated in (limits.header, limits.separators, limits.tensors, METADATA_BYTES, NAMES, KEYS):
         assert f"{stated:,}" in page
     assert f"at most {limits.dimensions} axes" in page
     assert all(f"`{dtype}`" in page for dtype in ITEM_BYTES)

@@ -26,6 +26,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
 }
 _SHORT_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Tensors of at most so many bytes are checked together, in a copy of all of them.
+_SMALL_BYTES = 1 << 14
 DIGEST_LENGTH = 32  # hexadecimal characters
 NO_DIGEST = "0" * DIGEST_LENGTH
 # How the digest stands in the header: inside a JSON string, therefore with escaped quotes.
@@ -112,11 +114,30 @@ def as_tensors(data: Mapping[str, bytearray], header: Header) -> dict[str, Tenso
     Raises:
         EditFileError: a tensor holds NaN or infinity.
     """
+    small: dict[str, list[str]] = {}
     tensors = {}
     for name, info in header.tensors.items():
-        tensor = torch.frombuffer(data[name], dtype=DTYPES[info.dtype]).reshape(info.shape)
-        # x − x is 0 for every finite x, and NaN otherwise: a third of the time of isfinite.
-        if bool((tensor - tensor).any()):
-            raise EditFileError(f"tensor {name!r} holds NaN or infinity")
-        tensors[name] = tensor
+        tensor = torch.frombuffer(data[name], dtype=DTYPES[info.dtype])
+        tensors[name] = tensor.reshape(info.shape)
+        if len(data[name]) <= _SMALL_BYTES:
+            small.setdefault(info.dtype, []).append(name)
+        elif not _is_finite(tensor):
+            raise _not_finite(name)
+    for dtype, names in small.items():
+        # To look at each of thousands of small tensors takes longer than all else together.
+        if not _is_finite(torch.frombuffer(_joined(data, names), dtype=DTYPES[dtype])):
+            raise _not_finite(next(name for name in names if not _is_finite(tensors[name])))
     return tensors
+
+
+def _joined(data: Mapping[str, bytearray], names: Iterable[str]) -> bytearray:
+    return bytearray().join(data[name] for name in names)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # x − x is 0 for every finite x, and NaN otherwise: a third of the time of isfinite.
+    return not bool((tensor - tensor).any())
+
+
+def _not_finite(name: str) -> EditFileError:
+    return EditFileError(f"tensor {name!r} holds NaN or infinity")

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,8 +82,7 @@ def _half_exponent(tensor: Tensor) -> int:
     return math.frexp(largest)[1] - _HALF_RANGE_EXPONENT
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A tensor that an entry names, before the data are read."""
 
     name: str
@@ -113,11 +113,17 @@ class Context:
         infos: the tensors of the file.
         gates: classes of gates by the name under which files know them.
         used: collects the names of the tensors that were referred to.
+        read: collects how many numbers each reference stands for.
+        keys: collects the different keys of gated edits, with their images.
+        bases: for keys and images that were found independent, an edit with them.
     """
 
     infos: Mapping[str, TensorInfo]
     gates: Mapping[str, type[Gate]]
     used: set[str] = field(default_factory=set)
+    read: list[int] = field(default_factory=list)
+    keys: set[tuple[Reference, Reference]] = field(default_factory=set)
+    bases: dict[tuple[Reference, Reference], GatedEdit] = field(default_factory=dict)
 
 
 class Fields:
@@ -188,6 +194,7 @@ class Fields:
         if shape is not None:
             self._check_shape(name, shape, info.shape)
         self.context.used.add(str(number))
+        self.context.read.append(math.prod(info.shape))
         return Reference(str(number), info.shape, exponent)
 
     def _check_shape(

@@ -6,9 +6,11 @@ implementation.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -42,6 +44,9 @@ from rankedit.moments import SecondMoment
 METADATA_KEY = "rankedit"
 VERSION = 1
 METADATA_BYTES = 1 << 16
+NAMES = 1_024
+# Entries may share tensors, and unpack them: a file must not grow beyond this when it is loaded.
+_GROWTH, _ALWAYS_ALLOWED = 128, 1 << 23
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 FINGERPRINT_DIGITS = 16
 _FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
@@ -131,8 +136,8 @@ def check_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> 
     Raises:
         EditFileError: see `read_file`.
     """
-    header = read_header(stream, size, Limits())
-    _plan(header, gates)
+    with _without_collections():
+        _plan(read_header(stream, size, Limits()), gates)
 
 
 def read_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> EditFile:
@@ -144,6 +149,11 @@ def read_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> E
     Raises:
         EditFileError: anything wrong, with the bare fact.
     """
+    with _without_collections():
+        return _read(stream, size, gates)
+
+
+def _read(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> EditFile:
     header = read_header(stream, size, Limits())
     plan = _plan(header, gates)
     data = read_data(stream, header)
@@ -154,6 +164,18 @@ def read_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> E
     for build in plan.builds:
         items |= _built(build, tensors)
     return EditFile(items, plan.metadata, plan.base)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collector for a moment: half of the time went into looking for garbage in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _built(build: Build, tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
@@ -185,10 +207,21 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
     entries, base = document.take("entries"), document.optional("base")
     document.finish()
     modules, builds = _plan_entries(entries, context)
+    _check_growth(context)
     unused = header.tensors.keys() - context.used
     if unused:
         raise EditFileError(f"tensors {sorted(unused)!r:.80} belong to nothing")
     return _Plan(digest, tuple(builds), metadata, _base(base, modules))
+
+
+def _check_growth(context: Context) -> None:
+    stored = sum(info.end - info.begin for info in context.infos.values())
+    needed = 8 * sum(context.read)
+    if needed > _GROWTH * stored + _ALWAYS_ALLOWED:
+        raise EditFileError(
+            f"its entries share tensors of {stored} bytes so that they stand for {needed}, more "
+            f"than {_GROWTH} times as much; save fewer of them in one file"
+        )
 
 
 def _metadata(value: object) -> dict[str, str]:
@@ -222,6 +255,8 @@ def _plan_entries(entries: object, context: Context) -> tuple[list[str], list[Bu
         if not names.isdisjoint(mine):
             raise EditFileError(f"{sorted(names.intersection(mine))!r:.80} is described twice")
         names.update(mine)
+        if len(names) > NAMES:
+            raise EditFileError(f"entries may have at most {NAMES} names of modules")
         modules += [] if kind == "tensor" else mine
     return modules, builds
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from rankedit.errors import EditFileError
 
@@ -31,20 +31,19 @@ class Limits:
     """What a header may hold at most; a file beyond any of them is refused.
 
     Attributes:
-        header: bytes of the JSON header. One MiB holds about 4,000 edited layers.
+        header: bytes of the JSON header.
         tensors: number of tensors.
         dimensions: axes of a tensor.
         separators: commas, braces and brackets of the header; bounds the time to parse it.
     """
 
     header: int = 1 << 20
-    tensors: int = 10_000
+    tensors: int = 4_096
     dimensions: int = 2
-    separators: int = 150_000
+    separators: int = 65_536
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What a header says of one tensor: its dtype's short name, shape and place in the data."""
 
     dtype: str

@@ -18,7 +18,7 @@ from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
 from rankedit.files.header import checked_name, checked_text
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate
+from rankedit.gates import Gate, Identity
 from rankedit.moments import SecondMoment
 from rankedit.provenance import Provenance
 
@@ -30,6 +30,7 @@ ACTIVATION_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+KEYS = 512  # sets of keys in a file; each is factorised when it is loaded
 _MOMENT_SUMS = ("count", "weight_squares", "fourth")
 
 
@@ -100,7 +101,12 @@ def _written(parameter: float | Tensor) -> object:
 def plan_gated(entry: Fields) -> Build:
     """Check a gated entry: `keys` and `images` `[n, in]`, `targets [n, sum of the widths]`."""
     keys = entry.tensor("keys", None, None)
+    if keys.shape[0] > keys.shape[1]:
+        raise EditFileError(f"keys {list(keys.shape)} are more than can be independent")
     images = entry.tensor("images", *keys.shape)
+    entry.context.keys.add((keys, images))
+    if len(entry.context.keys) > KEYS:
+        raise EditFileError(f"gated entries may have at most {KEYS} different keys")
     widths = _widths(entry.mapping("modules"))
     targets = entry.tensor("targets", keys.shape[0], sum(widths.values()))
     gate = _gate(entry, keys.shape[0])
@@ -109,17 +115,16 @@ def plan_gated(entry: Fields) -> Build:
     height = None if floor is None else checked_number(floor, "'floor' of a gated edit")
 
     def build(tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
-        shared = {"keys": keys.resolve(tensors), "images": images.resolve(tensors)}
         blocks = targets.resolve(tensors).split(list(widths.values()), dim=1)
-        return {
-            name: GatedEdit.from_images(
-                targets=block.contiguous(),
-                gate=gate,
-                normalised=normalised,
-                floor=height,
-                statistics=statistics,
-                **shared,
+        bases = entry.context.bases
+        if (keys, images) not in bases:
+            bases[keys, images] = GatedEdit.from_images(
+                keys.resolve(tensors), blocks[0], images.resolve(tensors), Identity()
             )
+        base = bases[keys, images].with_statistics(statistics)
+        base = base.with_gate(gate, normalised=normalised, floor=height)
+        return {
+            name: base.with_targets(block.contiguous())
             for name, block in zip(widths, blocks, strict=True)
         }
 

@@ -25,6 +25,7 @@ from rankedit.files.entries import Item
 from rankedit.files.format import (
     FINGERPRINT_DIGITS,
     METADATA_KEY,
+    NAMES,
     EditFile,
     check_file,
     encode,
@@ -85,6 +86,11 @@ def save(
         torch.Size([3, 2])
     """
     named = _named(items)
+    if len(named) > NAMES:
+        raise EditFileError(
+            f"save: a file may hold at most {NAMES} items, got {len(named)} for '{path}'; split "
+            "them over several files."
+        )
     base = {} if model is None else _fingerprints(model, _modules(named))
     text, tensors = encode(named, metadata or {}, base, dtype)
     header = {METADATA_KEY: text}

@@ -1,5 +1,7 @@
 """Files whose document is wrong: what makes each, and what it must be refused for."""
 
+import struct
+
 from tests.attacks.forging import (
     DATA,
     DOWN,
@@ -16,11 +18,67 @@ from tests.attacks.forging import (
     low_rank,
     low_rank_entries,
     moment,
+    tensor,
 )
 
-DEEP = "[" * 100_000
+DEEP = "[" * 50_000
+
+
+def many(kind: str, count: int) -> bytes:
+    """As many entries as a file may have, each with tensors of its own; the last one overflows."""
+    roles = {"low-rank": ("up", "down"), "gated": ("keys", "images", "targets")}[kind]
+    entries = []
+    for i in range(count):
+        numbers = {role: i * len(roles) + j for j, role in enumerate(roles)}
+        common = {**GATED, "modules": {f"m{i}": 1}} if kind == "gated" else {"module": f"m{i}"}
+        entries.append({**common, "kind": kind, **numbers})
+    last = len(roles) * count - 1
+    entries[-1][roles[-1]] = [last, 100]
+    infos = {str(i): tensor("F32", [1, 1], 4 * i, 4 * i + 4) for i in range(last + 1)}
+    return edit_file(*entries, tensors=infos, data=struct.pack("<f", 1e30) * (last + 1))
+
+
+def megabyte_of_entries() -> bytes:
+    """Right but for its length and its last number."""
+    infos = {str(i): tensor("F32", [1, 1], 4 * i, 4 * i + 4) for i in range(8_000)}
+    entries = [{"kind": "tensor", "module": f"m{i}", "tensor": i} for i in range(8_000)]
+    return edit_file(*entries, tensors=infos, data=bytes(31_996) + b"\xff" * 4)
+
+
+def nan_at_the_end() -> bytes:
+    """As many tensors as a file may have, in as many entries."""
+    infos = {str(i): tensor("F32", [1, 1], 4 * i, 4 * i + 4) for i in range(2048)}
+    entries = [
+        {"kind": "low-rank", "module": f"m{i}", "up": 2 * i, "down": 2 * i + 1} for i in range(1024)
+    ]
+    return edit_file(*entries, tensors=infos, data=bytes(8_188) + b"\xff" * 4)
+
+
+def many_statistics_of_one_tensor() -> bytes:
+    """80 kB that would be unpacked to 300 MB."""
+    infos = {"0": tensor("F32", [20_100], 0, 80_400), "1": tensor("F32", [200], 80_400, 81_200)}
+    entries = [{**MOMENT, "module": f"m{i}"} for i in range(1000)]
+    return edit_file(*entries, tensors=infos, data=bytes(81_200))
+
 
 DOCUMENTS = {
+    "a_megabyte_of_entries": (megabyte_of_entries, "separators|at most 4096 tensors"),
+    "nan_after_a_thousand_entries": (nan_at_the_end, "'2047' holds NaN"),
+    "overflow_after_a_thousand_entries": (lambda: many("low-rank", 1024), "'2047' times 2"),
+    "overflow_after_hundreds_of_keys": (lambda: many("gated", 512), "'1535' times 2"),
+    "too_many_keys": (lambda: many("gated", 513), "at most 512 different keys"),
+    "more_entries_than_allowed": (
+        lambda: edit_file(*({**LOW_RANK, "module": f"m{i}"} for i in range(1025))),
+        "at most 1024 names",
+    ),
+    "one_tensor_for_a_thousand_statistics": (many_statistics_of_one_tensor, "share tensors of"),
+    "more_keys_than_can_be_independent": (
+        lambda: edit_file(
+            {**GATED, "modules": {"a": 1}, "targets": 1},
+            tensors={"0": tensor("F32", [3, 1], 0, 12), "1": tensor("F32", [2, 1], 12, 20)},
+        ),
+        "more than can be independent",
+    ),
     "no_document": (lambda: container({"0": UP, "1": DOWN}, DATA), "no file of this library"),
     "another_document_too": (
         lambda: container({"__metadata__": {"rankedit": "{}", "x": ""}}, b"\0" * 8)[:-8],
