@@ -432,7 +432,10 @@ class TestArguments:
             ({"side": "both"}, "side must be 'input' or 'output', got 'both'"),
             ({"softness": -1.0}, "finite and not negative, got float -1.0"),
             ({"softness": math.inf}, "finite and not negative, got float inf"),
-            ({"softness": torch.ones(2, device="meta")}, "softness must have data, got .*; make it on"),
+            (
+                {"softness": torch.ones(2, device="meta")},
+                "softness must have data, got .*; make it on",
+            ),
             ({"softness": torch.ones(3)}, r"softness must be one number or \[2\]"),
             ({"keys": torch.ones(2, 5)}, r"keys must have shape \[n, 4\]"),
             ({"keys": torch.ones(4)}, r"add the row axis with vector\[None\]"),
