@@ -10,6 +10,7 @@ One engine on `rankedit`'s one solver; the methods are settings of it.
 """
 
 from rankedit_recipes.language.blocks import Block, find_blocks
+from rankedit_recipes.language.conflicts import FactConflict
 from rankedit_recipes.language.contexts import sample_prefixes
 from rankedit_recipes.language.editing import Edited, edit
 from rankedit_recipes.language.errors import LanguageError
@@ -24,16 +25,19 @@ from rankedit_recipes.language.requests import (
 )
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
+from rankedit_recipes.language.stream import Stream
 
 __all__ = [
     "METHODS",
     "Block",
     "Case",
     "Edited",
+    "FactConflict",
     "LanguageError",
     "Request",
     "Settings",
     "Statistics",
+    "Stream",
     "case_of",
     "collect_statistics",
     "continued",

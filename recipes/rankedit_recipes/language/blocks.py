@@ -50,6 +50,12 @@ class Block:
     down: str
     direct: bool
 
+    @property
+    def below(self) -> list[str]:
+        """Names of the blocks before this one."""
+        stem = self.name.rpartition(".")[0]
+        return [f"{stem}.{index}" for index in range(self.index)]
+
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """The blocks of a causal model of transformers, by running it once on six tokens.

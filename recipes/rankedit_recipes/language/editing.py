@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rankedit as rk
 from rankedit_recipes.language.blocks import Block
@@ -17,7 +17,7 @@ from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.spreading import Facts, spread
+from rankedit_recipes.language.spreading import Facts, Reading, spread
 from rankedit_recipes.language.statistics import Statistics, statistics_of
 from rankedit_recipes.language.tokens import Tokenizer
 from rankedit_recipes.language.values import FoundValues, find_values
@@ -113,8 +113,7 @@ class Engine:
         model: the model.
         tokenizer: its tokenizer.
         settings: the method.
-        blocks: all blocks.
-        chosen: those to edit, from the lowest.
+        chosen: the blocks to edit, from the lowest.
         metrics: by projection, what a change costs.
         prefixes: what stands before the prompts, beside nothing.
         progress: whether to show it.
@@ -123,7 +122,6 @@ class Engine:
     model: nn.Module
     tokenizer: Tokenizer
     settings: Settings
-    blocks: tuple[Block, ...]
     chosen: tuple[Block, ...]
     metrics: dict[str, rk.Metric]
     prefixes: tuple[str, ...]
@@ -143,15 +141,12 @@ class Engine:
     ) -> Engine:
         """See `edit`."""
         settings = settings_of(method)
-        blocks = all_blocks(model, layers)
-        chosen = choose_blocks(blocks, layers, settings)
+        chosen = choose_blocks(all_blocks(model, layers), layers, settings)
         metrics = _metrics(model, tokenizer, statistics, chosen, settings)
         if prefixes is None:
             prefixes = sample_prefixes(model, tokenizer, settings.contexts, seed=settings.seed)
         texts = checked_prefixes(prefixes)
-        return cls(
-            model, tokenizer, settings, tuple(blocks), tuple(chosen), metrics, texts, progress
-        )
+        return cls(model, tokenizer, settings, tuple(chosen), metrics, texts, progress)
 
     def facts(self, requests: Sequence[Request]) -> tuple[Facts, FoundValues]:
         """Keys and values of requests, by search; each depends on its own request only."""
@@ -159,7 +154,6 @@ class Engine:
         arguments = (self.model, self.tokenizer, requests)
         found = find_values(
             *arguments,
-            self.blocks,
             self.chosen[-1],
             self.settings,
             prefixes=self.prefixes,
@@ -174,6 +168,14 @@ class Engine:
             prefixes=self.prefixes,
         )
         return facts, found
+
+    def keys(self, requests: Sequence[Request]) -> Tensor:
+        """Keys `[n, in]` of requests in the lowest projection; needs no search."""
+        first = self.chosen[0]
+        reading = Reading(
+            self.model, self.tokenizer, requests, self.chosen, self.settings, self.prefixes
+        )
+        return reading.mean(reading.look(first, {}).read[first.down])
 
     def edit(self, requests: Sequence[Request]) -> Edited:
         """The edits of requests, all of them together."""

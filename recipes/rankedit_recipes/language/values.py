@@ -51,7 +51,6 @@ def find_values(
     model: nn.Module,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
-    blocks: Sequence[Block],
     block: Block,
     settings: Settings,
     *,
@@ -64,7 +63,6 @@ def find_values(
         model: the model.
         tokenizer: its fast tokenizer.
         requests: what is to be learned.
-        blocks: all blocks of the model.
         block: the one to search in.
         settings: how.
         prefixes: what stands before the prompts, beside nothing.
@@ -75,7 +73,7 @@ def find_values(
     chunks = _chunks(texts, settings.tokens)
     with evaluating(model), show_progress("values", len(chunks), shown=progress) as advance:
         for chunk in chunks:
-            search = _Search(model, [texts[i] for i in chunk], blocks, block, settings)
+            search = _Search(model, [texts[i] for i in chunk], block, settings)
             found = search.run()
             parts |= {number: (found, place) for place, number in enumerate(chunk)}
             advance(f"{len(parts):,} of {len(requests):,} facts")
@@ -122,7 +120,6 @@ class _Search:
         self,
         model: nn.Module,
         texts: Sequence[Sequence[Text]],
-        blocks: Sequence[Block],
         block: Block,
         settings: Settings,
     ) -> None:
@@ -137,7 +134,7 @@ class _Search:
         self._essence: Tensor | None = None
         self._first = torch.zeros(self._count, dtype=torch.long)
         self._steps = torch.zeros(self._count, dtype=torch.long)
-        self._lower = LowerBlocks([model.get_submodule(b.name) for b in blocks[: block.index]])
+        self._lower = LowerBlocks([model.get_submodule(name) for name in block.below])
         self._skips = False
 
     def run(self) -> FoundValues:
