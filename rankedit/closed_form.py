@@ -22,6 +22,7 @@ from rankedit.errors import RankeditWarning, ShapeError, SolveError
 from rankedit.gram import GramSystem
 from rankedit.linear_output import linear_output, linear_output_transposed
 from rankedit.metric import Metric
+from rankedit.products import product, transposed_product
 from rankedit.shapes import Keys, Values, check_has_data, check_rows, describe
 
 # Beyond this the float64 factorisation of the metric has no correct digit left.
@@ -36,7 +37,10 @@ _NO_REACH, _LITTLE_REACH = 1e-10, 1e-3
 
 @dataclass(frozen=True)
 class _Problem:
-    """Constraint rows in float64 on one device: K, R, S, with held keys as rows with R = S = 0."""
+    """Constraint rows on one device: K, R, S, with held keys as rows with R = S = 0.
+
+    R and S in float64; K too where keys are held, else as given: it may be large.
+    """
 
     metric: Metric
     keys: Keys
@@ -95,12 +99,17 @@ def solve_edit(
     if side not in ("input", "output"):
         raise ShapeError(f"solve_edit: side must be 'input' or 'output', got {side!r}.")
     check_rows("solve_edit", "keys", keys, metric.dim)
+    lacking = _lacking(layer, keys, values, side)
+    edit = solve_lacking(keys, lacking, metric, softness=softness, hold=hold)
+    return edit if side == "input" else LowRank(edit.down.T, edit.up.T, edit.report)
+
+
+def _lacking(layer: object, keys: Keys, values: Values, side: str) -> Values:
     current = (linear_output if side == "input" else linear_output_transposed)(layer, keys)
     check_rows("solve_edit", "values", values, current.shape[1], len(keys))
     check_rows("solve_edit", "the layer's output at the keys", current)
-    lacking = values.detach().to(keys.device).double() - current.to(keys.device).double()
-    edit = solve_lacking(keys, lacking, metric, softness=softness, hold=hold)
-    return edit if side == "input" else LowRank(edit.down.T, edit.up.T, edit.report)
+    lacking = values.detach().to(keys.device) - current.to(keys.device).double()
+    return lacking.detach()
 
 
 def solve_lacking(
@@ -130,7 +139,7 @@ def _posed(
     keys: Keys, lacking: Values, metric: Metric, softness: float | Tensor, hold: Keys | None
 ) -> _Problem:
     device = metric.device or keys.device
-    rows = [check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device).double()]
+    rows = check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device)
     check_has_data("solve_edit", "softness", softness)
     soft = torch.as_tensor(softness, dtype=torch.float64, device=device)
     sized = soft.ndim <= 1 and soft.numel() in (1, len(keys))
@@ -139,16 +148,15 @@ def _posed(
             f"solve_edit: softness must be one number or [{len(keys)}], one for each key, finite "
             f"and not negative, got {describe(softness)}."
         )
+    lacking, held = lacking.to(device).double(), 0
     if hold is not None:
-        check_rows("solve_edit", "hold", hold, metric.dim)
-        rows.append(hold.detach().to(device).double())
-    stacked = torch.cat(rows)
-    held = len(stacked) - len(keys)
-    nothing = lacking.new_zeros(held, lacking.shape[1])
+        held = len(check_rows("solve_edit", "hold", hold, metric.dim))
+        rows = torch.cat([rows.double(), hold.detach().to(device).double()])
+        lacking = torch.cat([lacking, lacking.new_zeros(held, lacking.shape[1])])
     return _Problem(
         metric,
-        stacked,
-        torch.cat([lacking, nothing]).to(device).double(),
+        rows,
+        lacking,
         torch.cat([soft.expand(len(keys)), soft.new_zeros(held)]),
         (*(f"key {i}" for i in range(len(keys))), *(f"held key {i}" for i in range(held))),
     )
@@ -171,6 +179,8 @@ def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
             f"only {float(reach[little].min()):.1e} of a key's squared length lies inside the "
             "subspace that the metric allows; the edit will be large"
         )
+    if bool(kept.all()):
+        return problem, notes
     kept[0] |= not bool(kept.any())  # an edit needs a row, if only one of zeros
     rows = (problem.keys[kept], problem.lacking[kept], problem.softness[kept])
     names = tuple(name for name, keep in zip(problem.names, kept.tolist(), strict=True) if keep)
@@ -197,14 +207,14 @@ def _solve_dual(problem: _Problem) -> tuple[LowRank, str]:
     # of the square root of the condition number that K A Kᵀ has.
     system = GramSystem.of(problem.metric.whiten(problem.keys), problem.softness)
     down = problem.metric.unwhiten(system.rows)
-    solution = system.solve(problem.lacking, problem.keys @ down.T, problem.names)
+    solution = system.solve(problem.lacking, product(problem.keys, down.T), problem.names)
     return LowRank(solution.T.contiguous(), down), system.remark
 
 
 def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
     weights = 1 / problem.softness
-    metric = problem.metric.extended(problem.keys, weights)
-    delta = metric.solve((problem.lacking * weights[:, None]).T @ problem.keys)
+    metric = problem.metric.extended(problem.keys, weights, label="keys")
+    delta = metric.solve(transposed_product(problem.lacking * weights[:, None], problem.keys))
     out_features, in_features = delta.shape
     if out_features <= in_features:
         return LowRank(torch.eye(out_features).to(delta), delta), ""
@@ -212,6 +222,9 @@ def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
 
 
 def _residual(problem: _Problem, edit: LowRank) -> float:
-    given = (problem.keys @ edit.down.T) @ edit.up.T
     lacked = float(problem.lacking.norm())
-    return float((given - problem.lacking).norm()) / lacked if lacked else 0.0
+    if edit.rank < edit.out_features:
+        given = product(problem.keys, edit.down.T) @ edit.up.T
+    else:
+        given = product(problem.keys, edit.delta().T)
+    return float(given.sub_(problem.lacking).norm()) / lacked if lacked else 0.0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError, SolveError
+from rankedit.products import add_gram_, add_square_, pieces
 from rankedit.shapes import Covariance, check_rows, describe
 from rankedit.subspace import Subspace
 
@@ -49,20 +50,34 @@ class Factors:
         extra = None if self.extra is None else self.extra * math.sqrt(factor)
         return replace(self, scale=self.scale * factor, extra=extra)
 
-    def extended(self, rows: Tensor) -> Factors:
-        """`M + rowsᵀ rows`, by the Woodbury identity or a new factorisation."""
-        extra = rows if self.extra is None else torch.cat([self.extra, rows])
-        factors = replace(self, extra=extra)
-        few = extra.shape[0] <= _WOODBURY_SHARE * self.space.rank
-        return factors if few and factors._gain <= _WOODBURY_GAIN else factors._refactored()
+    def extended(self, rows: Tensor, roots: Tensor) -> Factors:
+        """`M + rowsᵀ diag(roots)² rows`, by the Woodbury identity or a new factorisation.
 
-    def _refactored(self) -> Factors:
+        Args:
+            rows: vectors of the surrounding space `[n, dim]`, of any dtype.
+            roots: `[n]`.
+        """
+        count = rows.shape[0] + len(self._rows())
+        if count <= _WOODBURY_SHARE * self.space.rank:
+            added = self.space.coordinates(rows.double() * roots[:, None])
+            extra = added if self.extra is None else torch.cat([self.extra, added])
+            factors = replace(self, extra=extra)
+            if factors._gain <= _WOODBURY_GAIN:
+                return factors
+        return self._refactored(rows, roots)
+
+    def _refactored(self, rows: Tensor, roots: Tensor) -> Factors:
         space, extra = self.space.explicit(self._rows())
-        matrix = extra.T @ extra
+        matrix = rows.new_zeros(space.rank, space.rank, dtype=torch.float64)
+        if len(extra):
+            add_gram_(matrix, extra)
+        for piece, weights in pieces(rows, roots):
+            scaled = piece.to(torch.float64, copy=True).mul_(weights[:, None])
+            add_gram_(matrix, space.coordinates(scaled))
         if self.lower is None:
             matrix.diagonal().add_(self.scale)
         else:
-            matrix += self.scale * (self.lower @ self.lower.T)
+            add_square_(matrix, self.lower, self.scale)
         return Factors.of(space, matrix)
 
     @property
@@ -174,10 +189,10 @@ def cholesky(matrix: Covariance, ridge: float | None = None) -> Tensor:
     """Lower factor L with `matrix = L Lᵀ`, or an error that names the ridge to use.
 
     Args:
-        matrix: symmetric.
+        matrix: symmetric; what is above the diagonal is not read.
         ridge: the one that is in the matrix already; None if the caller has no such argument.
     """
-    lower, info = torch.linalg.cholesky_ex(matrix)
+    lower, info = torch.linalg.cholesky_ex(matrix)  # reads the lower triangle only
     if int(info) == 0 and bool((lower.diagonal() > 0).all()):
         return lower
     eigenvalues = torch.linalg.eigvalsh(matrix)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ProjectionError, ShapeError
+from rankedit.products import product
 from rankedit.shapes import Keys, Values, check_rows, describe
 
 
@@ -43,7 +44,7 @@ def linear_output(layer: object, keys: Keys) -> Values:
 def _(layer: Tensor, keys: Keys) -> Values:
     weight = check_rows("linear_output", "weight", layer).detach()
     check_rows("linear_output", "keys", keys, weight.shape[1])
-    return (keys.to(weight.device).double() @ weight.double().T).to(keys.device)
+    return product(keys.to(weight.device), weight.double().T).to(keys.device)
 
 
 @singledispatch

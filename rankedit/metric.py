@@ -162,7 +162,9 @@ class Metric:
         typical = None if self.typical_energy is None else self.typical_energy / factor
         return self._derived(self._factors.scaled(factor), f"scaled {factor!r}", typical)
 
-    def extended(self, keys: Keys, weights: Tensor | float = 1.0) -> Metric:
+    def extended(
+        self, keys: Keys, weights: Tensor | float = 1.0, *, label: str | None = None
+    ) -> Metric:
         """`M' = M + Σ_j w_j k_jᵀ k_j`: also protect what these keys give.
 
         Earlier edits (sequential MEMIT), inputs to preserve (UCE). Uses the Woodbury identity while
@@ -171,10 +173,11 @@ class Metric:
         Args:
             keys: `[n, dim]`.
             weights: non-negative, one number or `[n]`.
+            label: stands for keys and weights in the fingerprint; by default a hash of them.
         """
         rows = check_rows("Metric.extended", "keys", keys, self.dim)
         # On the metric's device first: some accelerators have no float64.
-        rows = rows.detach().to(self.device or rows.device).double()
+        rows = rows.detach().to(self.device or rows.device)
         roots = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
         sized = roots.ndim <= 1 and roots.numel() in (1, len(rows))
         if not sized or not bool(((roots >= 0) & torch.isfinite(roots)).all()):
@@ -182,9 +185,9 @@ class Metric:
                 f"Metric.extended: weights must be one number or [{len(rows)}], finite and not "
                 f"negative, got {describe(weights)}."
             )
-        additions = rows * roots.sqrt().reshape(-1, 1)
-        factors = self._factors.extended(self._factors.space.coordinates(additions))
-        return self._derived(factors, f"extended {hash_of(additions)}", self.typical_energy)
+        roots = roots.sqrt().expand(len(rows))
+        change = f"extended {label or hash_of(rows.double() * roots[:, None])}"
+        return self._derived(self._factors.extended(rows, roots), change, self.typical_energy)
 
     def restricted(self, basis: Basis) -> Metric:
         """The same cost, edits confined to the span of `basis [r, dim]` (any independent rows).
@@ -255,10 +258,8 @@ class Metric:
     def reach(self, x: Keys) -> Tensor:
         """Share `[n]` of each row's squared length that lies inside the metric's subspace."""
         rows = check_rows("Metric.reach", "x", x, self.dim).detach()
-        rows = rows.to(self.device or rows.device).double()
-        squares = rows.square().sum(1)
-        inside = self._factors.space.projected(rows).square().sum(1)
-        return inside / squares.where(squares > 0, 1.0)
+        rows = rows.to(self.device or rows.device)
+        return torch.cat([self._factors.space.share(some.double()) for some in rows.split(1024)])
 
     def apply(self, x: Keys) -> Tensor:
         """`x M [n, dim]`, float64, with M taken as zero outside the subspace."""

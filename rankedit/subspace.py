@@ -81,6 +81,12 @@ class Subspace:
         """Orthogonal projection of the rows of `x [n, dim]` onto the subspace."""
         return self.ambient(self.coordinates(x))
 
+    def share(self, x: Tensor) -> Tensor:
+        """Share `[n]` of the squared length of the rows of `x [n, dim]` that lies inside."""
+        squares = x.square().sum(1)
+        inside = squares if self.rows is None else self.projected(x).square().sum(1)
+        return inside / squares.where(squares > 0, 1.0)
+
     def within(self, coordinates: Tensor) -> Tensor:
         """The rows with their part outside the subspace removed, where coordinates can have one."""
         return self.coordinates(coordinates) if self.removed else coordinates

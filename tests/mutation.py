@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "wrong sign of what is lacking",
         "closed_form",
-        "lacking = values.detach().to(keys.device).double() - current",
-        "lacking = -values.detach().to(keys.device).double() + current",
+        "lacking = values.detach().to(keys.device) - current",
+        "lacking = -values.detach().to(keys.device) + current",
         "test_closed_form.py -k Equality",
     ),
     Mutant(

@@ -355,6 +355,12 @@ class TestFingerprint:
             m.fingerprint for m, _ in FORMS.values()
         ]
 
+    def test_a_label_stands_for_what_was_added(self):
+        metric, keys = rk.Metric.identity(8), normal(6, 8, seed=1)
+        labelled = [metric.extended(rows, label="a").fingerprint for rows in (keys, keys + 1)]
+        assert len(set(labelled)) == 1
+        assert labelled[0] != metric.extended(keys).fingerprint
+
     def test_notices_one_entry_of_a_wide_matrix(self):
         C = spd(130, 10.0, 1)
         other = C.clone()

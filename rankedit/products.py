@@ -1,0 +1,55 @@
+"""Products with many rows, in float64 and in pieces: rows are never held in float64 all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Numbers that are converted at once: 16 MB, which the C library keeps for the next ones, where 32
+# would come fresh from the system each time; and rows enough for products at full speed.
+_NUMBERS, _FEWEST_ROWS = 1 << 21, 512
+# Columns of a symmetric matrix that are computed at once, from the diagonal down.
+_COLUMNS = 256
+
+
+def pieces(rows: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some of the rows of both at a time."""
+    some = max(_NUMBERS // rows.shape[1], _FEWEST_ROWS)
+    return zip(rows.split(some), other.split(some), strict=True)
+
+
+def product(rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows @ columns` in float64, for rows `[n, dim]` of any dtype; passes gradients on."""
+    if rows.requires_grad or columns.requires_grad:
+        return rows.double() @ columns
+    result = columns.new_empty(len(rows), columns.shape[1])
+    for piece, out in pieces(rows, result):
+        torch.mm(piece.double(), columns, out=out)
+    return result
+
+
+def transposed_product(left: Tensor, rows: Tensor) -> Tensor:
+    """`left.T @ rows` in float64, for rows `[n, dim]` of any dtype and left `[n, m]` in float64."""
+    result = left.new_zeros(left.shape[1], rows.shape[1])
+    for piece, weights in pieces(rows, left):
+        result.addmm_(weights.T, piece.double())
+    return result
+
+
+def add_gram_(matrix: Tensor, rows: Tensor) -> None:
+    """`matrix += rows.T @ rows` on and below the diagonal; what is above is left unspecified."""
+    for start, stop in _blocks(len(matrix)):
+        matrix[start:, start:stop].addmm_(rows[:, start:].T, rows[:, start:stop])
+
+
+def add_square_(matrix: Tensor, lower: Tensor, factor: float) -> None:
+    """`matrix += factor · lower @ lower.T` on and below the diagonal, for a triangular matrix."""
+    for start, stop in _blocks(len(matrix)):
+        left, right = lower[start:, :stop], lower[start:stop, :stop]
+        matrix[start:, start:stop].addmm_(left, right.T, alpha=factor)
+
+
+def _blocks(dim: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _COLUMNS, dim)) for start in range(0, dim, _COLUMNS)]
