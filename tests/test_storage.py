@@ -1,11 +1,13 @@
 """What is saved comes back: exactly, small, and only to the model that it was made for."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from rankedit.edits import LowRank
+from rankedit.closed_form import solve_edit
+from rankedit.edits import EditReport, LowRank
 from rankedit.errors import EditFileError
 from rankedit.files.container import DTYPES
 from rankedit.files.storage import load, save
@@ -35,6 +37,21 @@ def test_low_rank_edits_come_back_bit_for_bit(path, dtype):
     assert back.up.dtype == dtype
     assert torch.equal(back.up, edit.up)
     assert torch.equal(back.down, edit.down)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_what_the_solver_reported_comes_back(path, dtype):
+    unknown = EditReport(0.25, math.nan, math.inf, ("a key is unusual", "the condition is bad"))
+    solved = solve_edit(normal(4, 3), normal(1, 3), normal(1, 4), Metric.identity(3))
+    plain = LowRank(solved.up, solved.down)
+    edits = {"a": solved, "b": replace(solved, report=unknown), "c": plain}
+    save(edits, path, dtype=dtype)
+    back = {name: edit.report for name, edit in load(path).items()}
+    assert back["a"] == solved.report
+    assert (back["b"].residual, back["b"].warnings) == (0.25, unknown.warnings)
+    assert math.isnan(back["b"].drift)
+    assert math.isnan(back["b"].condition)  # infinity is no JSON; like nan it means unknown
+    assert back["c"] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,6 +6,7 @@ data; it checks everything and returns what builds the objects once the data are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankedit.edits import LowRank
+from rankedit.edits import EditReport, LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
 from rankedit.files.header import checked_name, checked_text
@@ -31,6 +32,7 @@ ACTIVATION_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 KEYS = 512  # sets of keys in a file; each is factorised when it is loaded
+_FIGURES = ("residual", "drift", "condition")
 _MOMENT_SUMS = ("count", "weight_squares", "fourth")
 
 
@@ -43,20 +45,42 @@ def encode_low_rank(
     """`up` and `down`; in 16 bits with the norm of each rank split evenly between the two."""
     kept = dtype or torch.float32
     balanced = edit.balanced() if kept.itemsize == 2 else edit
-    return {
+    entry: Entry = {
         "kind": "low-rank",
         "module": name,
         "up": table.add(f"up of {name!r}", balanced.up, kept),
         "down": table.add(f"down of {name!r}", balanced.down, kept),
     }
+    if edit.report:
+        figures = {figure: getattr(edit.report, figure) for figure in _FIGURES}
+        known = {figure: x if math.isfinite(x) else None for figure, x in figures.items()}
+        entry["report"] = {**known, "warnings": list(edit.report.warnings)}
+    return entry
 
 
 def plan_low_rank(entry: Fields) -> Build:
-    """Check a low-rank entry: `up [out, r]` and `down [r, in]`."""
+    """Check a low-rank entry: `up [out, r]` and `down [r, in]`, and what the solver reported."""
     name = entry.module("module")
     up = entry.tensor("up", None, None)
     down = entry.tensor("down", up.shape[1], None)
-    return lambda tensors: {name: LowRank(up.resolve(tensors), down.resolve(tensors))}
+    raw = entry.optional("report")
+    report = None if raw is None else _report(Fields(raw, "a report", entry.context))
+    return lambda tensors: {name: LowRank(up.resolve(tensors), down.resolve(tensors), report)}
+
+
+def _report(raw: Fields) -> EditReport:
+    values = {figure: raw.take(figure) for figure in _FIGURES}
+    figures = {
+        figure: math.nan if x is None else checked_number(x, f"{figure!r} of a report")
+        for figure, x in values.items()
+    }
+    notes = raw.take("warnings")
+    raw.finish()
+    if not isinstance(notes, list):
+        raise EditFileError(f"the warnings of a report must be a list, got {notes!r:.80}")
+    return EditReport(
+        **figures, warnings=tuple(checked_text(note, "a warning of a report") for note in notes)
+    )
 
 
 # -------------------------------------------------------------------- gated edits

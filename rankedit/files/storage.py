@@ -53,8 +53,8 @@ def save(
 
     The file replaces an older one in one step, so that a crash or a full disk leaves the old one as
     it was. Tensors with the same content are stored once: edits of many layers that share their
-    keys cost little more than their targets. A base model's weights are never stored, nor is a
-    solver's report. Memory: one copy of what is stored.
+    keys cost little more than their targets. A base model's weights are never stored. Memory: one
+    copy of what is stored.
 
     Args:
         items: by module name `LowRank`, `GatedEdit`, `SecondMoment`, or a plain tensor that a

@@ -21,6 +21,7 @@ from tests.attacks.forging import (
     tensor,
 )
 
+REPORT = {"residual": 0, "drift": None, "condition": 1.0, "warnings": []}
 DEEP = "[" * 50_000
 
 
@@ -113,6 +114,18 @@ DOCUMENTS = {
     "module_goes_up": (lambda: low_rank(module="../../etc/passwd"), "names consist"),
     "module_is_a_pattern": (lambda: low_rank(module="(a+)+$"), "names consist"),
     "module_with_newline": (lambda: low_rank(module="a\n"), "names consist"),
+    "report_is_a_list": (lambda: low_rank(report=[]), "JSON object"),
+    "report_of_words": (
+        lambda: low_rank(report={**REPORT, "drift": "small"}),
+        "'drift' of a report must be a finite number",
+    ),
+    "report_lacks_a_figure": (lambda: low_rank(report={"warnings": []}), "lacks 'residual'"),
+    "report_with_code": (lambda: low_rank(report={**REPORT, "code": 1}), "unknown fields"),
+    "report_warns_in_one_text": (lambda: low_rank(report={**REPORT, "warnings": "x"}), "a list"),
+    "report_with_escape": (
+        lambda: low_rank(report={**REPORT, "warnings": ["\x1b[2J"]}),
+        "control characters",
+    ),
     "module_twice": (lambda: edit_file(LOW_RANK, LOW_RANK), "described twice"),
     "tensor_beyond_the_last": (lambda: low_rank(up=2), "number of a tensor"),
     "tensor_number_true": (lambda: low_rank(up=True), "number of a tensor"),
