@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "skip the metric everywhere",
         "closed_form",
-        "return _Problem(\n        metric,\n        stacked,",
-        "return _Problem(\n        Metric.identity(metric.dim),\n        stacked,",
+        "return _Problem(\n        metric,\n        rows,",
+        "return _Problem(\n        Metric.identity(metric.dim),\n        rows,",
         "test_closed_form.py -k Equality",
     ),
     Mutant(
@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant(
         "forget the held keys",
         "closed_form",
-        "rows.append(hold.detach().to(device).double())",
-        "rows.append(0 * hold.detach().to(device).double())",
+        "rows = torch.cat([rows.double(), hold.detach().to(device).double()])",
+        "rows = torch.cat([rows.double(), 0 * hold.detach().to(device).double()])",
         "test_closed_form.py -k Hold",
     ),
     Mutant(
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "forget earlier additions",
         "factors",
-        "extra = rows if self.extra is None else torch.cat([self.extra, rows])",
-        "extra = rows",
+        "extra = added if self.extra is None else torch.cat([self.extra, added])",
+        "extra = added",
         "test_metric.py -k extended",
     ),
     Mutant(
