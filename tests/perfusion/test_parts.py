@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes.perfusion.concept import Concept, filled
-from rankedit_recipes.perfusion.data import cached_latents, draw
+from rankedit_recipes.perfusion.config import Config
+from rankedit_recipes.perfusion.data import Latents, cached_latents, draw
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.photos import Photo, load_photos
 from rankedit_recipes.perfusion.statistics import read_captions, second_moment
@@ -411,3 +412,21 @@ def test_a_concept_on_a_full_size_stable_diffusion_1_5(tmp_path):
     with apply(pipe, loaded):
         assert not torch.equal(picture(), before)
     assert torch.equal(picture(), before)
+
+
+def test_times_are_stratified_over_the_batch():
+    latents = Latents(torch.zeros(4, 1, 2, 2), torch.ones(4, 1, 2, 2), 16, "")
+    for step in range(20):
+        times = draw(latents, 3, 1000, 8, flip=True, seed=0, step=step).times
+        assert (times // 125).sort().values.tolist() == list(range(8))
+    every = [draw(latents, 3, 1000, 8, flip=True, seed=0, step=s).times for s in range(400)]
+    # Each position of the batch still sees all times: mean 499.5, standard error 14.4.
+    assert all(abs(float(times.float().mean()) - 499.5) < 72 for times in torch.stack(every).T)
+
+
+def test_rates_fall_to_zero_at_the_end():
+    config = Config(steps=10, decay=0.5)
+    assert [config.rate_at(step) for step in (0, 5, 6, 9)] == [1.0, 1.0, 0.8, 0.2]
+    assert Config(steps=10, decay=0.0).rate_at(9) == 1.0
+    with pytest.raises(PerfusionError, match=r"decay must be in \[0, 1\], got 2"):
+        Config(decay=2.0)

@@ -34,6 +34,8 @@ class Config:
             `"global"` trains as `"local"` does and is the default when the concept is applied.
         value_rate: learning rate of values.
         embedding_rate: learning rate of the word's embedding.
+        decay: part of the steps, at the end, over which both rates fall to zero, which averages
+            the noise of small batches out; 0 keeps them (the paper).
         rates: `"relative"`: to the spread of what is learned, that of the token embeddings and of
             each layer's values, because an Adam step is as long as its rate; `"absolute"`: as they
             are (the paper: 0.03 and 0.006).
@@ -63,6 +65,7 @@ class Config:
     lock: Lock = "local"
     value_rate: float = 0.05
     embedding_rate: float = 0.05
+    decay: float = 0.5
     rates: Rates = "relative"
     bias: float = 0.75
     temperature: float = 0.1
@@ -105,10 +108,16 @@ class Config:
                 f"Config: batch must be a multiple of accumulate, got {self.batch} and "
                 f"{self.accumulate}."
             )
-        if not 0 <= self.key_momentum <= 1:
-            raise PerfusionError(
-                f"Config: key_momentum must be in [0, 1], got {self.key_momentum}."
-            )
+        for name in ("key_momentum", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PerfusionError(
+                    f"Config: {name} must be in [0, 1], got {getattr(self, name)}."
+                )
+
+    def rate_at(self, step: int) -> float:
+        """What the rates are multiplied by in a step: 1, and a straight fall to zero at the end."""
+        fall = self.decay * self.steps
+        return min(1.0, (self.steps - step) / fall) if fall else 1.0
 
     def digest(self) -> str:
         """A hash of what decides the result."""

@@ -89,6 +89,7 @@ class Learner:
         self.locked = {n: y for n, y in outputs.items() if n not in learned}
         self.rows = [row.to(device).requires_grad_() for row in _first_rows(pipe, category)]
         self.optimiser = torch.optim.AdamW(self._groups(pipe), weight_decay=0.0)
+        self._rates = [group["lr"] for group in self.optimiser.param_groups]
         self._inverse: Tensor | None = None
         if config.key_gradient:
             identity = torch.eye(metric.dim, dtype=torch.float64)
@@ -143,12 +144,15 @@ class Learner:
         momentum = self._config.key_momentum
         return momentum * self.key + (1 - momentum) * encodings.float().mean(0, keepdim=True)
 
-    def step(self, encodings: Tensor) -> None:
+    def step(self, encodings: Tensor, step: int) -> None:
         """End of an optimiser step: parameters move by their gradients, the key by its average.
 
         Args:
             encodings: `[n, in]` at the concept's word, of all parts of the batch.
+            step: its number, which decides the rates.
         """
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._config.rate_at(step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():

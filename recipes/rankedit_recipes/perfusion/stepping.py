@@ -99,7 +99,7 @@ class Stepper:
                 f"learn: the loss of step {step} is {total}; lower value_rate and embedding_rate, "
                 "or use precision float32. The last checkpoint is as it was."
             )
-        self._learner.step(torch.cat(seen))
+        self._learner.step(torch.cat(seen), step)
         if not config.key_gradient:
             self.attached.refresh(self._learner.edits())
         return total
