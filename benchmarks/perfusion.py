@@ -1,310 +1,200 @@
-"""Perfusion on the sandbox: learn concepts, draw new prompts, let the judges say what came of it.
+"""What the Perfusion recipe reaches on the sandbox, beside what it is meant to reach.
 
-    python benchmarks/perfusion.py --concepts 16 --prompts 24 --out perfusion-study
+    python benchmarks/perfusion.py --out outputs/perfusion-study
 
-Concepts are kept in the folder as they are learned, so that a second run goes on. Everything is a
-function of the seed. Figures are printed with their spread over concepts.
+Everything is a function of the seeds. Concepts and answers are kept in the folder, so that a killed
+run goes on; several processes may share the work with `--part 1/2` and `--part 2/2`, after which a
+run without `--part` prints the table. `--quick` asks the same questions of fewer concepts.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from personalisation.fronts import front
+from personalisation.promises import BIASES, FIGURES, GATES, Promises
+from personalisation.world import Plan, World
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.data import cached_latents, draw, picture_size
-from rankedit_recipes.perfusion.denoising import run_denoiser
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, target_of
-from rankedit_recipes.perfusion.models import sandbox_captions
-from rankedit_recipes.perfusion.stepping import Stepper
-from rankedit_recipes.perfusion.text import encode
-from rankedit_recipes.perfusion.words import NewWords
-from rankedit_recipes.sandbox.images.concepts import NAMED
-from rankedit_recipes.sandbox.images.identity import embed
-from rankedit_recipes.sandbox.images.judge import judge
-from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES, SCENES
-from torch import Tensor
+from rich.console import Console
+from rich.table import Table
 
-WORD = "<it>"
-BIASES = (0.2, 0.4, 0.6, 0.7, 0.8, 1.0, 1.5)
+PLAN = Plan(seeds=1, pairs=8, pair_pictures=24)
+QUICK = replace(PLAN, concepts=4, prompts=6, pairs=2, pair_pictures=8, off=6)
+SWEPT = 8
+"""Concepts of the sweep, of the gates' leaks and of "each alone"."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A template and what the judge is to find."""
+class Line:
+    """A figure, what it should be, and whether it is."""
 
-    text: str
-    scene: str
-    other: str = ""
+    name: str
+    value: float
+    spread: float | None = None
+    target: str = ""
+    reached: bool | None = None
 
-
-@dataclass(frozen=True)
-class Judged:
-    """Means over the prompts of one concept; identity: 0 a random skin, 1 another real photo."""
-
-    identity: float
-    category: float
-    scene: float
-    other: float
-
-    @property
-    def text(self) -> float:
-        """Text fidelity: scene obeyed and second object present, equally weighted."""
-        return (self.scene + self.other) / 2
+    def cells(self) -> tuple[str, ...]:
+        """As a table shows it."""
+        spread = "" if self.spread is None else f"{self.spread:.3f}"
+        verdict = {None: "", True: "yes", False: "no"}[self.reached]
+        return self.name, f"{self.value:.3f}", spread, self.target, verdict
 
 
-def prompts_for(category: str, count: int) -> list[Prompt]:
-    """Half of one object in a scene, half with a second object of another category."""
-    scenes = list(SCENES)
-    others = [c for c in CATEGORIES if c != category]
-    made = []
-    for index in range(count):
-        scene = scenes[index % len(scenes)]
-        phrase = SCENES[scene][index // 2 % len(SCENES[scene])]
-        other = others[index % len(others)] if index % 2 else ""
-        pair = f" next to a {other}" if other else ""
-        made.append(Prompt(f"a photo of a {{}}{pair} {phrase}", scene, other))
-    return made
-
-
-class Study:
-    """The pipeline, the judges, and the numbers that everything is drawn from."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder = Path(args.out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.pipe = sandbox.pipeline(Path(args.weights) if args.weights else None)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.judge, self.identity = sandbox.attribute_judge(), sandbox.identity_embedding()
-        self.moment = perfusion.second_moment(self.pipe, sandbox_captions(), cache=self.folder)
-        self.sampling = perfusion.Sampling(steps=args.sampling, guidance=4.0, batch=8)
-
-    def concepts(self) -> list[sandbox.Concept]:
-        """Half that ship, half generated ones."""
-        named = [sandbox.concept(name) for name in list(NAMED)[: (self.args.concepts + 1) // 2]]
-        return named + [sandbox.concept(seed) for seed in range(500, 500 + self.args.concepts // 2)]
-
-    def learned(self, concept: sandbox.Concept, photos: int) -> perfusion.Concept:
-        """The concept's file, made if it is not there."""
-        name = f"{concept.name}-{photos}"
-        file = self.folder / f"{name}.safetensors"
-        if not file.exists():
-            given = [
-                perfusion.Photo(str(i), photo.image, photo.mask)
-                for i, photo in enumerate(concept.photos(photos))
-            ]
-            config = Config(steps=self.args.steps)
-            start = time.perf_counter()
-            made = perfusion.learn(
-                self.pipe, given, placeholder=f"<{concept.name}>", category=concept.category,
-                statistics=self.moment, config=config, progress=False,
-            )  # fmt: skip
-            print(f"  learned {name} in {time.perf_counter() - start:.0f} s", flush=True)
-            made.save(file)
-        return perfusion.Concept.load(file)
-
-    # ------------------------------------------------------------------ judging
-
-    def drawn(self, texts: Sequence[str], seed: int = 1000) -> Tensor:
-        """Pictures of prompts as 8-bit numbers [n, size, size, 3]."""
-        made = perfusion.generate(self.pipe, texts, range(seed, seed + len(texts)), self.sampling)
-        return torch.from_numpy(np.stack([np.asarray(picture) for picture in made]))
-
-    def seen(self, concept: sandbox.Concept, pixels: Tensor, prompts: Sequence[Prompt]) -> Judged:
-        """What the judges say about pictures of a concept."""
-        verdict = judge(self.judge, pixels)
-        scenes = torch.tensor([list(SCENES).index(p.scene) for p in prompts])
-        index = CATEGORIES.index(concept.category)
-        pairs = [i for i, p in enumerate(prompts) if p.other]
-        others = [bool(verdict.present[i, CATEGORIES.index(prompts[i].other)] > 0) for i in pairs]
-        return Judged(
-            identity=self.scaled_identity(concept, pixels),
-            category=float((verdict.present[:, index] > 0).float().mean()),
-            scene=float((verdict.scene.argmax(1) == scenes).float().mean()),
-            other=float(np.mean(others)) if others else float("nan"),
-        )
-
-    def scaled_identity(self, concept: sandbox.Concept, pixels: Tensor) -> float:
-        """Similarity to real photos: 0 for random skins of the category, 1 for other photos."""
-        anchor = self.vectors(concept, self.photos(concept, 8, seed=7)).mean(0)
-        real = self.vectors(concept, self.photos(concept, 8, seed=8)) @ anchor
-        random = [sandbox.concept(9000 + i, category=concept.category) for i in range(8)]
-        others = torch.cat([self.vectors(c, self.photos(c, 2, seed=8)) for c in random]) @ anchor
-        made = self.vectors(concept, pixels) @ anchor
-        return float((made.mean() - others.mean()) / (real.mean() - others.mean()))
-
-    def photos(self, concept: sandbox.Concept, count: int, seed: int) -> Tensor:
-        """Real pictures of a concept that it was not learned from."""
-        images = [np.asarray(photo.image) for photo in concept.photos(count, seed=seed)]
-        return torch.from_numpy(np.stack(images))
-
-    def vectors(self, concept: sandbox.Concept, pixels: Tensor) -> Tensor:
-        """Identity embeddings of the object of the concept's category."""
-        return embed(self.identity, self.judge, pixels, concept.category)
-
-    # ------------------------------------------------------------------ the questions
-
-    def judged(
-        self, concept: sandbox.Concept, made: perfusion.Concept | None, **how: object
-    ) -> Judged:
-        """New prompts with the concept, or with the category's word if there is none."""
-        prompts = prompts_for(concept.category, self.args.prompts)
-        if made is None:
-            pixels = self.drawn([p.text.format(concept.category) for p in prompts])
-        else:
-            with perfusion.apply(self.pipe, made, **how):
-                pixels = self.drawn([p.text.format(made.trigger) for p in prompts])
-        return self.seen(concept, pixels, prompts)
-
-    def off_concept(self, made: perfusion.Concept, **how: object) -> float:
-        """How much less prompts without the concept change by it than by another seed."""
-        texts = [p.text.format(p.other or "tree") for p in prompts_for(made.category, 8)]
-        texts = [text.replace(made.category, "tree") for text in texts]
-        base, reseeded = self.drawn(texts).float(), self.drawn(texts, seed=5000).float()
-        with perfusion.apply(self.pipe, made, **how):
-            inside = self.drawn(texts).float()
-        changed = float((inside - base).abs().mean())
-        return float("inf") if not changed else float((reseeded - base).abs().mean()) / changed
-
-    def together(
-        self, first: tuple, second: tuple, anchors: dict[str, Tensor]
-    ) -> tuple[float, float]:
-        """Share of pictures in which both are present and each is nearest to itself of all."""
-        (one, made_one), (two, made_two) = first, second
-        text = f"a photo of a {made_one.trigger} next to a {made_two.trigger}"
-        with perfusion.apply(self.pipe, [made_one, made_two]):
-            pixels = self.drawn([text] * self.args.prompts)
-        present = judge(self.judge, pixels).present
-        right = torch.ones(len(pixels), dtype=torch.bool)
-        both = torch.ones(len(pixels), dtype=torch.bool)
-        table, names = torch.stack(list(anchors.values())), list(anchors)
-        for concept in (one, two):
-            both &= present[:, CATEGORIES.index(concept.category)] > 0
-            nearest = (self.vectors(concept, pixels) @ table.T).argmax(1)
-            right &= nearest == names.index(concept.name)
-        return float((both & right).float().mean()), float(both.float().mean())
-
-    # ------------------------------------------------------------------ cost
-
-    def step_times(self, concept: sandbox.Concept, count: int = 12) -> tuple[float, float]:
-        """Seconds of a step of Perfusion and of one that learns the word alone, in turns."""
-        config = Config(batch=8)
-        given = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(concept.photos(5))]
-        data = cached_latents(self.pipe, given, picture_size(self.pipe, 0))
-        learner = Learner(self.pipe, concept.category, perfusion.metric_of(self.moment), config)
-        prompts = [template.format(WORD) for template in config.templates]
-        ours, theirs = [], []
-        with frozen(self.pipe, checkpointing=False):
-            words = NewWords(self.pipe, {WORD: learner.rows})
-            optimiser = torch.optim.AdamW(learner.rows, lr=1e-3)
-            for step in range(count):
-                stepper = Stepper(self.pipe, learner, data, WORD, prompts, config)
-                ours.append(_seconds(lambda s=stepper, n=step: s.step(n)))
-                stepper.detach()
-                theirs.append(
-                    _seconds(lambda n=step: self._inversion(data, prompts, optimiser, config, n))
-                )
-            words.remove()
-        return statistics.median(ours[2:]), statistics.median(theirs[2:])
-
-    def _inversion(
-        self, data, prompts: list[str], optimiser: torch.optim.Optimizer, config: Config, step: int
-    ) -> None:
-        scheduler = noise_scheduler(self.pipe)
-        drawn = draw(data, len(prompts), 1000, config.batch, flip=True, seed=0, step=step)
-        unique, back = drawn.prompts.unique(return_inverse=True)
-        text = encode(self.pipe, [prompts[i] for i in unique]).rows(back)
-        latents = data.latents[drawn.photos]
-        noisy = scheduler.add_noise(latents, drawn.noise, drawn.times)
-        predicted = run_denoiser(self.pipe, noisy, drawn.times, text)
-        wanted = target_of(scheduler, latents, drawn.noise, drawn.times)
-        ones = torch.ones(config.batch)
-        masked_loss(predicted, wanted, data.masks[drawn.photos], ones, "weighted").backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-    def picture_times(self, made: Sequence[perfusion.Concept], count: int = 5) -> list[float]:
-        """Seconds of a picture with none, one and two concepts in the pipeline, in turns."""
-        found: list[list[float]] = [[], [], []]
-        for _ in range(count):
-            for number, times in enumerate(found):
-                if number:
-                    with perfusion.apply(self.pipe, list(made[:number])):
-                        times.append(_seconds(lambda: self.drawn(["a photo of a cat"])))
-                else:
-                    times.append(_seconds(lambda: self.drawn(["a photo of a cat"])))
-        return [statistics.median(times) for times in found]
-
-
-def _seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _line(name: str, values: Sequence[float]) -> None:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+def at_least(name: str, values: Sequence[float], least: float | None, unit: str = "") -> Line:
+    """The mean of values over concepts, and the least that it should be."""
     mean = statistics.mean(values)
-    print(f"{name:<58} {mean:7.3f} ± {spread:.3f}  (n = {len(values)})", flush=True)
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    if least is None:
+        return Line(name, mean, spread)
+    return Line(name, mean, spread, f"≥ {least:g}{unit}", mean >= least)
+
+
+def at_most(name: str, value: float, most: float) -> Line:
+    """A figure, and the most that it should be."""
+    return Line(name, value, None, f"≤ {most:g}", value <= most)
+
+
+class Answers:
+    """All lines of the table, from what the promises' folder holds or is asked for.
+
+    Args:
+        promises: answers the questions.
+    """
+
+    def __init__(self, promises: Promises) -> None:
+        self.promises = promises
+        self.concepts = promises.world.concepts()
+
+    def _over(self, concepts: Sequence[sandbox.Concept], kind: str, **how: object) -> dict:
+        rows = [self.promises.means(concept, kind, **how) for concept in concepts]
+        return {name: [row[name] for row in rows if name in row] for name in FIGURES}
+
+    def fidelity(self) -> list[Line]:
+        """New prompts with one concept."""
+        word, local = self._over(self.concepts, "word"), self._over(self.concepts, "five")
+        whole = self._over(self.concepts, "five", lock="global")
+        one = self._over(self.concepts, "one")
+        other = [
+            mine / base for mine, base in zip(local["other"], word["other"], strict=True) if base
+        ]
+        once = statistics.mean(one["identity"]) / statistics.mean(local["identity"])
+        lines = [
+            at_least("identity", local["identity"], 0.8),
+            at_least("scene obeyed", local["scene"], 0.9),
+            at_least("category kept", local["category"], 0.95),
+            at_least("second object, of what the base model reaches", other, 0.8),
+            at_least("identity from one photo, of that from five", [once], 0.85),
+        ]
+        tables = {"local lock": local, "global lock": whole, "one photo": one, "word alone": word}
+        for title, table in tables.items():
+            lines += [at_least(f"{title}: {name}", table[name], None) for name in FIGURES]
+        return lines
+
+    def sweep(self) -> list[Line]:
+        """The trade-off of one training."""
+        some = self.concepts[:SWEPT]
+        base = statistics.mean(self._over(some, "word")["text"])
+        points, lines = [], []
+        for bias in BIASES:
+            table = self._over(some, "five", bias=bias)
+            identity, text = statistics.mean(table["identity"]), statistics.mean(table["text"])
+            points.append((identity, text))
+            lines.append(at_least(f"bias {bias:g}: identity", table["identity"], None))
+            lines.append(at_least(f"bias {bias:g}: text", table["text"], None))
+        on_front = front(points)
+        best = max(text for _, text in points)
+        return [
+            at_most("sweep: text fidelity lost at its best, points", 100 * (base - best), 3.0),
+            Line("sweep: settings on the front", len(on_front), None, f"of {len(points)}"),
+            *lines,
+        ]
+
+    def leaks(self) -> list[Line]:
+        """Prompts without the concept."""
+        lines = []
+        for gate in GATES:
+            ratios = [self.promises.off(concept, gate) for concept in self.concepts[:SWEPT]]
+            least = math.inf if gate == "with a dead zone" else 20.0
+            name = f"off the concept, {gate}: another seed changes so many times more, least"
+            lines.append(at_least(name, [min(ratios)], least))
+        return lines
+
+    def merged(self) -> list[Line]:
+        """Two concepts at once."""
+        found = [self.promises.pair(one, two) for one, two in self.promises.pairs()]
+        some = self.concepts[:SWEPT]
+        alone = statistics.mean(self._over(some, "five")["identity"])
+        beside = statistics.mean(self._over(some, "beside")["identity"])
+        return [
+            at_least("two merged: both there, each the right one", _of(found, "both_right"), 0.6),
+            at_least("two merged: both there", _of(found, "both_present"), None),
+            at_least("two merged: identity", _of(found, "identity"), None),
+            at_most("identity lost while another is loaded, points", 100 * (alone - beside), 5.0),
+        ]
+
+    def costs(self) -> list[Line]:
+        """Times."""
+        costs = self.promises.costs()
+        names = [f"seconds-{concept.name}-5" for concept in self.concepts]
+        slowest = max(float(self.promises.kept(name, lambda: 0.0)) for name in names)
+        return [
+            at_most("a step, of textual inversion's", costs["step"], 1.15),
+            at_most("a picture with one concept, of one without", costs["one"], 1.03),
+            at_most("a picture with two concepts, of one without", costs["two"], 1.03),
+            at_most("learning, slowest concept, seconds", slowest, 180.0),
+        ]
+
+    def part(self, number: int, parts: int) -> None:
+        """Answer what concerns some of the concepts, and print nothing."""
+        for concept in self.concepts[number - 1 :: parts]:
+            for kind in ("word", "five", "one"):
+                self.promises.means(concept, kind)
+            self.promises.means(concept, "five", lock="global")
+        for concept in self.concepts[:SWEPT][number - 1 :: parts]:
+            for bias in BIASES:
+                self.promises.means(concept, "five", bias=bias)
+            for gate in GATES:
+                self.promises.off(concept, gate)
+
+
+def _of(found: Sequence[dict], name: str) -> list[float]:
+    return [one[name] for one in found]
 
 
 def main() -> None:
     """Run the study and print it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--concepts", type=int, default=16)
-    parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--sampling", type=int, default=20)
-    parser.add_argument("--weights", default="", help="folder of a sandbox pipeline")
-    parser.add_argument("--out", default="perfusion-study")
-    study = Study(parser.parse_args())
-    concepts = study.concepts()
-    rows: dict[str, list[Judged]] = {}
-    learned = {c.name: study.learned(c, 5) for c in concepts}
-    for concept in concepts:
-        made = learned[concept.name]
-        rows.setdefault("category word", []).append(study.judged(concept, None))
-        rows.setdefault("local lock", []).append(study.judged(concept, made))
-        rows.setdefault("global lock", []).append(study.judged(concept, made, lock="global"))
-        one = study.learned(concept, 1)
-        rows.setdefault("one photo", []).append(study.judged(concept, one))
-    for name, found in rows.items():
-        for figure in ("identity", "category", "scene", "other"):
-            _line(f"{name}: {figure}", [getattr(judged, figure) for judged in found])
-    for bias in BIASES:
-        found = [study.judged(c, learned[c.name], bias=bias) for c in concepts[:4]]
-        _line(f"bias {bias:g}: identity", [judged.identity for judged in found])
-        _line(f"bias {bias:g}: text", [judged.text for judged in found])
-    gates = {"paper": {}, "normalised": {"normalised": True}, "floor": {"floor": 0.3}}
-    for name, how in gates.items():
-        ratios = [study.off_concept(learned[c.name], **how) for c in concepts[:4]]
-        print(f"off the concept, {name}: another seed changes {min(ratios):.1f} times more")
-    anchors = {c.name: study.vectors(c, study.photos(c, 8, seed=7)).mean(0) for c in concepts}
-    pairs = [(a, b) for a, b in itertools.combinations(concepts, 2) if a.category != b.category]
-    joint = [
-        study.together((a, learned[a.name]), (b, learned[b.name]), anchors)
-        for a, b in pairs[:: max(1, len(pairs) // 8)]
-    ]
-    _line("two merged: both present, each the right one", [right for right, _ in joint])
-    _line("two merged: both present", [both for _, both in joint])
-    ours, theirs = study.step_times(concepts[0])
-    print(f"training step: {ours:.3f} s, word alone {theirs:.3f} s, ratio {ours / theirs:.2f}")
-    none, single, double = study.picture_times([learned[c.name] for c in concepts[:2]])
-    print(f"a picture: {none:.3f} s; with one concept {single / none:.3f}, two {double / none:.3f}")
-    document = {name: [vars(judged) for judged in found] for name, found in rows.items()}
-    (study.folder / "results.json").write_text(json.dumps(document, indent=1))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/perfusion-study"))
+    parser.add_argument("--quick", action="store_true", help="fewer concepts and prompts")
+    parser.add_argument("--part", default="", help="1/2: answer half of the questions only")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--config", type=Path, help="TOML file of the recipe's settings")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    config = (
+        perfusion.Config.from_toml(given.config) if given.config else perfusion.Config(flip=False)
+    )
+    given.out.mkdir(parents=True, exist_ok=True)
+    answers = Answers(Promises(World(given.out, QUICK if given.quick else PLAN), config))
+    if given.part:
+        answers.part(*(int(number) for number in given.part.split("/")))
+        return
+    lines = [*answers.fidelity(), *answers.sweep(), *answers.leaks(), *answers.merged()]
+    lines += answers.costs()
+    table = Table("figure", "mean", "spread", "target", "reached")
+    for line in lines:
+        table.add_row(*line.cells())
+    Console().print(table)
+    document = {**answers.promises.world.provenance(), "lines": [vars(line) for line in lines]}
+    (given.out / "results.json").write_text(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""What a step of learning and a picture cost, each in turns with what it is compared with."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes.perfusion.config import Config
+from rankedit_recipes.perfusion.data import Latents, cached_latents, draw, picture_size
+from rankedit_recipes.perfusion.denoising import run_denoiser
+from rankedit_recipes.perfusion.freezing import frozen
+from rankedit_recipes.perfusion.learner import Learner
+from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, target_of
+from rankedit_recipes.perfusion.stepping import Stepper
+from rankedit_recipes.perfusion.text import encode
+from rankedit_recipes.perfusion.words import NewWords
+
+import rankedit as rk
+
+WORD = "<it>"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def step_times(
+    pipe: Any,
+    moment: rk.SecondMoment,
+    concept: sandbox.Concept,
+    *,
+    count: int = 24,
+    batch: int = 8,
+) -> tuple[float, float]:
+    """Median seconds of a step of Perfusion and of textual inversion on the same batches.
+
+    Textual inversion learns the word's embedding alone, with the same prompts, masks, noise,
+    optimiser and cached latents, and no edit in the denoiser.
+    """
+    config = Config(batch=batch)
+    given = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(concept.photos(5))]
+    data = cached_latents(pipe, given, picture_size(pipe, 0))
+    learner = Learner(pipe, concept.category, perfusion.metric_of(moment), config)
+    prompts = [template.format(WORD) for template in config.templates]
+    ours, theirs = [], []
+    with frozen(pipe, checkpointing=False):
+        words = NewWords(pipe, {WORD: learner.rows})
+        optimiser = torch.optim.AdamW(learner.rows, lr=1e-3)
+        for step in range(count):
+            stepper = Stepper(pipe, learner, data, WORD, prompts, config)
+            ours.append(seconds(lambda s=stepper, n=step: s.step(n)))
+            stepper.detach()
+            theirs.append(
+                seconds(lambda n=step: _inversion(pipe, data, prompts, optimiser, config, n))
+            )
+        words.remove()
+    return statistics.median(ours[4:]), statistics.median(theirs[4:])
+
+
+def _inversion(
+    pipe: Any,
+    data: Latents,
+    prompts: list[str],
+    optimiser: torch.optim.Optimizer,
+    config: Config,
+    step: int,
+) -> None:
+    scheduler = noise_scheduler(pipe)
+    times = int(scheduler.config.num_train_timesteps)
+    drawn = draw(
+        data, len(prompts), times, config.batch, flip=config.flip, seed=config.seed, step=step
+    )
+    unique, back = drawn.prompts.unique(return_inverse=True)
+    text = encode(pipe, [prompts[index] for index in unique]).rows(back)
+    latents = data.latents[drawn.photos]
+    noisy = scheduler.add_noise(latents, drawn.noise, drawn.times)
+    predicted = run_denoiser(pipe, noisy, drawn.times, text)
+    wanted = target_of(scheduler, latents, drawn.noise, drawn.times)
+    ones = torch.ones(config.batch)
+    loss = masked_loss(predicted, wanted, data.masks[drawn.photos], ones, config.reduction)
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def picture_times(
+    pipe: Any,
+    made: Sequence[perfusion.Concept],
+    draw_one: Callable[[], object],
+    *,
+    count: int = 12,
+) -> list[float]:
+    """Median seconds of a picture without concepts, with the first, with all, in turns.
+
+    Args:
+        pipe: the pipeline.
+        made: concepts.
+        draw_one: makes the picture.
+        count: pictures of each kind.
+    """
+    loads = [[], list(made[:1]), list(made)]
+    found: list[list[float]] = [[] for _ in loads]
+    draw_one()
+    for _ in range(count):
+        for concepts, times in zip(loads, found, strict=True):
+            if not concepts:
+                times.append(seconds(draw_one))
+                continue
+            with perfusion.apply(pipe, concepts):
+                times.append(seconds(draw_one))
+    return [statistics.median(times) for times in found]

@@ -1,0 +1,181 @@
+"""What the Perfusion recipe promises, one question at a time; answers are kept in a folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rankedit_recipes import perfusion, sandbox
+from torch import Tensor
+
+from personalisation.costs import picture_times, step_times
+from personalisation.measures import Marks
+from personalisation.pairs import asked as pair_prompts
+from personalisation.prompts import Prompt
+from personalisation.world import World
+from rankedit.atomic import atomic_write
+
+BIASES = (1.4, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+"""From text first to concept first."""
+
+GATES: Mapping[str, Mapping[str, Any]] = {
+    "the paper's gate": {},
+    "the normalised gate": {"normalised": True},
+    "with a dead zone": {"floor": 0.3},
+}
+"""Ways to keep a concept from what it is not asked for."""
+
+FIGURES = ("identity", "category", "scene", "other", "colour", "relation", "text")
+Means = dict[str, float]
+
+
+class Promises:
+    """Answers, one for each concept or pair.
+
+    Args:
+        world: the base model, its judges and the concepts.
+        config: how concepts are learned.
+    """
+
+    def __init__(self, world: World, config: perfusion.Config) -> None:
+        self.world, self.config = world, config
+        self.folder = world.folder.parent
+
+    def kept(self, name: str, answer: Callable[[], Any]) -> Any:
+        """An answer from the folder, or worked out and written there."""
+        file = self.folder / "answers" / f"{name}.json"
+        if not file.exists():
+            found = answer()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as temporary:
+                temporary.write_text(json.dumps(found))
+        return json.loads(file.read_text())
+
+    # ------------------------------------------------------------------ learning
+
+    def learned(self, concept: sandbox.Concept, photos: int = 5) -> perfusion.Concept:
+        """The concept's file, made if it is not there."""
+        name = f"{concept.name}-{photos}"
+        file = self.folder / "concepts" / f"{name}.safetensors"
+
+        def learn() -> float:
+            start = time.perf_counter()
+            subject = self.world.subject(concept, photos)
+            made = perfusion.learn(
+                self.world.pipe, list(subject.photos), placeholder=subject.word,
+                category=subject.category, statistics=self.world.moment, config=self.config,
+                progress=False,
+            )  # fmt: skip
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.save(file)
+            return time.perf_counter() - start
+
+        self.kept(f"seconds-{name}", learn)
+        return perfusion.Concept.load(file)
+
+    # ------------------------------------------------------------------ pictures
+
+    def _drawn(
+        self, made: Sequence[perfusion.Concept], asked: Sequence[tuple[Prompt, int]], phrase: str,
+        **how: Any,
+    ) -> Tensor:  # fmt: skip
+        if not made:
+            return self.world.draw(asked, phrase)
+        with perfusion.apply(self.world.pipe, list(made), **how):
+            return self.world.draw(asked, phrase)
+
+    def means(self, concept: sandbox.Concept, kind: str, **how: Any) -> Means:
+        """Mean figures over new prompts.
+
+        Args:
+            concept: which.
+            kind: `"word"`: the category's word alone; `"one"`: learned from one photo; `"beside"`:
+                while a second concept is loaded; anything else: learned from five photos.
+            how: arguments of `perfusion.apply`.
+        """
+        told = "-".join([kind, *(f"{name}={value}" for name, value in how.items())])
+
+        def answer() -> Means:
+            asked = self.world.asked(concept)
+            if kind == "word":
+                pixels = self._drawn([], asked, concept.category)
+            else:
+                made = [self.learned(concept, 1 if kind == "one" else 5)]
+                if kind == "beside":
+                    made.append(self.learned(self._other(concept)))
+                pixels = self._drawn(made, asked, made[0].trigger, **how)
+            return _means(self.world.judges.marks(concept, pixels, [p for p, _ in asked]))
+
+        return dict(self.kept(f"{concept.name}-{told}", answer))
+
+    def _other(self, concept: sandbox.Concept) -> sandbox.Concept:
+        """The next concept of another category."""
+        every = self.world.concepts()
+        after = every[every.index(concept) + 1 :] + every
+        return next(other for other in after if other.category != concept.category)
+
+    def off(self, concept: sandbox.Concept, gate: str) -> float:
+        """How much less prompts without the concept change by it than by another seed."""
+
+        def answer() -> float:
+            asked = self.world.off(concept)
+            base, reseeded = (self.world.base(concept, asked, s).float() for s in (0, 5000))
+            made = self.learned(concept)
+            inside = self._drawn([made], asked, concept.category, **GATES[gate]).float()
+            changed = float((inside - base).abs().mean())
+            return float((reseeded - base).abs().mean()) / changed if changed else float("inf")
+
+        return float(self.kept(f"{concept.name}-off-{gate.replace(' ', '-')}", answer))
+
+    def pair(self, one: sandbox.Concept, two: sandbox.Concept) -> Means:
+        """Two merged concepts in one picture: share of pictures that are right, and why not."""
+
+        def answer() -> Means:
+            made = [self.learned(one), self.learned(two)]
+            asked = pair_prompts(made[0].trigger, made[1].trigger, self.world.plan.pair_pictures)
+            pixels = self._drawn(made, asked, "")
+            found = self.world.judges.nearest((one, two), self.world.concepts(), pixels)
+            return {name: statistics.mean(values) for name, values in found.items()}
+
+        return dict(self.kept(f"pair-{one.name}-{two.name}", answer))
+
+    def pairs(self) -> list[tuple[sandbox.Concept, sandbox.Concept]]:
+        """Pairs of different categories, spread over all that there are."""
+        every = list(itertools.combinations(self.world.concepts(), 2))
+        apart = [(a, b) for a, b in every if a.category != b.category]
+        return apart[:: max(1, len(apart) // self.world.plan.pairs)][: self.world.plan.pairs]
+
+    # ------------------------------------------------------------------ cost
+
+    def costs(self) -> Means:
+        """Ratios of times: a step to textual inversion's, a picture to one without concepts."""
+
+        def answer() -> Means:
+            one, two = self.pairs()[0]
+            world = self.world
+            ours, theirs = step_times(world.pipe, world.moment, one)
+            made = [self.learned(one), self.learned(two)]
+            prompt = Prompt("a photo of a cat on the grass", "grass")
+            none, single, double = picture_times(
+                world.pipe, made, lambda: world.draw([(prompt, 1)], "")
+            )
+            return {
+                "step": ours / theirs, "one": single / none, "two": double / none,
+                "step_seconds": ours, "picture_seconds": none, "threads": torch.get_num_threads(),
+            }  # fmt: skip
+
+        return dict(self.kept("costs", answer))
+
+
+def _means(marks: Marks) -> Means:
+    found = {}
+    for name in FIGURES:
+        told = [mark for mark in marks[name] if mark is not None]
+        if told:
+            found[name] = statistics.mean(told)
+    return found
