@@ -35,9 +35,12 @@ def machine() -> str:
     """One sentence about where the figures come from."""
     import torch
 
+    threads = torch.get_num_threads()
     return (
-        f"Measured on {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}."
+        f"Measured on {processor()}, {os.cpu_count()} cores, {threads} "
+        f"thread{'' if threads == 1 else 's'}, {platform.system()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, beside other programs with a load "
+        f"average of {os.getloadavg()[0]:.1f}."
     )
 
 
@@ -60,6 +63,7 @@ def row(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run, write, and return pytest's exit code."""
+    where = machine()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "benchmarks.json"
         command = [sys.executable, "-m", "pytest", str(FOLDER), "-q", "-o", "addopts="]
@@ -70,7 +74,7 @@ def main() -> int:
         results = json.loads(report.read_text())["benchmarks"] if report.exists() else []
     header = "| what | peer | ratio ours/peer (quartiles) | target | ours, ms | |\n"
     table = header + "|---|---|---|---|---|---|\n" + "\n".join(map(row, results))
-    page = f"{INTRODUCTION}\n{machine()}\n\n{table}\n"
+    page = f"{INTRODUCTION}\n{where}\n\n{table}\n"
     print(page)
     if done.returncode == 0 and not sys.argv[1:]:  # a selection is shown, not kept
         (FOLDER / "README.md").write_text(page, encoding="utf-8")
