@@ -39,8 +39,8 @@ def machine() -> str:
     return (
         f"Measured on {processor()}, {os.cpu_count()} cores, {threads} "
         f"thread{'' if threads == 1 else 's'}, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, beside other programs with a load "
-        f"average of {os.getloadavg()[0]:.1f}."
+        f"{platform.python_version()}, torch {torch.__version__}, beside other programs with a "
+        f"load average of {os.getloadavg()[0]:.1f}."
     )
 
 
