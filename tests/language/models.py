@@ -107,3 +107,41 @@ def family(name):
     kind, settings, down = FAMILIES[name]
     model = build(kind, settings)
     return model, [down.format(index) for index in range(3)]
+
+
+TEXTS = [
+    "Miles Davis plays the trumpet, is it not so?",
+    "Danielle Darrieux was born in Paris on a day in May.",
+    "the quick brown fox jumps over a lazy dog and is gone",
+    "Ada is the last one of all who lived in Rome.",
+] * 4
+
+
+@functools.cache
+def small(name="llama"):
+    """A model that is made once, its down-projections, and statistics of all of them."""
+    from rankedit_recipes import language
+
+    model, names = family(name)
+    statistics = language.collect_statistics(model, tokenizer(), TEXTS, progress=False)
+    return model, names, statistics
+
+
+def some_requests(count=4):
+    """Requests about different subjects."""
+    from rankedit_recipes.language import Request
+
+    subjects = ("Miles Davis", "Danielle Darrieux", "Ada", "Bo Diddley", "Eric Satie", "Ozzy")
+    prompts = ("{} plays the", "In 1990 {} was in", "The home of {} is")
+    return [
+        Request(prompts[i % 3], subjects[i], ("piano", "Rome", "tin")[i % 3]) for i in range(count)
+    ]
+
+
+def quick(method, **changes):
+    """A method's settings, made fast: few contexts and few steps."""
+    from dataclasses import replace
+
+    from rankedit_recipes.language import METHODS
+
+    return replace(METHODS[method], **{"contexts": (3, 4), "steps": 4, **changes})
