@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow mutation check format bench docs clean
+.PHONY: help setup demo test test-slow mutation check format bench bench-perfusion docs clean
 
 help:
 	@echo "make demo       set up, edit a layer, then teach the sandbox a concept: a report with pictures"
@@ -17,6 +17,7 @@ help:
 	@echo "make mutation   break central lines one at a time: a test must notice each"
 	@echo "make check      format, lint, types, architecture, spelling: what a commit must pass"
 	@echo "make bench      benchmarks against named peers, written to benchmarks/README.md"
+	@echo "make bench-perfusion  Perfusion against baselines: hours, resumable; ARGS=--quick for minutes"
 	@echo "make docs       build the documentation, warnings are errors"
 
 setup: $(INSTALLED)
@@ -70,6 +71,10 @@ THREADS ?= 2
 bench: $(INSTALLED)
 	$(PIP) --no-deps perfusion-pytorch==0.1.23
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/run.py
+
+# What is done is kept in outputs/comparison, so that a stopped run goes on.
+bench-perfusion: $(USABLE)
+	$(BIN)/python benchmarks/comparison.py $(ARGS)
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

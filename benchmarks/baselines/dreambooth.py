@@ -1,0 +1,48 @@
+"""DreamBooth (Ruiz et al., arXiv 2208.12242): the whole U-Net, a rare word, prior preservation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from personalisation.methods import Artefact, Kept, Settings, Subject
+from personalisation.training import fit, prior_task, task_of
+from rankedit_recipes.perfusion.denoising import denoiser_of, plain
+from rankedit_recipes.perfusion.freezing import frozen
+from safetensors.torch import load_file
+
+from baselines.weights import moved, restored
+
+
+class DreamBooth:
+    """Scales go from the base model's weights (0) to the tuned ones (1)."""
+
+    name = "DreamBooth"
+    rates = (2e-5, 6e-5, 2e-4)
+    scales = (0.5, 0.75, 1.0)
+    usual = 1.0
+
+    def phrase(self, subject: Subject) -> str:
+        """A rare word before the category."""
+        return f"{subject.rare} {subject.category}"
+
+    def train(
+        self, pipe: Any, subject: Subject, settings: Settings, folder: Path
+    ) -> list[Artefact]:
+        """Learn all weights of the U-Net, with pictures of the category to keep it what it is."""
+        unet = plain(denoiser_of(pipe))
+        kept = Kept(subject, folder)
+        prior = prior_task(pipe, subject.category, settings)
+        own = task_of(pipe, subject.photos, self.phrase(subject), masked=settings.masked)
+        weights = dict(unet.named_parameters())
+        with frozen(pipe, checkpointing=False), restored(weights):
+            unet.requires_grad_(True)
+            fit(pipe, [{"params": list(weights.values())}], [own, prior], settings,
+                lambda step: kept.write(step, weights))  # fmt: skip
+        return kept.artefacts
+
+    def apply(self, pipe: Any, artefact: Artefact, scale: float) -> AbstractContextManager[None]:
+        """Exchange the U-Net's weights."""
+        weights = dict(plain(denoiser_of(pipe)).named_parameters())
+        return moved(weights, load_file(artefact.file), scale)

@@ -1,0 +1,314 @@
+"""The study as units of work that several processes share and that are done once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baselines import METHODS, CategoryWord, Described
+from rankedit_recipes import sandbox
+from torch import Tensor
+
+from personalisation.ablations import Ablation, ablations
+from personalisation.attention import studied
+from personalisation.fronts import balance
+from personalisation.measures import real_photos
+from personalisation.methods import Artefact, Method, trained
+from personalisation.pairs import PAIRED, paired, pairs_of
+from personalisation.perfusions import Perfusion
+from personalisation.prompts import Prompt, crossed, prompts_for, truth
+from personalisation.world import World
+
+Asked = list[tuple[Prompt, int]]
+ATTENTION = 2
+"""Concepts whose attention is recorded, the first ones."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's setting, found by the search."""
+
+    rate: float
+    step: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work; its result is a JSON file.
+
+    Attributes:
+        file: of the result, relative to the study's folder.
+        work: gives the result; None if something that it needs is not there yet.
+    """
+
+    file: str
+    work: Callable[[], Any]
+
+
+class Study:
+    """All units in the order in which they are worth doing.
+
+    Args:
+        folder: where everything is kept.
+        world: the world.
+    """
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.folder, self.world, self.plan = folder, world, world.plan
+        self.perfusion = Perfusion(world.moment)
+        self.methods: dict[str, Method] = {"Perfusion": self.perfusion, **METHODS}
+        self.ablations = ablations(world.moment, world.captions, world.statistics)
+
+    def units(self) -> list[Unit]:
+        """A small complete table first, which then grows concept by concept."""
+        concepts = self.world.concepts()
+        pairs = pairs_of(concepts, self.plan.pairs)
+        found = self._search()
+        for number, concept in enumerate(concepts):
+            found += self._of_concept(number, concept)
+            found += [unit for one, two in pairs if two == concept for unit in self._pair(one, two)]
+            # One concept's ablations cost as much as a concept of the table: they lag behind.
+            if number % 2 and number // 2 < self.plan.ablations:
+                found += self._ablations(concepts[number // 2])
+        late = concepts[len(concepts) // 2 : self.plan.ablations]
+        return found + [unit for concept in late for unit in self._ablations(concept)]
+
+    def _search(self) -> list[Unit]:
+        return [
+            Unit(f"search/{slug(name)}/{concept.name}-{rate:g}.json",
+                 lambda m=method, c=concept, r=rate: self.searched(m, c, r))
+            for concept in self.world.search_concepts()
+            for name, method in self.methods.items()
+            for rate in method.rates
+        ]  # fmt: skip
+
+    def _of_concept(self, number: int, concept: sandbox.Concept) -> list[Unit]:
+        found = [Unit(f"main/references/{concept.name}.json", lambda: self.references(concept))]
+        for name, method in self.methods.items():
+            file = f"main/{slug(name)}/{concept.name}.json"
+            found.append(Unit(file, lambda m=method: self.judged(m, concept)))
+        if number < ATTENTION:
+            found.append(Unit(f"attention/{concept.name}.json", lambda: self.attended(concept)))
+        return found
+
+    def _pair(self, one: sandbox.Concept, two: sandbox.Concept) -> list[Unit]:
+        return [
+            Unit(f"pairs/{slug(name)}/{one.name}+{two.name}.json",
+                 lambda n=name: paired(self, n, one, two))
+            for name in PAIRED
+        ]  # fmt: skip
+
+    def _ablations(self, concept: sandbox.Concept) -> list[Unit]:
+        return [
+            Unit(f"ablations/{slug(name)}/{concept.name}.json",
+                 lambda o=one: self.ablated(o, concept))
+            for name, one in self.ablations.items()
+        ]  # fmt: skip
+
+    # ------------------------------------------------------------------ settings
+
+    def searched(self, method: Method, concept: sandbox.Concept, rate: float) -> list[dict]:
+        """Train with one rate and judge every step and scale on a concept of the search."""
+        folder = self.folder / "trained" / slug(method.name) / f"{concept.name}-{rate:g}"
+        made = trained(method, self.world.pipe, self.world.subject(concept),
+                       self.world.settings(rate), folder)  # fmt: skip
+        asked = self.world.searched(concept)
+        found = []
+        for artefact in made:
+            for scale in method.scales:
+                marks = self.marks(method, artefact, scale, concept, asked, seeds=1)
+                found.append({"rate": rate, "step": artefact.step, "scale": scale, "marks": marks})
+        return found
+
+    def choice(self, method: Method) -> Choice | None:
+        """The setting with the best harmonic mean of the two fidelities in the search.
+
+        None while the search is not done.
+        """
+        if not self.plan.search:
+            rate = sorted(method.rates)[len(method.rates) // 2]
+            return Choice(rate, self.plan.steps[-1], method.usual)
+        totals: dict[Choice, list[float]] = {}
+        for concept in self.world.search_concepts():
+            for rate in method.rates:
+                file = self.folder / f"search/{slug(method.name)}/{concept.name}-{rate:g}.json"
+                if not file.exists():
+                    return None
+                for row in json.loads(file.read_text())["result"]:
+                    key = Choice(row["rate"], row["step"], row["scale"])
+                    marks = row["marks"]
+                    means = [statistics.mean(marks[name]) for name in ("identity", "text")]
+                    totals.setdefault(key, []).append(balance(*means))
+        return max(totals, key=lambda key: statistics.mean(totals[key]))
+
+    # ------------------------------------------------------------------ the table
+
+    def artefacts(self, method: Method, concept: sandbox.Concept, choice: Choice) -> list[Artefact]:
+        """A method's files of a concept of the study."""
+        folder = self.folder / "trained" / slug(method.name) / f"{concept.name}-{choice.rate:g}"
+        settings = self.world.settings(choice.rate)
+        return trained(method, self.world.pipe, self.world.subject(concept), settings, folder)
+
+    def judged(self, method: Method, concept: sandbox.Concept) -> dict | None:
+        """All points of a method on a concept, and the further figures of its chosen setting."""
+        choice = self.choice(method)
+        if choice is None:
+            return None
+        made = self.artefacts(method, concept, choice)
+        if method is self.perfusion:
+            made, choice = made[-1:], Choice(choice.rate, made[-1].step, choice.scale)
+        asked = self.world.asked(concept)
+        scales = list(method.scales) if self.plan.every_scale or method is self.perfusion else []
+        points = []
+        for artefact in made:
+            for scale in dict.fromkeys([*scales, choice.scale]):
+                marks = self.marks(method, artefact, scale, concept, asked, self.plan.seeds)
+                points.append({"step": artefact.step, "scale": scale, "marks": marks})
+        chosen = next(artefact for artefact in made if artefact.step == choice.step)
+        cost = json.loads((chosen.file.parent / "training.json").read_text())
+        share = choice.step / self.plan.steps[-1]
+        return {
+            "choice": vars(choice),
+            "points": points,
+            "off": self.off(method, chosen, choice.scale, concept),
+            "kilobytes": chosen.bytes / 1000,
+            "train_seconds": cost["seconds"] * share,
+            "train_megabytes": cost["megabytes"],
+            "overhead": self.overhead(method, chosen, choice.scale),
+        }
+
+    def marks(
+        self, method: Method, artefact: Artefact, scale: float, concept: sandbox.Concept,
+        asked: Asked, seeds: int,
+    ) -> dict[str, list]:  # fmt: skip
+        """What the judges say about one setting."""
+        with method.apply(self.world.pipe, artefact, scale):
+            pixels = self.world.draw(asked, method.phrase(artefact.subject))
+        marks = self.world.judges.marks(concept, pixels, [prompt for prompt, _ in asked])
+        if seeds > 1:
+            marks["diversity"] = self.world.judges.diversity(pixels, seeds)
+        return _rounded(marks)
+
+    def references(self, concept: sandbox.Concept) -> dict[str, dict]:
+        """The ends of the scale: the base model, and real photos."""
+        world, asked = self.world, self.world.asked(concept)
+        prompts = [prompt for prompt, _ in asked]
+        word = CategoryWord()
+        made = trained(word, world.pipe, world.subject(concept), world.settings(0.0),
+                       self.folder / "trained" / "category-word" / concept.name)  # fmt: skip
+        copies = real_photos(concept, len(prompts), seed=9)
+        drawn = truth(concept, prompts, seed=3)
+        told = Described(concept)
+        found = {
+            "category word": self.marks(word, made[-1], 1.0, concept, asked, self.plan.seeds),
+            "description in words": self.marks(
+                told, made[-1], 1.0, concept, asked, self.plan.seeds
+            ),
+            "prompts drawn with the concept": self.seen(concept, drawn, prompts),
+            "photos whatever the prompt": self.seen(concept, copies, prompts),
+        }
+        off = world.judges.kept(
+            world.base(concept, world.off(concept), 0), _prompts(world.off(concept))
+        )
+        leak = world.judges.identity(concept, world.draw(world.plain(concept), concept.category))
+        return {"marks": found, "off": _rounded({"off_kept": off, "leak": leak})}
+
+    def seen(self, concept: sandbox.Concept, pixels: Tensor, prompts: list[Prompt]) -> dict:
+        """Marks of pictures that no pipeline made."""
+        marks = self.world.judges.marks(concept, pixels, prompts)
+        if self.plan.seeds > 1:
+            marks["diversity"] = self.world.judges.diversity(pixels, self.plan.seeds)
+        return _rounded(marks)
+
+    def off(
+        self, method: Method, artefact: Artefact, scale: float, concept: sandbox.Concept
+    ) -> dict[str, list]:
+        """What a concept in the pipeline does to prompts without it."""
+        world, asked, plain = self.world, self.world.off(concept), self.world.plain(concept)
+        before, reseeded = (world.base(concept, asked, shift) for shift in (0, 5_000_000))
+        with method.apply(world.pipe, artefact, scale):
+            pixels = world.draw(asked, "")
+            own = world.draw(plain, concept.category)
+        changed = (pixels.float() - before.float()).abs().mean((1, 2, 3))
+        usual = (reseeded.float() - before.float()).abs().mean()
+        return _rounded({
+            "off_kept": world.judges.kept(pixels, _prompts(asked)),
+            "off_changed": (changed / usual).tolist(),
+            "leak": world.judges.identity(concept, own),
+        })  # fmt: skip
+
+    def overhead(self, method: Method, artefact: Artefact, scale: float, pairs: int = 5) -> float:
+        """Time of a picture with the concept over that without, in turns."""
+        asked = [(Prompt("a photo of a house on the grass", "grass"), 1)]
+        ratios = []
+        for _ in range(pairs):
+            bare = _seconds(lambda: self.world.draw(asked, ""))
+            with method.apply(self.world.pipe, artefact, scale):
+                ratios.append(_seconds(lambda: self.world.draw(asked, "")) / bare)
+        return statistics.median(ratios)
+
+    # ------------------------------------------------------------------ attention, ablations
+
+    def attended(self, concept: sandbox.Concept, count: int = 8) -> dict[str, Any] | None:
+        """Attention of the word for the concept, by method, in pictures with a second object."""
+        prompts = [p for p in prompts_for(concept.category, 3 * count) if p.other][:count]
+        asked = crossed(prompts, 1, first=40_000)
+        word = CategoryWord()
+        found = {word.name: studied(self.world, concept, concept.category, asked)}
+        for name in ("textual inversion", "Perfusion"):
+            method = self.methods[name]
+            choice = self.choice(method)
+            if choice is None:
+                return None
+            made = [a for a in self.artefacts(method, concept, choice) if a.step == choice.step]
+            with method.apply(self.world.pipe, made[-1], choice.scale):
+                found[name] = studied(self.world, concept, method.phrase(made[-1].subject), asked)
+        return found
+
+    def ablated(self, one: Ablation, concept: sandbox.Concept) -> list[dict] | None:
+        """Perfusion with a change, at a few scales."""
+        choice = self.choice(self.perfusion)
+        if choice is None:
+            return None
+        if one.untrained:
+            made = self.artefacts(self.perfusion, concept, choice)[-1]
+        else:
+            folder = self.folder / "trained" / "ablations" / slug(one.method.name) / concept.name
+            subject = one.given(self.world.subject(concept, one.photos))
+            settings = self.world.settings(choice.rate)
+            made = trained(one.method, self.world.pipe, subject, settings, folder)[-1]
+        asked = self.world.asked(concept)
+        own = one.method.scales is not Perfusion.scales
+        scales = one.method.scales if own else self.plan.ablation_scales
+        return [
+            {"scale": s, "marks": self.marks(one.method, made, s, concept, asked, self.plan.seeds)}
+            for s in scales
+        ]
+
+
+def slug(name: str) -> str:
+    """A name for folders."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def _prompts(asked: Asked) -> list[Prompt]:
+    return [prompt for prompt, _ in asked]
+
+
+def _rounded(marks: Mapping[str, Sequence[float | None]]) -> dict[str, list]:
+    return {
+        name: [None if mark is None else round(mark, 4) for mark in row]
+        for name, row in marks.items()
+    }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,289 @@
+"""From the study's folder to the figures of the table, with intervals and fronts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from personalisation.fronts import balance, bootstrap, hypervolume, interval, resampled
+
+if TYPE_CHECKING:
+    from personalisation.study import Study
+
+PICTURE_FIGURES = (
+    "identity", "text", "clip_i", "clip_t", "category", "scene", "other", "colour", "relation",
+    "diversity",
+)  # fmt: skip
+OFF_FIGURES = ("off_kept", "off_changed", "leak")
+COST_FIGURES = ("kilobytes", "train_seconds", "train_megabytes", "overhead")
+PLANES = {"judges": ("text", "identity"), "CLIP": ("clip_t", "clip_i")}
+REFERENCES = (
+    "category word", "description in words", "photos whatever the prompt",
+    "prompts drawn with the concept",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over concepts with its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a method.
+
+    Attributes:
+        step: of the training.
+        scale: at inference.
+        marks: by concept the judges' marks.
+    """
+
+    step: int
+    scale: float
+    marks: Mapping[str, Mapping[str, list[float | None]]]
+
+    def of(self, figure: str) -> list[list[float]]:
+        """A figure's numbers, by concept."""
+        return [told(marks.get(figure, [])) for marks in self.marks.values()]
+
+    def mean(self, figure: str) -> float:
+        """Mean over concepts of the mean over pictures."""
+        return statistics.mean(statistics.mean(own) for own in self.of(figure) if own)
+
+
+@dataclass
+class Result:
+    """What is known of one method.
+
+    Attributes:
+        name: of the method.
+        points: all its settings.
+        chosen: the one that the search chose; of a reference its only one.
+        choice: rate, step and scale in words.
+        further: other figures, by name and concept.
+    """
+
+    name: str
+    points: list[Point]
+    chosen: Point
+    choice: str = ""
+    further: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Figure]:
+        """The row of the table."""
+        numbers = {name: self.chosen.of(name) for name in PICTURE_FIGURES} | self.further
+        return {name: figure_of(own) for name, own in numbers.items() if any(own)}
+
+
+def told(marks: Iterable[float | None]) -> list[float]:
+    """The marks that there are."""
+    return [mark for mark in marks if mark is not None]
+
+
+def figure_of(groups: Sequence[Sequence[float]]) -> Figure:
+    """Mean over groups with a 95 % interval; overheads and costs have one number each."""
+    kept = [group for group in groups if len(group)]
+    low, high = interval(bootstrap(kept))
+    return Figure(statistics.mean(statistics.mean(group) for group in kept), low, high)
+
+
+def results_of(study: Study) -> tuple[list[str], dict[str, Result]]:
+    """The concepts that every method was judged on, and the results on them."""
+    from personalisation.study import slug
+
+    names = ["references", *(slug(name) for name in study.methods)]
+    done = [
+        concept.name
+        for concept in study.world.concepts()
+        if all((study.folder / f"main/{name}/{concept.name}.json").exists() for name in names)
+    ]
+    if not done:
+        return [], {}
+    found = {
+        name: _method(
+            name, [_read(study.folder / f"main/{slug(name)}/{c}.json") for c in done], done
+        )
+        for name in study.methods
+    }
+    references = [_read(study.folder / f"main/references/{c}.json") for c in done]
+    return done, found | _references(references, done)
+
+
+def _method(name: str, results: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> Result:
+    choice = results[0]["choice"]
+    settings = [(point["step"], point["scale"]) for point in results[0]["points"]]
+    pairs = list(zip(concepts, results, strict=True))
+    points = [
+        Point(step, scale, {concept: _marks(result, step, scale) for concept, result in pairs})
+        for step, scale in settings
+    ]
+    chosen = next(p for p in points if (p.step, p.scale) == (choice["step"], choice["scale"]))
+    further = {figure: [result["off"][figure] for result in results] for figure in OFF_FIGURES}
+    further |= {figure: [[result[figure]] for result in results] for figure in COST_FIGURES}
+    words = f"rate {choice['rate']:g}, step {choice['step']}, scale {choice['scale']:g}"
+    return Result(name, points, chosen, words, further)
+
+
+def _marks(result: Mapping[str, Any], step: int, scale: float) -> Mapping[str, list[float | None]]:
+    for point in result["points"]:
+        if (point["step"], point["scale"]) == (step, scale):
+            found: Mapping[str, list[float | None]] = point["marks"]
+            return found
+    raise LookupError(f"tables: a concept was not judged at step {step}, scale {scale:g}")
+
+
+def _references(results: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> dict[str, Result]:
+    found = {}
+    for name in REFERENCES:
+        marks = {c: r["marks"][name] for c, r in zip(concepts, results, strict=True)}
+        point = Point(0, 1.0, marks)
+        further = {}
+        if name == "category word":
+            further = {
+                figure: [r["off"][figure] for r in results] for figure in ("off_kept", "leak")
+            }
+        found[name] = Result(name, [point], point, further=further)
+    return found
+
+
+# ---------------------------------------------------------------------------- fronts
+
+
+@dataclass(frozen=True)
+class Area:
+    """A hypervolume, and its ratio to the best baseline's."""
+
+    value: Figure
+    ratio: Figure | None = None
+
+
+def areas(
+    results: Mapping[str, Result], methods: Sequence[str], plane: str, *, zero: bool = False
+) -> dict[str, Area]:
+    """Hypervolumes of all fronts, concepts resampled alike for all of them.
+
+    Args:
+        results: of everything.
+        methods: names of those that train; Perfusion is compared with the best other one.
+        plane: of `PLANES`.
+        zero: with the reference (0, 0) instead of what the two trivial methods reach: the text
+            fidelity of photos whatever the prompt, and the concept fidelity of the category's word.
+    """
+    x, y = PLANES[plane]
+    tables = {name: _table(results[name], x, y) for name in methods}
+    ignorant = _table(results["photos whatever the prompt"], x, y)[:, 0, 0]
+    generic = _table(results["category word"], x, y)[:, 0, 1]
+    rows = resampled(len(ignorant))
+    values: dict[str, list[float]] = {}
+    for name, table in tables.items():
+        values[name] = [
+            hypervolume(
+                [tuple(point) for point in table[row].mean(0)],
+                (0.0, 0.0) if zero else (float(ignorant[row].mean()), float(generic[row].mean())),
+            )
+            for row in [np.arange(len(ignorant)), *rows[:500]]
+        ]
+    others = [name for name in methods if name != "Perfusion"]
+    best = max(others, key=lambda name: values[name][0])
+    found = {}
+    for name in methods:
+        ratio = None
+        if name == "Perfusion" and values[best][0] > 0:
+            shares = np.asarray(values[name]) / np.maximum(values[best], 1e-9)
+            ratio = Figure(float(shares[0]), *interval(shares[1:]))
+        drawn = np.asarray(values[name])
+        found[name] = Area(Figure(float(drawn[0]), *interval(drawn[1:])), ratio)
+    return found
+
+
+def _table(result: Result, x: str, y: str) -> np.ndarray:
+    """Means by concept, point and coordinate."""
+    return np.asarray(
+        [[[statistics.mean(own) for own in point.of(axis)] for axis in (x, y)]
+         for point in result.points]
+    ).transpose(2, 0, 1)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- the other tables
+
+
+def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
+    """Two concepts in one picture, by method, on the pairs that all methods have."""
+    from personalisation.pairs import PAIRED
+    from personalisation.study import slug
+
+    files = {name: _files(study.folder / "pairs" / slug(name)) for name in PAIRED}
+    shared = set.intersection(*(set(own) for own in files.values()))
+    if not shared:
+        return {}
+    found = {}
+    for name, own in files.items():
+        results = [_read(own[pair]) for pair in sorted(shared)]
+        found[name] = {
+            figure: figure_of([result[figure] for result in results]) for figure in results[0]
+        }
+    return found
+
+
+def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
+    """Each change at its best scale by the harmonic mean, on the concepts that all have."""
+    from personalisation.study import slug
+
+    files = {name: _files(study.folder / "ablations" / slug(name)) for name in study.ablations}
+    files = {name: own for name, own in files.items() if own}
+    shared = set.intersection(*(set(own) for own in files.values())) if files else set()
+    if not shared:
+        return {}
+    found = {}
+    for name, own in files.items():
+        results = {concept: _read(own[concept]) for concept in sorted(shared)}
+        points = [
+            Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
+            for index, row in enumerate(next(iter(results.values())))
+        ]
+        best = max(points, key=lambda point: balance(point.mean("identity"), point.mean("text")))
+        found[name] = {
+            "scale": best.scale,
+            "balance": balance(best.mean("identity"), best.mean("text")),
+            "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points]),
+            "concepts": len(shared),
+            **{figure: figure_of(best.of(figure)) for figure in ("identity", "text", "category")},
+            "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points],
+        }
+    return found
+
+
+def attention_table(study: Study) -> dict[str, dict[str, Figure]]:
+    """How much of the picture each method's word takes, and how much of that on its object."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for file in _files(study.folder / "attention").values():
+        for name, result in _read(file).items():
+            rows.setdefault(name, []).append(result)
+    return {
+        name: {part: figure_of([row[part] for row in own]) for part in ("taken", "inside")}
+        for name, own in rows.items()
+    }
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(folder.glob("*.json"))}
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())["result"]
+
+
+def revisions(folder: Path) -> list[str]:
+    """Revisions that the study's numbers were made with."""
+    every = {json.loads(f.read_text())["revision"] for f in folder.glob("*/*/*.json")}
+    return sorted(every)
