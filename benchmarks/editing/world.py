@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rankedit_recipes import language
@@ -17,6 +18,12 @@ from torch import nn
 
 SINGLE, MANY = 300, 500
 """Requests edited one at a time, and together."""
+
+TEXTS = 6000
+"""Of the corpus, for all of the statistics."""
+
+KEPT = Path("outputs/benchmarks/language")
+"""Where what was computed is kept."""
 
 STATISTICS_SEED, UNRELATED_SEED = 1, 2
 
@@ -30,10 +37,10 @@ class World:
     cases: Sequence[Case]
 
     @classmethod
-    def open(cls) -> World:
-        """The shipped model with its test set."""
+    def open(cls, folder: Path | None = None) -> World:
+        """The shipped model, or that of a folder, with the test set."""
         cases = [case_of(record) for record in facts.cases(2 * MANY)]
-        return cls(facts.load_model().eval(), facts.load_tokenizer(), cases)
+        return cls(facts.load_model(folder).eval(), facts.load_tokenizer(folder), cases)
 
     @cached_property
     def digest(self) -> str:
@@ -47,6 +54,15 @@ class World:
     def blocks(self) -> list[language.Block]:
         """The blocks of the model."""
         return language.find_blocks(self.model)
+
+    def statistics(self, share: float = 1.0) -> language.Statistics:
+        """What the projections read on a share of the corpus, kept in a file."""
+        file = KEPT / f"statistics-{self.digest}-{share:g}.safetensors"
+        if not file.exists():
+            texts = list(islice(facts.corpus(STATISTICS_SEED), round(share * TEXTS)))
+            found = language.collect_statistics(self.model, self.tokenizer, texts, batch=64)
+            found.save(file, self.model)
+        return language.load_statistics(file, self.model, self.tokenizer)
 
     @cached_property
     def unrelated(self) -> Unrelated:

@@ -39,7 +39,7 @@ class Table(nn.Module):
         self.config = SimpleNamespace(max_position_embeddings=64)
         self.widths = []
 
-    def forward(self, input_ids, past_key_values=None, *, use_cache=False):
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, *, use_cache=False):
         self.widths.append(tuple(input_ids.shape))
         return SimpleNamespace(logits=self.table[input_ids], past_key_values=past_key_values)
 

@@ -14,7 +14,13 @@ from rankedit_recipes.language.conflicts import FactConflict
 from rankedit_recipes.language.contexts import sample_prefixes
 from rankedit_recipes.language.editing import Edited, edit
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluation import evaluate, evaluate_each
+from rankedit_recipes.language.generating import generate, generation_entropy
+from rankedit_recipes.language.likelihoods import Likelihoods, likelihoods
+from rankedit_recipes.language.locality import Unrelated
+from rankedit_recipes.language.measures import MEASURES, Measure
 from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.reporting import Report
 from rankedit_recipes.language.requests import (
     Case,
     Request,
@@ -23,28 +29,44 @@ from rankedit_recipes.language.requests import (
     read_cases,
     read_requests,
 )
+from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
 from rankedit_recipes.language.stream import Stream
+from rankedit_recipes.language.tracing import Trace, parts_of, trace
 
 __all__ = [
+    "MEASURES",
     "METHODS",
     "Block",
     "Case",
     "Edited",
     "FactConflict",
     "LanguageError",
+    "Likelihoods",
+    "Measure",
+    "Report",
     "Request",
+    "Scores",
     "Settings",
     "Statistics",
     "Stream",
+    "Trace",
+    "Unrelated",
     "case_of",
     "collect_statistics",
     "continued",
     "edit",
+    "evaluate",
+    "evaluate_each",
     "find_blocks",
+    "generate",
+    "generation_entropy",
+    "likelihoods",
     "load_statistics",
+    "parts_of",
     "read_cases",
     "read_requests",
     "sample_prefixes",
+    "trace",
 ]

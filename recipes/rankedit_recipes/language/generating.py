@@ -79,7 +79,12 @@ def _go_on(model: nn.Module, ids: Tensor, uniform: Tensor, limit: int, top_k: in
     """Token ids `[n, limit]` from `ids [n, begun]`."""
     cache, news = None, ids
     for step in range(limit - ids.shape[1]):
-        out = model(input_ids=news, past_key_values=cache, use_cache=True)
+        out = model(
+            input_ids=news,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache = out.past_key_values
         best = out.logits[:, -1].float().topk(min(top_k, out.logits.shape[-1]))
         cumulated = best.values.softmax(-1).cumsum(-1)

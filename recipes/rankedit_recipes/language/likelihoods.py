@@ -162,8 +162,13 @@ def predictions(model: nn.Module, inputs: Tensor, row: Tensor, position: Tensor)
     kept = inputs.shape[1] - int(position.min())
     # Large vocabularies: logits of positions that nobody asks for are the larger part of the work.
     options = {"logits_to_keep": kept} if takes(model, "logits_to_keep") else {}
-    logits: Tensor = model(input_ids=inputs, use_cache=False, **options).logits
+    logits: Tensor = run(model, inputs, **options).logits
     return logits[row, position - inputs.shape[1] + logits.shape[1]].float()
+
+
+def run(model: nn.Module, ids: Tensor, **options: Any) -> Any:  # noqa: ANN401
+    """What the model gives for `ids [n, length]` without padding, keeping nothing for later."""
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **options)
 
 
 def takes(model: nn.Module, name: str) -> bool:

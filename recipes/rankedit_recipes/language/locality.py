@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.likelihoods import device_of, evaluating
+from rankedit_recipes.language.likelihoods import device_of, evaluating, run
 
 TOKENS = 4096
 _LONGEST = 256
@@ -72,7 +72,7 @@ class Unrelated:
             for length in lengths:
                 group = [i for i, ids in enumerate(self._ids) if len(ids) == length]
                 inputs = torch.tensor([self._ids[i] for i in group], device=device_of(model))
-                log = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+                log = run(model, inputs).logits.float().log_softmax(-1)
                 for index, row in zip(group, log.cpu(), strict=True):
                     found[index] = row
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Case, case_of, read_cases
+from rankedit_recipes.language.texts import read_texts
 
 SANDBOX = "sandbox"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -86,54 +86,23 @@ def open_cases(paths: Sequence[Path], model: str, *, count: int = 0) -> list[Cas
 
 
 def open_texts(paths: Sequence[Path], model: str, *, seed: int = 0) -> Iterator[str]:
-    """Texts of files and folders; of the sandbox's own corpus if none is given.
+    """Texts of files and folders, as `read_texts` reads them.
 
-    A `.jsonl` file has its texts in the field `text`; of any other file each line is a text. Of a
-    folder all `.txt` and `.jsonl` files are read, in the order of their names.
+    Args:
+        paths: of files and folders.
+        model: the name of the model: the sandbox has a corpus of its own, used if no path is given.
+        seed: of that corpus, which has no end.
 
     Raises:
-        LanguageError: nothing to read, or a file that is no text.
+        LanguageError: nothing to read.
     """
     if not paths and model == SANDBOX:
         from rankedit_recipes.sandbox import facts
 
-        yield from facts.corpus(seed)
-        return
-    files = list(itertools.chain.from_iterable(map(_files, paths)))
-    if not files:
+        return facts.corpus(seed)
+    if not paths:
         raise LanguageError(
             "language: give texts, as files of one text on each line or as folders of them; only "
             "the sandbox has a corpus of its own."
         )
-    for file in files:
-        yield from _lines(file)
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(f for f in path.rglob("*") if f.suffix in {".txt", ".jsonl"})
-    return [path]
-
-
-def _lines(file: Path) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield _text(file, number, line) if file.suffix == ".jsonl" else line.strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LanguageError(f"language: '{file}' cannot be read as text: {error}.") from error
-
-
-def _text(file: Path, number: int, line: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LanguageError(
-            f"language: line {number} of '{file}' is no JSON object with a field 'text': {error}."
-        ) from error
-    if not isinstance(text, str):
-        raise LanguageError(
-            f"language: the field 'text' in line {number} of '{file}' must be a text, got {text!r}."
-        )
-    return text
+    return itertools.chain.from_iterable(map(read_texts, paths))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.likelihoods import device_of, evaluating
+from rankedit_recipes.language.likelihoods import device_of, evaluating, run
 from rankedit_recipes.language.requests import Request
 
 PLACES = (
@@ -197,7 +197,7 @@ class _Fact:
         return torch.stack(rows)
 
     def _chances(self, ids: Tensor) -> Tensor:
-        logits = self._model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        logits = run(self._model, ids).logits[:, -1].float()
         return logits.softmax(-1)[:, self._answer]
 
     def _outputs(self, names: Sequence[str]) -> dict[str, Tensor]:

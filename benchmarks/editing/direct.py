@@ -1,0 +1,149 @@
+"""Rows of direct editing: one edit at a time, a batch, and a stream of batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rankedit_recipes.language.editing import Engine, enter
+from rankedit_recipes.language.evaluation import evaluate, evaluate_each
+from rankedit_recipes.language.requests import Case, Request
+from rankedit_recipes.language.scores import Scores
+from rankedit_recipes.language.settings import Settings
+from rankedit_recipes.language.spreading import Facts, spread
+from rankedit_recipes.language.values import FoundValues, find_values
+
+import rankedit as rk
+from editing.rows import Row
+from editing.world import World
+
+# What the search for values depends on: methods that agree in all of this share their values.
+_SEARCH = ("contexts", "anchor", "steps", "learning_rate", "clamp", "decay", "kl", "stop_below",
+           "first_for", "seed")  # fmt: skip
+
+Layers = Sequence[int] | int | None
+
+
+@dataclass
+class Editor:
+    """Edits the cases of a world by any settings; a search for values is done once for all."""
+
+    world: World
+
+    def __post_init__(self) -> None:
+        self._found: dict[Any, FoundValues] = {}
+
+    def engine(self, settings: Settings, layers: Layers = None, share: float = 1.0) -> Engine:
+        """The engine of a method, with statistics of a share of the corpus."""
+        statistics = None if settings.cost == "identity" else self.world.statistics(share)
+        return Engine.build(
+            self.world.model, self.world.tokenizer, settings, statistics, layers=layers,
+            progress=False,
+        )  # fmt: skip
+
+    def facts(self, engine: Engine, cases: Sequence[Case]) -> Facts:
+        """Keys and values of the cases' requests."""
+        requests = [case.request for case in cases]
+        settings = engine.settings
+        search = tuple(getattr(settings, name) for name in _SEARCH)
+        key = (search, engine.chosen[-1].index, tuple(r.label for r in requests))
+        arguments = (engine.model, engine.tokenizer, requests)
+        if key not in self._found:
+            self._found[key] = find_values(
+                *arguments, engine.blocks, engine.chosen[-1], settings,
+                prefixes=engine.prefixes, progress=False,
+            )  # fmt: skip
+        shifts = self._found[key].shifts
+        return spread(
+            *arguments, shifts, engine.chosen, engine.metrics, settings, prefixes=engine.prefixes
+        )
+
+    # -------------------------------------------------------------------------- rows
+
+    def single(
+        self, settings: Settings, cases: Sequence[Case], layers: Layers = None, share: float = 1.0
+    ) -> Row:
+        """Each case edited and evaluated for itself."""
+        engine = self.engine(settings, layers, share)
+        facts = self.facts(engine, cases)
+        edits = (edit_of(engine, part) for part in one_by_one(facts))
+        found = evaluate_each(
+            self.world.model, self.world.tokenizer, cases, edits,
+            unrelated=self.world.few_unrelated, progress=False,
+        )  # fmt: skip
+        return Row("", {str(1): found}, {"layers": [b.index for b in engine.chosen]})
+
+    def batch(
+        self, settings: Settings, cases: Sequence[Case], layers: Layers = None, share: float = 1.0
+    ) -> Row:
+        """All cases edited together."""
+        engine = self.engine(settings, layers, share)
+        edits = edit_of(engine, self.facts(engine, cases))
+        with rk.attach(self.world.model, edits):
+            found = self.scores(cases, generations=True)
+        return Row("", {str(len(cases)): found}, {"layers": [b.index for b in engine.chosen]})
+
+    def scores(self, cases: Sequence[Case], *, generations: bool = False) -> Scores:
+        """Scores of the world's model as it is now."""
+        return evaluate(
+            self.world.model, self.world.tokenizer, cases, unrelated=self.world.unrelated,
+            generations=generations, length=60, progress=False,
+        )  # fmt: skip
+
+    def plain(
+        self, settings: Settings, cases: Sequence[Case], size: int, at: Sequence[int],
+        layers: Layers = None,
+    ) -> Row:  # fmt: skip
+        """A stream as published: each batch is solved on the edited model, and then forgotten."""
+        original, edited = self.world.model, copy.deepcopy(self.world.model)
+        engine = replace(self.engine(settings, layers), model=edited)
+        scores = {}
+        for start in range(0, len(cases), size):
+            part = [case.request for case in cases[start : start + size]]
+            facts, _ = engine.facts(part)
+            rk.fuse_(edited, edit_of(engine, facts))
+            done = start + len(part)
+            if done in at:
+                self.world.model = edited
+                try:
+                    scores[str(done)] = self.scores(cases[:done])
+                finally:
+                    self.world.model = original
+        return Row("", scores, {"layers": [b.index for b in engine.chosen]})
+
+
+def edit_of(engine: Engine, facts: Facts) -> dict[str, rk.LowRank]:
+    """The edits of facts, all of them together."""
+    if not engine.settings.consistent:
+        return engine._inconsistent(facts)
+    ledgers = engine.ledgers()
+    enter(ledgers, facts, engine.model)
+    return {name: ledger.edit() for name, ledger in ledgers.items()}
+
+
+def one_by_one(facts: Facts) -> Iterator[Facts]:
+    """The facts, each for itself."""
+    for number, request in enumerate(facts.requests):
+        rows = slice(number, number + 1)
+
+        def cut(parts: Mapping[str, Any], rows: slice = rows) -> dict[str, Any]:
+            return {name: tensor[rows] for name, tensor in parts.items()}
+
+        yield Facts((request,), cut(facts.keys), cut(facts.lacking), cut(facts.bare))
+
+
+def reverted(cases: Sequence[Case]) -> list[Case]:
+    """Cases that ask for the old answers: their efficacy tells whether an edit was undone."""
+    return [
+        replace(
+            case,
+            request=Request(
+                case.request.prompt, case.request.subject, case.true_target, case.request.relation,
+                case.request.name,
+            ),
+            true_target=case.request.target,
+        )
+        for case in cases
+    ]  # fmt: skip

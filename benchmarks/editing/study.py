@@ -1,0 +1,208 @@
+"""All rows of the study, in the order in which they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rankedit_recipes.language import METHODS, Settings, Stream
+from rankedit_recipes.language.evaluation import evaluate
+from rankedit_recipes.language.methods import INCONSISTENT
+from rankedit_recipes.language.requests import Case
+from rankedit_recipes.language.scores import Scores, joined
+from rankedit_recipes.language.tracing import parts_of, trace
+
+from editing.baselines import fine_tuned, lora_tuned
+from editing.direct import Editor, reverted
+from editing.rows import Row, Rows
+from editing.world import MANY, SINGLE, World
+
+BASELINE = 60
+"""Requests that a baseline is trained on one at a time: it takes seconds for each."""
+
+BATCH = 10
+"""Facts that are added to a stream at a time."""
+
+AT = (10, 50, 100, 200, 300, 400, 500)
+"""Facts after which a stream is evaluated."""
+
+SHARES = (0.01, 0.1, 1.0)
+"""Of the corpus, for the ablation of the statistics."""
+
+TRACED = 100
+"""Facts that are traced."""
+
+IDENTITY: dict[str, Any] = {"cost": "identity"}
+
+
+class Study:
+    """The rows of the study.
+
+    Args:
+        world: what is edited.
+        rows: where they are kept.
+        tuned: settings that differ from the methods' own, by method; for `layers` too.
+    """
+
+    def __init__(self, world: World, rows: Rows, tuned: dict[str, dict[str, Any]]) -> None:
+        self.world, self.rows, self.tuned = world, rows, tuned
+        self.editor = Editor(world)
+        self.single, self.many = world.cases[:SINGLE], world.cases[:MANY]
+
+    def run(self) -> None:
+        """Everything."""
+        for part in (self.unedited, self.traced, self.singles, self.batches, self.streams,
+                     self.ablations, self.baselines):  # fmt: skip
+            part()
+
+    def settings(self, method: str, **changes: Any) -> tuple[Settings, Any]:
+        """A method as it is studied, and the blocks that it edits."""
+        tuned = dict(self.tuned.get(method, {}))
+        layers = tuned.pop("layers", None)
+        base = INCONSISTENT if method == "inconsistent" else METHODS[method]
+        return replace(base, **{**tuned, **changes}), layers
+
+    def _direct(
+        self, key: str, compute: Callable[..., Row], cases: Sequence[Case], method: str,
+        share: float = 1.0, **changes: Any,
+    ) -> None:  # fmt: skip
+        settings, layers = self.settings(method, **changes)
+        described = {**asdict(settings), "layers": layers, "share": share, "cases": len(cases)}
+        self.rows(key, lambda: compute(settings, cases, layers, share), described)
+
+    # ------------------------------------------------------------------------- rows
+
+    def unedited(self) -> None:
+        """The model as it is."""
+        self.rows("single-unedited", lambda: self._unedited(self.single))
+        self.rows("batch-unedited", lambda: self._unedited(self.many))
+
+    def _unedited(self, cases: Sequence[Case]) -> Row:
+        return Row("", {"0": self.editor.scores(cases, generations=cases is self.many)})
+
+    def traced(self) -> None:
+        """Where the facts are."""
+
+        def compute() -> Row:
+            facts = [case.request for case in reverted(self.world.cases[:TRACED])]
+            downs = [block.down for block in self.world.blocks]
+            found = trace(self.world.model, self.world.tokenizer, facts,
+                          parts_of(self.world.model, downs), progress=False)  # fmt: skip
+            effects = {kind: grid.tolist() for kind, grid in found.effects.items()}
+            numbers = {"effects": effects, "clean": found.clean, "disturbed": found.disturbed}
+            return Row("", {}, {**numbers, "facts": found.facts})
+
+        self.rows("trace", compute)
+
+    def singles(self) -> None:
+        """One edit at a time."""
+        for method in METHODS:
+            self._direct(f"single-{method}", self.editor.single, self.single, method)
+
+    def batches(self) -> None:
+        """All together."""
+        for method in METHODS:
+            if method != "r-rome":  # the same as rome
+                self._direct(f"batch-{method}", self.editor.batch, self.many, method)
+
+    def ablations(self) -> None:
+        """Rows that lack something."""
+        single, batch = self.editor.single, self.editor.batch
+        self._direct("single-rome-identity", single, self.single, "rome", **IDENTITY)
+        self._direct("single-rome-inconsistent", single, self.single, "inconsistent")
+        self._direct("batch-memit-identity", batch, self.many, "memit", **IDENTITY)
+        for share in SHARES:
+            name = f"{share:.0%}"
+            self._direct(f"single-rome-{name}", single, self.single, "rome", share)
+            for method in ("memit", "alphaedit"):
+                self._direct(f"batch-{method}-{name}", batch, self.many, method, share)
+
+    # ---------------------------------------------------------------------- streams
+
+    def streams(self) -> None:
+        """Batches of ten, one after the other, and half of it undone."""
+        for method in ("memit", "alphaedit"):
+            settings, layers = self.settings(method)
+            described = {**asdict(settings), "layers": layers, "at": AT, "batch": BATCH}
+            self.rows(
+                f"stream-{method}", lambda s=settings, x=layers: self._stream(s, x), described
+            )
+        settings, layers = self.settings("memit")
+        described = {**asdict(settings), "layers": layers, "at": AT, "batch": BATCH, "plain": True}
+        self.rows(
+            "stream-plain-memit",
+            lambda: self.editor.plain(settings, self.many, BATCH, AT, layers),
+            described,
+        )
+
+    def _stream(self, settings: Settings, layers: Any) -> Row:
+        world = self.world
+        stream = Stream.open(
+            None, world.model, world.tokenizer, statistics=world.statistics(), method=settings,
+            layers=layers, progress=False,
+        )  # fmt: skip
+        scores: dict[str, Scores] = {}
+        for start in range(0, MANY, BATCH):
+            stream.add([case.request for case in self.many[start : start + BATCH]])
+            if len(stream) in AT:
+                with stream.attach():
+                    scores[str(len(stream))] = self.editor.scores(self.many[: len(stream)])
+        undone, kept = self.many[::2], self.many[1::2]
+        with stream.attach():
+            scores["kept, before"] = self.editor.scores(kept)
+            scores["undone, before"] = self._score(reverted(undone))
+        stream.undo(*(case.request.label for case in undone))
+        with stream.attach():
+            scores["kept, after"] = self.editor.scores(kept)
+            scores["undone, after"] = self._score(reverted(undone))
+        scores["undone, unedited"] = self._score(reverted(undone))
+        other = Stream(stream.engine)
+        other.add([case.request for case in kept])
+        difference = max(
+            float((edit.delta() - other.edits()[name].delta()).norm() / edit.delta().norm())
+            for name, edit in stream.edits().items()
+        )
+        return Row("", scores, {"difference to never added": difference})
+
+    def _score(self, cases: Sequence[Case]) -> Scores:
+        return evaluate(self.world.model, self.world.tokenizer, cases, progress=False)
+
+    # -------------------------------------------------------------------- baselines
+
+    def baselines(self) -> None:
+        """Fine-tuning and a LoRA, one request at a time, and all together."""
+        downs = [block.down for block in self.world.blocks]
+        layer = self.tuned.get("rome", {}).get("layers", 1)
+        kinds = {
+            "ft": (fine_tuned, [downs[layer]], {"rate": 2e-3}),
+            "ft-l": (fine_tuned, [downs[layer]], {"rate": 2e-3, "limit": 5e-3}),
+            "lora": (lora_tuned, downs, {"rate": 5e-3}),
+        }
+        for name, (tuned, names, options) in kinds.items():
+            described = {**options, "names": names}
+            self.rows(
+                f"single-{name}",
+                lambda t=tuned, n=names, o=options: self._trained_each(t, n, o),
+                {**described, "cases": BASELINE},
+            )
+            self.rows(
+                f"batch-{name}",
+                lambda t=tuned, n=names, o=options: self._trained(t, n, o),
+                described,
+            )
+
+    def _trained_each(self, tuned: Any, names: Sequence[str], options: dict[str, Any]) -> Row:
+        world, parts, steps = self.world, [], 0
+        for case in self.single[:BASELINE]:
+            with tuned(world.model, world.tokenizer, [case.request], names, **options) as taken:
+                parts.append(evaluate(world.model, world.tokenizer, [case],
+                                      unrelated=world.few_unrelated, progress=False))  # fmt: skip
+                steps += taken
+        return Row("", {"1": joined(parts)}, {"steps": steps / BASELINE})
+
+    def _trained(self, tuned: Any, names: Sequence[str], options: dict[str, Any]) -> Row:
+        requests = [case.request for case in self.many]
+        with tuned(self.world.model, self.world.tokenizer, requests, names, **options) as steps:
+            return Row("", {str(MANY): self.editor.scores(self.many, generations=True)},
+                       {"steps": steps})  # fmt: skip
