@@ -36,7 +36,7 @@ class CustomDiffusion:
     """Scales go from the base model's weights (0) to the tuned ones (1)."""
 
     name = "Custom Diffusion"
-    rates = (2e-4, 6e-4, 2e-3)
+    rates = (2e-4, 8e-4, 3.2e-3)
     scales = (0.5, 0.75, 1.0)
     usual = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,11 @@ def learned(unet: Any) -> dict[str, Tensor]:
 def loaded(unet: Any, tensors: Mapping[str, Tensor], name: str, scale: float) -> Iterator[None]:
     """A LoRA in a U-Net for the block, beside those that are in already."""
     before = dict(getattr(unet, "_study_scales", {}))
+    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     own = {key: value.float() for key, value in tensors.items()}
-    unet.load_lora_adapter(own, prefix=None, adapter_name=name)
+    with warnings.catch_warnings():  # several adapters are what is wanted
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        unet.load_lora_adapter(own, prefix=None, adapter_name=name)
     scales = {**before, name: scale}
     unet.set_adapters(list(scales), list(scales.values()))
     unet._study_scales = scales
@@ -55,6 +59,8 @@ def loaded(unet: Any, tensors: Mapping[str, Tensor], name: str, scale: float) ->
             unet.set_adapters(list(before), list(before.values()))
         else:
             unet.unload_lora()
+        for parameter, flag in flags:  # PEFT switches those of all other weights off
+            parameter.requires_grad_(flag)
 
 
 def _name(subject: Subject) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,27 @@ class TextualInversion:
                 lambda step: kept.write(step, row_names(rows)), clip=0.0)  # fmt: skip
         return kept.artefacts
 
-    @contextlib.contextmanager
-    def apply(self, pipe: Any, artefact: Artefact, scale: float) -> Iterator[None]:
+    def apply(
+        self, pipe: Any, artefact: Artefact, scale: float
+    ) -> contextlib.AbstractContextManager[None]:
         """Put the word in."""
-        learned = rows_of(load_file(artefact.file))
-        subject = artefact.subject
-        rows = [
-            torch.lerp(first, row.to(first), scale)
-            for first, row in zip(first_rows(pipe, subject.category), learned, strict=True)
-        ]
-        words = NewWords(pipe, {subject.word: rows})
+        return self.together(pipe, [artefact], scale)
+
+    @contextlib.contextmanager
+    def together(self, pipe: Any, artefacts: Sequence[Artefact], scale: float) -> Iterator[None]:
+        """Put several words in."""
+        rows = {
+            artefact.subject.word: [
+                torch.lerp(first, row.to(first), scale)
+                for first, row in zip(
+                    first_rows(pipe, artefact.subject.category),
+                    rows_of(load_file(artefact.file)),
+                    strict=True,
+                )
+            ]
+            for artefact in artefacts
+        }
+        words = NewWords(pipe, rows)
         try:
             yield
         finally:

@@ -93,10 +93,12 @@ def _together(
     study: Study, name: str, method: Any, made: Sequence[Artefact], scale: float
 ) -> AbstractContextManager[None]:
     pipe = study.world.pipe
-    if name == "Perfusion":
-        return method.together(pipe, made, scale)
     if name == MERGED:
         return method.merged(pipe, made, study.world.moment)
+    if name == JOINT:
+        return method.apply(pipe, made[0], scale)
+    if hasattr(method, "together"):
+        return method.together(pipe, made, scale)
     return _stacked(method, pipe, made, scale)
 
 

@@ -29,7 +29,7 @@ class Perfusion:
         temperature: of the gate at inference.
     """
 
-    rates: Sequence[float] = (0.05, 0.1, 0.2)
+    rates: Sequence[float] = (0.025, 0.1, 0.4)
     scales: Sequence[float] = BIASES
     usual = PRESETS["local"][0]
 

@@ -152,4 +152,4 @@ def save(figure: Any, file: Path, dpi: int = 100) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    image.quantize(128).save(file, optimize=True)
+    image.quantize(256).save(file, optimize=True)

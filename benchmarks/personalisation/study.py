@@ -25,6 +25,7 @@ from personalisation.prompts import Prompt, crossed, prompts_for, truth
 from personalisation.world import World
 
 Asked = list[tuple[Prompt, int]]
+LAG = 2
 ATTENTION = 2
 """Concepts whose attention is recorded, the first ones."""
 
@@ -74,9 +75,9 @@ class Study:
             found += self._of_concept(number, concept)
             found += [unit for one, two in pairs if two == concept for unit in self._pair(one, two)]
             # One concept's ablations cost as much as a concept of the table: they lag behind.
-            if number % 2 and number // 2 < self.plan.ablations:
-                found += self._ablations(concepts[number // 2])
-        late = concepts[len(concepts) // 2 : self.plan.ablations]
+            if LAG <= number < LAG + self.plan.ablations:
+                found += self._ablations(concepts[number - LAG])
+        late = concepts[max(0, len(concepts) - LAG) : self.plan.ablations]
         return found + [unit for concept in late for unit in self._ablations(concept)]
 
     def _search(self) -> list[Unit]:
