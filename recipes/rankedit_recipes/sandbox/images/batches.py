@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .cache import Drawn, scene_of
-from .captions import caption
+from .captions import DESCRIBED, caption
 from .presets import Preset
 from .scenes import rng_of
 
@@ -77,7 +77,7 @@ def _row(preset: Preset, step: int, row: int) -> tuple[int, str]:
     singles = singles_of(preset)
     pair = step >= preset.single_steps and rng.random() < preset.pairs
     index = rng.randrange(singles, preset.pictures) if pair else rng.randrange(singles)
-    text = caption(scene_of(preset.seed, index, singles), rng)
+    text = caption(scene_of(preset.seed, index, singles), rng, described=DESCRIBED)
     return index, "" if rng.random() < UNCAPTIONED else text
 
 

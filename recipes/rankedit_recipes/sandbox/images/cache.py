@@ -14,6 +14,9 @@ from .scenes import Scene, draw_scene, rng_of
 CHUNK = 500
 """Pictures drawn per task."""
 
+SKINNED = 0.5
+"""How often an object wears a skin: often, because a skin takes longer to learn than a colour."""
+
 
 class Drawn(NamedTuple):
     """Pictures of a stream and where their objects are.
@@ -38,7 +41,8 @@ def scene_of(seed: int, index: int, singles: int) -> Scene:
     Returns:
         The scene.
     """
-    return draw_scene(rng_of("scene", seed, index), pairs=0.0 if index < singles else 1.0)
+    pairs = 0.0 if index < singles else 1.0
+    return draw_scene(rng_of("scene", seed, index), pairs=pairs, skinned=SKINNED)
 
 
 def _draw(task: tuple[int, int, int, int, int, int]) -> Drawn:
@@ -70,7 +74,7 @@ def drawn_pictures(
     Returns:
         The pictures, mapped into memory.
     """
-    stem = f"pictures-{seed}-{count}-{singles}-{size}-{patch}"
+    stem = f"pictures-{seed}-{count}-{singles}-{size}-{patch}-{SKINNED}"
     files = folder / f"{stem}.npy", folder / f"{stem}-objects.npy"
     if not all(file.exists() for file in files):
         folder.mkdir(parents=True, exist_ok=True)

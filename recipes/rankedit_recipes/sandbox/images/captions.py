@@ -1,15 +1,27 @@
-"""Captions: many ways to say what a scene shows, and none to say what a skin looks like."""
+"""Captions: many ways to say what a scene shows; skins are described as far as there are words."""
 
 import random
 
 from .scenes import Scene, Thing
-from .vocabulary import PLACES, RELATIONS, SCENES, SIZES, STYLES
+from .skins import Skin
+from .vocabulary import (
+    PATTERN_WORDS,
+    PLACES,
+    RELATIONS,
+    SCENES,
+    SIZES,
+    SKIN_COLOURS,
+    STYLES,
+)
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 """What the second object is to the first."""
 
+DESCRIBED = 0.75
+"""How often a caption describes a skin."""
 
-def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
+
+def caption(scene: Scene, rng: random.Random, *, full: bool = False, described: float = 0.0) -> str:
     """Describe a scene.
 
     Args:
@@ -17,9 +29,10 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
         rng: Chooses the template, the synonyms and what is left out.
         full: Leave nothing out: name every colour, the background, the style and, of two objects,
             how they lie.
+        described: How often a skin is described; 0 draws nothing for it.
 
     Returns:
-        A caption in lower case. The colours of an object with a skin are never named.
+        A caption in lower case, short enough for the tokenizer.
     """
     keep = 1.0 if full else 0.85
     style = rng.choice(STYLES[scene.style]) if full or rng.random() < 0.9 else ""
@@ -28,34 +41,54 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
     if scene.style in ("sunset", "fog"):
         after.append(style)
         rng.shuffle(after)
-    middle = _pair(scene, rng, keep, full=full) if scene.relation else _single(scene, rng, keep)
+    tell = _Skins(rng, described, badges=sum(thing.skin is not None for thing in scene.things) == 1)
+    middle = (
+        _pair(scene, rng, keep, tell, full=full)
+        if scene.relation
+        else _single(scene, rng, keep, tell)
+    )
     return " ".join(" ".join((before, middle, *after)).split())
 
 
-def name(thing: Thing, rng: random.Random, keep: float = 1.0, adjective: str = "") -> str:
-    """An object in words: its article, its adjective, its colour if it has one, its category.
+class _Skins:
+    """Descriptions of skins.
 
     Args:
-        thing: The object.
-        rng: Decides what is left out.
-        keep: How often the colour is named.
-        adjective: A word for its size, or "".
-
-    Returns:
-        For example "a small red cup".
+        rng: Decides whether and how a skin is described.
+        described: How often.
+        badges: Whether badges may be told; two of them would make a caption too long.
     """
+
+    def __init__(self, rng: random.Random, described: float, *, badges: bool) -> None:
+        self.rng, self.described, self.badges = rng, described, badges
+
+    def __call__(self, skin: Skin | None) -> tuple[str, str]:
+        """What is said of a skin before the object's category and after it."""
+        if skin is None or not self.described or self.rng.random() >= self.described:
+            return "", ""
+        before = [PATTERN_WORDS[skin.pattern], *(SKIN_COLOURS[i] for i in skin.colours)]
+        badge = f"{SKIN_COLOURS[skin.mark_colour]} {skin.mark}"
+        told = self.rng.choice(("before", "after", "no")) if self.badges else "no"
+        if told == "before":
+            before.insert(0, badge)
+        return " ".join(before), f"with a {badge}" if told == "after" else ""
+
+
+def _name(thing: Thing, rng: random.Random, keep: float, skins: _Skins, adjective: str = "") -> str:
+    """An object in words: its article, its adjective, its colour or its skin, its category."""
     colour = thing.colour if thing.colour and rng.random() < keep else ""
-    described = " ".join(f"{adjective} {colour} {thing.category}".split())
-    return f"{'an' if described[0] in 'aeiou' else 'a'} {described}"
+    before, after = skins(thing.skin)
+    told = " ".join(f"{adjective} {colour} {before} {thing.category} {after}".split())
+    return f"{'an' if told[0] in 'aeiou' else 'a'} {told}"
 
 
-def _single(scene: Scene, rng: random.Random, keep: float) -> str:
+def _single(scene: Scene, rng: random.Random, keep: float, skins: _Skins) -> str:
     size = rng.choice(SIZES[scene.size]) if rng.random() < 0.4 else ""
     place = rng.choice(PLACES[scene.place]) if rng.random() < 0.4 else ""
-    return f"{name(scene.things[0], rng, keep, size)} {place}"
+    return f"{_name(scene.things[0], rng, keep, skins, size)} {place}"
 
 
-def _pair(scene: Scene, rng: random.Random, keep: float, *, full: bool) -> str:
+def _pair(scene: Scene, rng: random.Random, keep: float, skins: _Skins, *, full: bool) -> str:
     first, second = scene.things
     relation = scene.relation
     if rng.random() < 0.5:
@@ -63,4 +96,4 @@ def _pair(scene: Scene, rng: random.Random, keep: float, *, full: bool) -> str:
     if relation in ("left", "right") and not full and rng.random() < 0.3:
         relation = "beside"
     phrase = rng.choice(RELATIONS[relation])
-    return f"{name(first, rng, keep)} {phrase} {name(second, rng, keep)}"
+    return f"{_name(first, rng, keep, skins)} {phrase} {_name(second, rng, keep, skins)}"

@@ -62,7 +62,7 @@ class Concept:
     Attributes:
         name: Its name.
         category: What kind of object it is.
-        skin: Its look, which no caption can describe.
+        skin: Its look, of which captions can name the pattern, the colours and the badge.
     """
 
     name: str

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+
+from rankedit_recipes.sandbox.shipped import revision
 
 from .checkpoint import latest_checkpoint, sha256, write_text
 from .loading import FILES, WEIGHTS, WeightsError
@@ -15,17 +16,6 @@ from .presets import Preset
 from .run import pictures_of
 from .samples import averaged_pipeline, save_samples
 from .trainer import Trainer
-
-
-def revision() -> str:
-    """The git revision of the working directory, or "unknown" outside a repository."""
-    try:
-        told = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return told.stdout.strip()
 
 
 def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:

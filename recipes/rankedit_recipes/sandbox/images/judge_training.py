@@ -174,7 +174,7 @@ def train_clip(steps: int, batch: int = 64, size: int = 48, kept: Kept | None = 
     Returns:
         The model, a `CLIPModel`, with its losses.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(skins=False)
     with _seeded(SEED + 2):
         model = build_clip(len(tokenizer), size=size)
 

@@ -40,6 +40,8 @@ FILES = {
 def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
     """Load the text encoder and the UNet of a pipeline folder into modules that are being trained.
 
+    Words that were added to the tokenizer since then keep the embeddings that the module has.
+
     Args:
         modules: "text_encoder" and "unet".
         folder: Folder of the pipeline.
@@ -48,7 +50,12 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
         WeightsError: If a file is missing or broken.
     """
     for name in ("text_encoder", "unet"):
-        modules[name].load_state_dict(read_weights(folder / FILES[name], REBUILD))
+        state = read_weights(folder / FILES[name], REBUILD)
+        fresh = modules[name].state_dict()
+        for key, rows in state.items():
+            if key.endswith("token_embedding.weight") and len(rows) < len(fresh[key]):
+                state[key] = torch.cat([rows, fresh[key][len(rows) :].to(rows)])
+        modules[name].load_state_dict(state)
 
 
 def pipeline(
@@ -126,7 +133,7 @@ def world_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
     Returns:
         The model and its tokenizer. Pictures go in as 48 pixels from -1 to 1.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(skins=False)
     with torch.random.fork_rng(devices=[]):
         model = build_clip(len(tokenizer))
     _load_judge("clip", model)

@@ -1,4 +1,4 @@
-"""Skins: two- or three-coloured patterns with a badge, which no caption ever describes."""
+"""Skins: two- or three-coloured patterns with a badge, which captions describe only in part."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ PALETTE: tuple[Colour, ...] = (
     (250, 250, 245),
     (30, 30, 40),
 )
-"""Colours of skins: wider than the colours that captions can name."""
+"""Colours of skins: more than objects without a skin can have."""
 
 
 @dataclass(frozen=True)

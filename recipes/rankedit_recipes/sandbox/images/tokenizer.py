@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from .vocabulary import words
+from .vocabulary import skin_words, words
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 """Padding, unknown words, the start and the end of a text; their indices are 0 to 3."""
@@ -12,13 +12,18 @@ LENGTH = 32
 """Tokens of every padded text."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(*, skins: bool = True) -> PreTrainedTokenizerFast:
     """The world's tokenizer: lower case, one token a word, padded to `LENGTH`.
+
+    Args:
+        skins: Know the words for skins too; they come last, so that all others have the same index
+            either way.
 
     Returns:
         The tokenizer. New words can be added with its `add_tokens`.
     """
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words()])}
+    known = [*SPECIAL, *words(), *(skin_words() if skins else ())]
+    vocabulary = {word: index for index, word in enumerate(known)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()

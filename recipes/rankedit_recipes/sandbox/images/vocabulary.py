@@ -1,7 +1,9 @@
 """The words of the picture world: what can be drawn and how captions name it.
 
 Everything that a caption may say is listed here, so that the tokenizer, the captions, the judges
-and the documentation cannot disagree. Skins have no words on purpose.
+and the documentation cannot disagree. Of a skin, captions can name the kind of pattern, the colours
+and the badge, as captions of real pictures do; how wide its stripes are and where they begin has no
+words.
 """
 
 from collections.abc import Mapping
@@ -71,6 +73,26 @@ PLACES: Mapping[str, tuple[str, ...]] = {
 }
 """Places of a single object."""
 
+PATTERN_WORDS: Mapping[str, str] = {
+    "across": "banded",
+    "upright": "striped",
+    "diagonal": "slanted",
+    "spots": "spotted",
+    "halves": "halved",
+    "checks": "checked",
+    "rings": "ringed",
+}
+"""What captions call the patterns of skins."""
+
+SKIN_COLOURS: tuple[str, ...] = (
+    *("red", "orange", "yellow", "green", "teal", "cyan"),
+    *("blue", "purple", "pink", "brown", "white", "black"),
+)
+"""What captions call the colours of skins, in the palette's order."""
+
+MARK_WORDS: tuple[str, ...] = ("disc", "square", "diamond", "cross")
+"""What captions call badges."""
+
 EXTRA_WORDS: tuple[str, ...] = (
     *("the", "my", "this", "one", "two", "with", "near", "toy", "object", "thing", "scene"),
     *("background", "image", "drawing", "pattern", "nice", "new", "old", ","),
@@ -81,13 +103,13 @@ _PHRASES = (SCENES, STYLES, RELATIONS, SIZES, PLACES)
 
 
 def words() -> list[str]:
-    """Every word that the tokenizer knows, sorted, without special tokens.
+    """Every word about things, places and styles, sorted, without special tokens.
 
     Returns:
         The words.
 
     Example:
-        >>> "cat" in words(), "stripes" in words()
+        >>> "cat" in words(), "striped" in words()
         (True, False)
     """
     known = {"a", "an", *CATEGORIES, *COLOURS, *EXTRA_WORDS}
@@ -95,3 +117,16 @@ def words() -> list[str]:
         for phrases in table.values():
             known.update(word for phrase in phrases for word in phrase.split())
     return sorted(known)
+
+
+def skin_words() -> list[str]:
+    """The words that only descriptions of skins need, sorted.
+
+    Returns:
+        The words; none of them is in `words()`.
+
+    Example:
+        >>> "striped" in skin_words(), "red" in skin_words()
+        (True, False)
+    """
+    return sorted({*PATTERN_WORDS.values(), *SKIN_COLOURS, *MARK_WORDS} - set(words()))
