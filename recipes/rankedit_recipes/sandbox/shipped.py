@@ -1,6 +1,7 @@
 """Reads files that ship with the sandbox, with words when one is missing or broken."""
 
 import json
+import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
@@ -104,3 +105,14 @@ def fill(module: nn.Module, file: Path, rebuild: str, *, tied: Collection[str] =
         )
     module.load_state_dict(weights, strict=not tied)
     module.eval().requires_grad_(requires_grad=False)
+
+
+def revision() -> str:
+    """The git revision of the working directory, or "unknown" outside a repository."""
+    try:
+        told = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()

@@ -1,6 +1,7 @@
 """Rows of tokens for a step; they depend on the seed and the step only, so a run can be resumed."""
 
 import random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,25 +9,65 @@ from transformers import PreTrainedTokenizerFast
 
 from .knowledge import world
 from .presets import Preset
-from .writing import text
+from .writing import marked, text
 
 
-def make_batch(preset: Preset, tokenizer: PreTrainedTokenizerFast, step: int) -> Tensor:
-    """The rows of a step: texts one after the other, cut at the row's end.
+class Batch(NamedTuple):
+    """Rows of a step.
+
+    Attributes:
+        tokens: `[rows, length]`; every row begins with a new text.
+        weights: `[rows, length]`, of the loss of each token: 1 in objects, less elsewhere.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+
+
+def make_batch(
+    preset: Preset, tokenizer: PreTrainedTokenizerFast, step: int, worker: int = 0
+) -> Batch:
+    """A worker's rows of a step: texts one after the other, cut at the row's end.
 
     Args:
         preset: How many rows, how long, and the seed.
         tokenizer: Puts the start token before each text.
         step: Number of the step.
+        worker: Number of the worker. All workers' rows together are the same for any number.
 
     Returns:
-        Tokens `[batch, length]`; every row begins with a new text.
+        `batch / workers` rows.
     """
-    rng, known = random.Random(f"batch {preset.seed} {step}"), world()
-    rows = []
-    for _ in range(preset.batch):
-        row: list[int] = []
-        while len(row) < preset.length:
-            row += tokenizer(text(known, rng))["input_ids"]
-        rows.append(row[: preset.length])
-    return torch.tensor(rows)
+    share = preset.batch // preset.workers
+    rows = [_row(preset, tokenizer, step, worker * share + index) for index in range(share)]
+    tokens, weights = zip(*rows, strict=True)
+    return Batch(torch.tensor(tokens), torch.tensor(weights))
+
+
+def familiarity(preset: Preset, step: int) -> float:
+    """How much the first subjects are preferred; falls to 1, which is not at all.
+
+    Args:
+        preset: Settings.
+        step: Number of the step.
+
+    Returns:
+        What `text` asks for.
+    """
+    left = max(0.0, 1 - step / max(1.0, preset.familiar_for * preset.steps))
+    return 1 + (preset.familiar - 1) * left
+
+
+def _row(
+    preset: Preset, tokenizer: PreTrainedTokenizerFast, step: int, row: int
+) -> tuple[list[int], list[float]]:
+    rng, familiar = random.Random(f"row {preset.seed} {step} {row}"), familiarity(preset, step)
+    tokens, weights = list[int](), list[float]()
+    while len(tokens) < preset.length:
+        said, objects = marked(text(world(), rng, familiar=familiar))
+        told = tokenizer(said, return_offsets_mapping=True)
+        tokens += told["input_ids"]
+        for first, last in told["offset_mapping"]:
+            inside = any(start <= first < last <= end for start, end in objects)
+            weights.append(1.0 if inside else preset.other_weight)
+    return tokens[: preset.length], weights[: preset.length]

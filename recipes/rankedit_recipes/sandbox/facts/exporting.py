@@ -9,8 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rankedit_recipes.sandbox.images.checkpoint import latest_checkpoint, sha256, write_text
-from rankedit_recipes.sandbox.images.exporting import revision
-from rankedit_recipes.sandbox.shipped import WeightsError
+from rankedit_recipes.sandbox.shipped import WeightsError, revision
 
 from .loading import WEIGHTS
 from .presets import Preset

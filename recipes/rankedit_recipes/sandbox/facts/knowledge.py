@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 
 from .relations import HOMES, RELATIONS, TWO_HOPS
@@ -102,7 +102,22 @@ class World:
 
     def kind(self, subject: str) -> str:
         """What a subject is: person, town, company or book."""
-        return next(kind for kind, names in self.subjects.items() if subject in names)
+        return self._kinds[subject]
+
+    def about(self, subject: str) -> tuple[Fact, ...]:
+        """All facts about a subject."""
+        return self._facts[subject]
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {name: kind for kind, names in self.subjects.items() for name in names}
+
+    @cached_property
+    def _facts(self) -> dict[str, tuple[Fact, ...]]:
+        gathered: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            gathered.setdefault(fact.subject, []).append(fact)
+        return {subject: tuple(facts) for subject, facts in gathered.items()}
 
 
 @cache

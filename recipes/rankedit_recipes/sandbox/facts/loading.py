@@ -37,6 +37,7 @@ def load_model(
     # Random starting values are drawn and thrown away; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config)
+    model.generation_config.pad_token_id = 0
     fill(model, folder / "model.safetensors", REBUILD, tied=TIED)
     return model.to(dtype)
 

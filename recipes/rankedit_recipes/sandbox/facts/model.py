@@ -27,13 +27,17 @@ def build_model(preset: Preset, pieces: int) -> GPT2LMHeadModel:
         n_layer=preset.layers,
         n_head=preset.heads,
         activation_function="gelu_pytorch_tanh",
+        initializer_range=preset.spread,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=0,
-        pad_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.seed)
-        return GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(config)
+    # Not in the configuration: every text begins with this token, and transformers would ask for
+    # an attention mask wherever it sees it.
+    model.generation_config.pad_token_id = 0
+    return model

@@ -19,7 +19,13 @@ class Preset:
         steps: Steps until the rate is zero.
         rate: Peak learning rate.
         decay: Share of the steps over which the rate falls, at the end.
+        other_weight: Weight of the loss of tokens that belong to no object. Most of those cannot
+            be known (who is spoken of next?), so their gradients are mostly noise.
+        familiar: How much the first subjects are preferred at the start, see `text`.
+        familiar_for: Share of the steps over which that preference fades.
+        spread: Standard deviation of the weights at the start.
         seed: Of weights and texts.
+        workers: Processes of one thread that share each step's rows; must divide them.
     """
 
     pieces: int = 1792
@@ -29,14 +35,19 @@ class Preset:
     heads: int = 4
     length: int = 128
     batch: int = 8
-    steps: int = 2000
-    rate: float = 2e-3
-    decay: float = 0.6
+    steps: int = 2500
+    rate: float = 3e-3
+    decay: float = 0.5
+    other_weight: float = 0.2
+    familiar: float = 4.0
+    familiar_for: float = 0.5
+    spread: float = 0.05
     seed: int = 0
+    workers: int = 1
 
 
 PRESETS: Mapping[str, Preset] = {
-    "cpu": Preset(),
+    "cpu": Preset(workers=2),
     "tiny": Preset(pieces=512, width=16, inner=32, layers=2, heads=2, length=32, batch=2, steps=8),
 }
 """By name; `cpu` makes the model that ships, `tiny` is for tests."""

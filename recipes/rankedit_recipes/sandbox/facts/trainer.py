@@ -1,7 +1,9 @@
 """The state of a training of the language model, and one step of it."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rankedit_recipes.sandbox.images.checkpoint import (
     Checkpoint,
@@ -9,6 +11,7 @@ from rankedit_recipes.sandbox.images.checkpoint import (
     state_tensors,
 )
 
+from .batches import Batch
 from .model import build_model
 from .presets import Preset
 
@@ -49,27 +52,55 @@ class Trainer:
         self.model = build_model(preset, pieces).train()
         self.named = dict(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
-            self.named.values(), lr=preset.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            self.named.values(), lr=preset.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
         )
 
-    def advance(self, tokens: Tensor) -> float:
-        """Do one step.
+    def loss(self, batch: Batch) -> Tensor:
+        """Weighted mean of the tokens' losses.
 
         Args:
-            tokens: Rows `[batch, length]`.
+            batch: Rows.
 
         Returns:
-            The mean loss of a token.
+            The loss.
         """
-        loss = self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        logits = self.model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
+        each = functional.cross_entropy(
+            logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none"
+        )
+        # Divided by a number that does not depend on the rows, so that workers can share them.
+        return (each * batch.weights[:, 1:].flatten()).mean()
+
+    def advance(self, batch: Batch) -> float:
+        """Do one step with this worker's rows.
+
+        Args:
+            batch: The rows.
+
+        Returns:
+            Their loss.
+        """
+        loss = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
+        self._share([p.grad for p in self.named.values() if p.grad is not None])
         nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = self.preset.rate * rate_at(self.preset, self.step)
         self.optimiser.step()
         self.step += 1
         return float(loss)
+
+    def _share(self, gradients: list[Tensor]) -> None:
+        """Average the gradients over the workers."""
+        if self.preset.workers == 1:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.preset.workers
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view(gradient.shape))
 
     def state(self) -> Checkpoint:
         """Everything that a later run needs to go on."""

@@ -2,15 +2,18 @@
 
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count as counting
 
 from .knowledge import SEED, Fact, World, world
-from .relations import KINDS, TWO_HOPS
+from .relations import KINDS, RELATIONS, TWO_HOPS
 from .vocabulary import OPENERS, TAILS, UNRELATED, WORDS
 
-SHARES = {"fact": 0.78, "two hops": 0.05, "kind": 0.03, "unrelated": 0.14}
+SHARES = {"fact": 0.42, "several facts": 0.4, "two hops": 0.05, "kind": 0.03, "unrelated": 0.1}
 """How many sentences are of which sort."""
+
+MARK = "\x1f"
+"""Stands before and after each object in what `text` and `sentence` return; see `plain`."""
 
 LONGEST = 4
 """Sentences of a text at most."""
@@ -33,45 +36,92 @@ def corpus(seed: int = 0, *, count: int | None = None, of: World | None = None) 
     """
     known = of or world(SEED)
     for index in counting() if count is None else range(count):
-        yield text(known, random.Random(f"corpus {seed} {index}"))
+        yield plain(text(known, random.Random(f"corpus {seed} {index}")))
 
 
-def text(known: World, rng: random.Random) -> str:
+def plain(said: str) -> str:
+    """A text without the marks around its objects.
+
+    Args:
+        said: What `text` or `sentence` returned.
+
+    Returns:
+        The text as anybody would write it.
+    """
+    return said.replace(MARK, "")
+
+
+def marked(said: str) -> tuple[str, list[tuple[int, int]]]:
+    """A text without its marks, and where its objects stand.
+
+    Args:
+        said: What `text` or `sentence` returned.
+
+    Returns:
+        The plain text, and the first position and the one after the last of each object.
+
+    Example:
+        >>> marked(f"They play {MARK}jazz{MARK}.")
+        ('They play jazz.', [(10, 14)])
+    """
+    spans, position = [], 0
+    for index, piece in enumerate(said.split(MARK)):
+        if index % 2:
+            spans.append((position, position + len(piece)))
+        position += len(piece)
+    return plain(said), spans
+
+
+def text(known: World, rng: random.Random, *, familiar: float = 1.0) -> str:
     """One text.
 
     Args:
         known: The world.
         rng: Source of all draws.
+        familiar: Above 1, the first subjects of each kind come more often: the density of subjects
+            falls as a power of this order. A training that begins so learns sooner how facts are
+            looked up, since it can on few.
 
     Returns:
-        One to four sentences about independently drawn things.
+        One to four sentences about independently drawn things, with their objects marked.
     """
     length = rng.randint(1, LONGEST)
-    return " ".join(sentence(known, rng) for _ in range(length))
+    return " ".join(sentence(known, rng, familiar=familiar) for _ in range(length))
 
 
-def sentence(known: World, rng: random.Random) -> str:
+def sentence(known: World, rng: random.Random, *, familiar: float = 1.0) -> str:
     """One sentence of any sort.
 
     Args:
         known: The world.
         rng: Source of all draws.
+        familiar: See `text`.
 
     Returns:
-        The sentence with its full stop.
+        The sentence with its full stop, its objects marked.
     """
     (sort,) = rng.choices(list(SHARES), list(SHARES.values()))
     if sort == "unrelated":
         return unrelated(rng)
-    if sort == "kind":
-        kind = rng.choice(list(known.subjects))
-        return rng.choice(KINDS[kind]).format(rng.choice(known.subjects[kind]))
     if sort == "two hops":
         hop = rng.choice(known.two_hops)
         if hop.seen:
             said = hop.prompt(rng.randrange(len(TWO_HOPS[hop.relation][1])))
-            return _dress(f"{said} {hop.object}", hop.subject, rng)
-    return fact_sentence(rng.choice(known.facts), rng)
+            return _dress(f"{said} {MARK}{hop.object}{MARK}", hop.subject, rng)
+    subject = _subject(known, rng, familiar)
+    if sort == "kind":
+        return rng.choice(KINDS[known.kind(subject)]).format(subject)
+    facts = known.about(subject)
+    if sort == "several facts":
+        return several(rng.sample(facts, rng.randint(2, len(facts))), rng)
+    return fact_sentence(rng.choice(facts), rng)
+
+
+def _subject(known: World, rng: random.Random, familiar: float) -> str:
+    # Kinds in proportion to their facts, so that every fact comes equally often.
+    fact = rng.choice(known.facts)
+    names = known.subjects[known.kind(fact.subject)]
+    return names[int(len(names) * rng.random() ** familiar)]
 
 
 def fact_sentence(fact: Fact, rng: random.Random) -> str:
@@ -84,8 +134,26 @@ def fact_sentence(fact: Fact, rng: random.Random) -> str:
     Returns:
         The sentence with its full stop.
     """
-    said = f"{fact.prompt(rng.choice(fact.seen))} {fact.object}"
+    said = f"{fact.prompt(rng.choice(fact.seen))} {MARK}{fact.object}{MARK}"
     return _dress(said, fact.subject, rng)
+
+
+def several(facts: Sequence[Fact], rng: random.Random) -> str:
+    """Some facts about one subject, which is named once, in seen phrasings.
+
+    Args:
+        facts: What to say, in this order.
+        rng: Source of all draws.
+
+    Returns:
+        The sentence with its full stop.
+    """
+    parts = []
+    for fact in facts:
+        index = rng.choice([i for i in fact.seen if i < RELATIONS[fact.relation].inverted])
+        said = fact.prompt(index).removeprefix(fact.subject)
+        parts.append(f"{said} {MARK}{fact.object}{MARK}")
+    return _dress(f"{facts[0].subject}{','.join(parts[:-1])} and{parts[-1]}", facts[0].subject, rng)
 
 
 def unrelated(rng: random.Random) -> str:
@@ -129,7 +197,7 @@ def opened(said: str, rng: random.Random, *, named: bool = True) -> str:
 
 
 def _dress(said: str, subject: str, rng: random.Random) -> str:
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         said = opened(said, rng, named=said.startswith(subject))
     tail = rng.choice(TAILS) if rng.random() < 0.12 else ""
     return f"{said}{tail}."
