@@ -7,14 +7,16 @@ are given that encoding, token by token, where they would read the concept's.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.denoising import denoiser_of, plain
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import (
     Encoded,
@@ -29,6 +31,10 @@ _REMEMBERED = 64
 # Encodings of one prompt in batches of different sizes differ by rounding; those of two prompts by
 # far more.
 _SAME = 1e-2
+# Compiled code holds the number of a denoiser; which lock that means is looked up as it runs.
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_locks: dict[int, GlobalLock] = {}
+_counter = itertools.count()
 
 
 class GlobalLock:
@@ -46,16 +52,21 @@ class GlobalLock:
         self._encode = pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
         pipe.encode_prompt = self._encode_both
-        targets = find_targets(pipe)
-        modules = targets.modules(denoiser_of(pipe))
-        self._handles = [
-            modules[name].register_forward_pre_hook(self._exchange) for name in targets.keys
-        ]
+        targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
+        modules = targets.modules(denoiser)
+        self._layers = [modules[name] for name in targets.keys]
+        self._number = _numbers.setdefault(denoiser, next(_counter))
+        _locks[self._number] = self
+        self._handles = [_lock_input(layer, self._number) for layer in self._layers]
 
     def remove(self) -> None:
         """Restore the pipeline."""
-        for handle in self._handles:
+        for handle, layer in zip(self._handles, self._layers, strict=True):
             handle.remove()
+            if isinstance(layer, _Locked):
+                layer.__class__ = type(layer).__bases__[1]
+        _locks.pop(self._number, None)
+        self._handles, self._layers = [], []
         self._pipe.__dict__.pop("encode_prompt", None)
         self._pairs.clear()
 
@@ -105,11 +116,11 @@ class GlobalLock:
                 shift[place:] += more
         return (torch.arange(length) + shift).clamp_max(length - 1)
 
-    def _exchange(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        read = args[0]
+    def exchanged(self, read: Tensor) -> Tensor:
+        """`key_reads`, kept for as long as the same tensor comes: from all layers, in all steps."""
         if self._last is None or self._last[0] is not read:
             self._last = (read, self._locked(read))
-        return (self._last[1], *args[1:])
+        return self._last[1]
 
     def _locked(self, read: Tensor) -> Tensor:
         rows = read.reshape(-1, *read.shape[-2:]) if read.ndim > 2 else read[None]
@@ -130,6 +141,58 @@ class GlobalLock:
                 if float(distance) <= _SAME * float(row.float().norm()):
                     return wanted.to(row)
         return row
+
+
+# ------------------------------------------------------------------------ in the key projections
+
+
+class _Locked(nn.Module):
+    """Marks a key projection that reads something else.
+
+    Compiled code is checked against the classes of layers, not against their hooks: without a class
+    of its own a lock would be ignored by a denoiser that was compiled before.
+    """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401 - as object's own
+        # A copy is made of the layer's own class, which can be found by name.
+        locked = type(self)
+        self.__class__ = locked.__bases__[1]
+        try:
+            return self.__reduce_ex__(protocol)
+        finally:
+            self.__class__ = locked
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _lock_input(layer: nn.Module, number: int) -> torch.utils.hooks.RemovableHandle:
+    base = type(layer)
+    if base not in _classes:
+        _classes[base] = type(f"Locked{base.__name__}", (_Locked, base), {})
+    layer.__class__ = _classes[base]
+
+    def exchange(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return (_exchanged_copy(args[0], number), *args[1:])
+        lock = _locks.get(number)
+        return args if lock is None else (lock.exchanged(args[0]), *args[1:])
+
+    return layer.register_forward_pre_hook(exchange)
+
+
+# Opaque to the compiler, which would otherwise keep the encodings of the prompt that it saw.
+@torch.library.custom_op(
+    "rankedit_recipes::exchanged", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
+def _exchanged_copy(read: Tensor, number: int) -> Tensor:
+    lock = _locks.get(number)
+    return (read if lock is None else lock.exchanged(read)).clone()
+
+
+@_exchanged_copy.register_fake
+def _(read: Tensor, number: int) -> Tensor:  # noqa: ARG001 - as the operator's
+    return torch.empty_like(read)
 
 
 def _listed(prompts: str | Sequence[str] | None) -> list[str]:
