@@ -22,6 +22,7 @@ from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of, filled
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import Latents, cached_latents, picture_size
 from rankedit_recipes.perfusion.denoising import denoiser_of, plain
+from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.freezing import frozen
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.learner import Learner
@@ -117,7 +118,9 @@ class _Training:
     ) -> None:
         self._pipe, self._config, self._photos = pipe, config, photos
         self._word, self._category = words
-        noise_scheduler(pipe)  # refuses what cannot be learned on before anything is computed
+        # Both refuse what cannot be learned on before anything is computed.
+        noise_scheduler(pipe)
+        _check_precision(pipe)
         self._metric = metric_of(moment, config.ridge)
         self._base = base_of(pipe)
         size = picture_size(pipe, config.size)
@@ -264,6 +267,16 @@ class _Training:
             "step": str(self._progress.best_step or self._progress.step),
             "config": self._config.digest(),
         }
+
+
+def _check_precision(pipe: Pipeline) -> None:
+    weight = next(plain(denoiser_of(pipe)).parameters())
+    if weight.dtype == torch.float16:
+        raise PerfusionError(
+            "learn: the denoiser's weights are float16, in which the small gradients of a picture "
+            "vanish; load the pipeline in bfloat16, which takes no more memory, or in float32. "
+            "Pictures may be made in float16 with the concept that is learned."
+        )
 
 
 def _through_file(concept: Concept, path: Path) -> Concept:
