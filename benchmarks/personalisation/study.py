@@ -25,7 +25,9 @@ from personalisation.prompts import Prompt, crossed, prompts_for, truth
 from personalisation.world import World
 
 Asked = list[tuple[Prompt, int]]
+SHARED = {f"DreamBooth-LoRA, rank {rank}": "DreamBooth-LoRA, rank 4" for rank in (1, 16)}
 LAG = 2
+"""How many concepts of the table come before the ablations of a concept."""
 ATTENTION = 2
 """Concepts whose attention is recorded, the first ones."""
 
@@ -86,7 +88,8 @@ class Study:
                  lambda m=method, c=concept, r=rate: self.searched(m, c, r))
             for concept in self.world.search_concepts()
             for name, method in self.methods.items()
-            for rate in method.rates
+            if not (self.plan.shared and name in SHARED)
+            for rate in method.rates[-self.plan.rates :]
         ]  # fmt: skip
 
     def _of_concept(self, number: int, concept: sandbox.Concept) -> list[Unit]:
@@ -135,9 +138,11 @@ class Study:
         if not self.plan.search:
             rate = sorted(method.rates)[len(method.rates) // 2]
             return Choice(rate, self.plan.steps[-1], method.usual)
-        totals: dict[Choice, list[float]] = {}
+        if self.plan.shared and method.name in SHARED:
+            return self.choice(self.methods[SHARED[method.name]])
+        totals: dict[Choice, list[tuple[float, float]]] = {}
         for concept in self.world.search_concepts():
-            for rate in method.rates:
+            for rate in method.rates[-self.plan.rates :]:
                 file = self.folder / f"search/{slug(method.name)}/{concept.name}-{rate:g}.json"
                 if not file.exists():
                     return None
@@ -145,8 +150,11 @@ class Study:
                     key = Choice(row["rate"], row["step"], row["scale"])
                     marks = row["marks"]
                     means = [statistics.mean(marks[name]) for name in ("identity", "text")]
-                    totals.setdefault(key, []).append(balance(*means))
-        return max(totals, key=lambda key: statistics.mean(totals[key]))
+                    totals.setdefault(key, []).append((balance(*means), sum(means)))
+        # Where nothing of the concept is found at any setting, the sum decides.
+        return max(
+            totals, key=lambda key: tuple(map(statistics.mean, zip(*totals[key], strict=True)))
+        )
 
     # ------------------------------------------------------------------ the table
 

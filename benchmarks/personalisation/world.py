@@ -34,6 +34,8 @@ class Plan:
         batch: photos in a step.
         search: concepts, of others than those judged, on which each method's rate, step and scale
             are searched; 0 takes the methods' middle rate, last step and usual scale.
+        rates: how many of each method's rates are searched, the highest ones.
+        shared: LoRAs of other ranks take the setting that was found for rank 4.
         search_prompts: prompts of the search, with one seed each.
         off: prompts without the concept.
         ablations: concepts of the ablations, the first ones.
@@ -50,6 +52,8 @@ class Plan:
     steps: tuple[int, ...] = (100, 200, 400)
     batch: int = 8
     search: int = 2
+    rates: int = 3
+    shared: bool = False
     search_prompts: int = 24
     off: int = 24
     ablations: int = 8
@@ -77,7 +81,8 @@ class Plan:
             if isinstance(like, tuple):
                 values[name] = tuple(type(like[0])(part) for part in text.split(","))
             else:
-                values[name] = text in ("1", "True", "true") if like is True else int(text)
+                flag = text in ("1", "True", "true")
+                values[name] = flag if isinstance(like, bool) else int(text)
         return replace(self, **values)
 
 
