@@ -81,7 +81,7 @@ def test_blocks_are_chosen_by_rule_number_or_name():
         method = quick("memit", **settings)
         return [block.index for block in choose_blocks(blocks, layers, method)]
 
-    assert chosen(None) == [0]
+    assert chosen(None) == [1]
     assert chosen(None, depth=1.0) == [2]
     assert chosen(1) == [1]
     assert chosen(-1) == [2]

@@ -142,6 +142,7 @@ class Engine:
         """See `edit`."""
         settings = settings_of(method)
         chosen = choose_blocks(all_blocks(model, layers), layers, settings)
+        settings = settings.shared_by(len(chosen))
         metrics = _metrics(model, tokenizer, statistics, chosen, settings)
         if prefixes is None:
             prefixes = sample_prefixes(model, tokenizer, settings.contexts, seed=settings.seed)

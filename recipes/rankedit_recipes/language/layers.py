@@ -53,8 +53,8 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     Args:
         blocks: what `all_blocks` found for the same layers.
         layers: numbers of blocks (from 0; negative from the end), or what names projections: all of
-            those are edited. None for the method's rule: up to `depth` of the height, and of
-            methods that use several blocks, one for each six of the model.
+            those are edited. None for the method's rule: the last one is number `depth` times the
+            number of blocks, and methods that use several blocks use one for each six.
         settings: the method.
 
     Raises:
@@ -64,7 +64,7 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     if _named(layers):
         chosen = list(blocks)
     elif layers is None:
-        last = min(len(blocks) - 1, max(0, round(settings.depth * len(blocks)) - 1))
+        last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
         count = min(settings.layers, max(1, round(len(blocks) / _SHARING)), last + 1)
         count = count if all(block.direct for block in blocks) else 1
         chosen = list(blocks[last - count + 1 : last + 1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,7 +35,7 @@ class Settings:
         energy: see cost.
         softness: 0 if every key must give its value exactly, else the weight of the squared error
             is 1/softness.
-        layers: how many neighbouring blocks share an edit.
+        layers: how many neighbouring blocks share an edit, at most; see `shared_by`.
         depth: where the last of them lies, as a share of all blocks.
         spread: of what the i-th block from the last one takes over of what lacks still: `"even"`,
             1/i (MEMIT), or `"root"`, 1/√i (PMET).
@@ -116,6 +116,14 @@ class Settings:
             return rk.Metric.null_space(moment, energy=self.energy, scale=self.weight * trace)
         metric = rk.Metric.from_moment(moment, ridge=self.ridge)
         return metric.scaled(self.weight * moment.dim)
+
+    def shared_by(self, count: int) -> Settings:
+        """The method for another number of blocks, with as much of an edit met in the end.
+
+        A soft method leaves a part of what lacks to the blocks above. The fewer there are, the more
+        each must meet: the weight is lowered in proportion.
+        """
+        return replace(self, weight=self.weight * count / self.layers, layers=count)
 
     def solve(
         self, layer: object, keys: torch.Tensor, values: torch.Tensor, metric: rk.Metric

@@ -103,7 +103,7 @@ def collect_statistics(
     layers: Layers = None,
     batch: int = 16,
     length: int | None = None,
-    checkpoint: str | PathLike[str] | None = None,
+    checkpoint: str | PathLike[str] | rk.Checkpoint | None = None,
     corpus: str = "",
     progress: bool = True,
 ) -> Statistics:
@@ -119,8 +119,9 @@ def collect_statistics(
         layers: which; all blocks if None.
         batch: texts run together.
         length: texts are cut to so many tokens; the model's own limit, at most 1024, if None.
-        checkpoint: file for what is done so far, next to which others of the same beginning are
-            made. After a crash the same call goes on there. They are removed at the end.
+        checkpoint: file for what is done so far (or a `rankedit.Checkpoint`, which also says how
+            often), next to which others of the same beginning are made. After a crash the same
+            call goes on there. They are removed at the end.
         corpus: a name of the text, for the record.
         progress: show it.
 
@@ -143,7 +144,8 @@ def collect_statistics(
     limit = length or _longest(model)
     first = max(1, len(listed) - max(1, len(listed) // _TENTH)) if len(listed) > 1 else 1
     passes = [listed[:first], listed[first:]] if len(listed) > 1 else [listed]
-    collector = _Collector(model, names, provenance, checkpoint, progress=progress)
+    kept = rk.Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
+    collector = _Collector(model, names, provenance, kept, progress=progress)
     parts = [
         collector.collect(number, _Batches(part, tokenizer, batch, limit, embedding_device(model)))
         for number, part in enumerate(passes)
@@ -158,7 +160,7 @@ class _Collector:
     model: nn.Module
     names: Sequence[str]
     provenance: rk.Provenance
-    checkpoint: str | PathLike[str] | None
+    checkpoint: rk.Checkpoint | None
     progress: bool
 
     def collect(self, number: int, batches: _Batches) -> dict[str, rk.SecondMoment]:
@@ -166,13 +168,12 @@ class _Collector:
         done = self._file(f".part{number}")
         if done is not None and done.exists():
             return self._kept(done)
-        partial = self._file("")
         moments = rk.collect(
             self.model,
             list(self.names),
             batches,
             provenance=self.provenance,
-            checkpoint=partial,
+            checkpoint=self.checkpoint,
             progress=self.progress,
         )
         if done is not None:
@@ -218,7 +219,7 @@ class _Collector:
         return Statistics(moments, changes)
 
     def _file(self, suffix: str) -> Path | None:
-        return None if self.checkpoint is None else Path(f"{self.checkpoint}{suffix}")
+        return None if self.checkpoint is None else Path(f"{self.checkpoint.path}{suffix}")
 
 
 def load_statistics(

@@ -13,7 +13,7 @@ Deviations:
   0.02), which says nothing about a model with other units; scaling what the projection reads by
   100 must not change an edit.
 * L2 is given in units of tr(C), the mean squared length of what the projection reads (published:
-  10, absolute).
+  10, absolute), and is that of five blocks; fewer use less.
 * Those of `methods.memit` that concern contexts, blocks and the learning rate.
 """
 

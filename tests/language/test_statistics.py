@@ -1,0 +1,160 @@
+"""Statistics of the user's own text: one pass, resumable, with provenance, refused elsewhere."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rankedit_recipes import language
+from rankedit_recipes.language import LanguageError, Statistics
+from rankedit_recipes.language.texts import read_texts
+
+import rankedit as rk
+from tests.language.models import TEXTS, family, small, tokenizer
+
+
+def collected(model, texts=TEXTS, **options):
+    return language.collect_statistics(model, tokenizer(), texts, progress=False, **options)
+
+
+def test_all_layers_in_one_pass_without_padding():
+    model, names, _ = small("llama")
+    passes, rows = [], {name: [] for name in names}
+
+    def count(_module, args, _output):
+        passes.append(len(args[0]))  # after two in which the blocks are found
+
+    handle = model.model.embed_tokens.register_forward_hook(count)
+    statistics = collected(model, batch=4)
+    handle.remove()
+    assert list(statistics) == names
+    assert sum(passes[2:]) == len(TEXTS)
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, args, _o, name=name: rows[name].append(args[0][0].double())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        for text in TEXTS:
+            model(input_ids=torch.tensor([tokenizer()(text)["input_ids"]]))
+    for handle in handles:
+        handle.remove()
+    for name, moment in statistics.items():
+        expected = rk.SecondMoment(moment.dim).update(torch.cat(rows[name]))
+        assert moment.count == expected.count
+        torch.testing.assert_close(moment.matrix, expected.matrix, rtol=1e-4, atol=1e-8)
+        assert moment.provenance.model == "LlamaForCausalLM"
+        assert moment.provenance.corpus.startswith("text (16 texts, ")
+
+
+def test_the_change_over_the_last_tenth_and_what_it_means():
+    model, names, _ = small("llama")
+    statistics = collected(model)
+    part = collected(model, TEXTS[:-1])
+    whole, before = statistics[names[0]].matrix, part[names[0]].matrix
+    assert statistics.changes[names[0]] == pytest.approx(
+        float((whole - before).norm() / whole.norm()), rel=1e-6
+    )
+    table = statistics.describe()
+    assert f"{statistics[names[0]].effective_rank:.1f} of 48" in table
+    assert "more would help" in table
+    assert "fewer than ten tokens per input" in collected(model, TEXTS[:2]).describe()
+    calm = Statistics(statistics, dict.fromkeys(names, 1e-3))
+    assert "this much suffices" in calm.describe()
+    assert "unknown" in Statistics(statistics).describe()
+
+
+def test_texts_are_cut_and_layers_chosen():
+    model, names, _ = small("llama")
+    statistics = collected(model, layers=[0, 2], length=4)
+    assert list(statistics) == [names[0], names[2]]
+    assert statistics[names[0]].count == 4 * len(TEXTS)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 8])
+def test_a_crash_loses_nothing(tmp_path, stop):
+    model, names, _ = small("llama")
+    whole = collected(model, batch=2)
+    file = tmp_path / "partial"
+    calls = []
+
+    def crash(_module, _args, _output):
+        calls.append(1)
+        if len(calls) > 2 + stop:  # two runs find the blocks
+            raise RuntimeError("power cut")
+
+    handle = model.model.embed_tokens.register_forward_hook(crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        collected(model, batch=2, checkpoint=rk.Checkpoint(file, seconds=0))
+    handle.remove()
+    assert list(tmp_path.iterdir())
+    again = []
+    handle = model.model.embed_tokens.register_forward_hook(lambda *_: again.append(1))
+    resumed = collected(model, batch=2, checkpoint=file)
+    handle.remove()
+    assert len(again) == 2 + 9 - stop
+    for name in names:
+        assert torch.equal(resumed[name].matrix, whole[name].matrix)
+        assert resumed[name].provenance == whole[name].provenance
+    assert resumed.changes == whole.changes
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_text_is_refused(tmp_path):
+    model, _, _ = small("llama")
+    rk.save({"x": rk.SecondMoment(48).update(torch.ones(1, 48))}, tmp_path / "partial.part0")
+    with pytest.raises(LanguageError, match="is of another model, tokenizer or text"):
+        collected(model, checkpoint=tmp_path / "partial")
+
+
+def test_files_are_for_one_model_and_tokenizer(tmp_path):
+    model, names, statistics = small("llama")
+    file = tmp_path / "statistics.safetensors"
+    statistics.save(file, model)
+    loaded = language.load_statistics(file, model, tokenizer())
+    assert list(loaded) == names
+    assert all(torch.equal(loaded[n].matrix, statistics[n].matrix) for n in names)
+    assert loaded.changes[names[0]] == pytest.approx(statistics.changes[names[0]], rel=5e-3)
+    other, _ = family("llama")
+    other.model.layers[1].mlp.down_proj.weight.data += 1
+    with pytest.raises(rk.EditFileError, match="another base model"):
+        language.load_statistics(file, other, tokenizer())
+    changed = {n: m.clone() for n, m in statistics.items()}
+    for moment in changed.values():
+        moment.provenance = replace(moment.provenance, tokenizer="another one")
+    Statistics(changed).save(file, model)
+    with pytest.raises(LanguageError, match="collected with another tokenizer"):
+        language.load_statistics(file, model, tokenizer())
+    rk.save({"a": torch.ones(2)}, file)
+    with pytest.raises(LanguageError, match="holds no statistics of a language model"):
+        language.load_statistics(file, model)
+
+
+def test_texts_come_from_files_folders_and_rows(tmp_path):
+    (tmp_path / "b.txt").write_text("one\n\ntwo \n", encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.jsonl").write_text(
+        json.dumps({"text": "three", "x": 1}) + "\n", encoding="utf-8"
+    )
+    (tmp_path / "notes.md").write_text("no text")
+    assert list(read_texts(tmp_path / "b.txt")) == ["one", "two "]
+    assert list(read_texts(str(tmp_path))) == ["one", "two ", "three"]
+    assert list(read_texts(iter(["a", "b"]))) == ["a", "b"]
+    assert list(read_texts([{"text": "a"}])) == ["a"]
+
+
+def test_texts_that_are_none(tmp_path):
+    model, _, _ = small("llama")
+    with pytest.raises(LanguageError, match="must hold at least one text"):
+        collected(model, [" "])
+    with pytest.raises(LanguageError, match=r"must be a file, or a folder with \.txt or \.jsonl"):
+        collected(model, "Just a sentence.")
+    with pytest.raises(LanguageError, match="item 1 must be a text"):
+        collected(model, ["a", 3])
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(LanguageError, match=r"a.jsonl', line 2 must be a text"):
+        collected(model, tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(LanguageError, match="is not UTF-8"):
+        collected(model, tmp_path)
