@@ -21,10 +21,11 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
   color: #1d2330; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-figure { display: inline-block; margin: 0 .5rem .75rem 0; vertical-align: top; max-width: 10rem; }
-figure img { width: 9rem; max-width: 100%; border-radius: .3rem; image-rendering: auto; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+  gap: .75rem; } figure { margin: 0; min-width: 0; }
+figure img { width: 100%; border-radius: .3rem; image-rendering: auto; }
 figcaption { font-size: .8rem; color: #4a5264; overflow-wrap: anywhere; }
-.plot { max-width: 100%; height: auto; } .scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .plot { width: 100%; min-width: 34rem; height: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
 td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #dde1e8; }
 td:not(:first-child) { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -74,7 +75,7 @@ class Report:
             ),
             _section("Pictures", _gallery(self.pictures)),
             _section("Together", _gallery(self.together)),
-            _section("Training", _figure(self._training()) if self.losses else ""),
+            _section("Training", _figure(self._training(), "training") if self.losses else ""),
             _section("Gate", self._gate()),
             _section("Concept against text", self._trade_off()),
             _section("Settings and provenance", _table(self._facts())),
@@ -103,7 +104,7 @@ class Report:
     def _gate(self) -> str:
         if self.explanation is None:
             return ""
-        return f'<div class="scroll">{_figure(self.explanation.plot())}</div>'
+        return _figure(self.explanation.plot(), "opening of the gate at each token")
 
     def _training(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
         from matplotlib.figure import Figure
@@ -155,7 +156,7 @@ class Report:
         ]
         lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         cells = "".join(f"<tr>{line}</tr>" for line in lines)
-        return _figure(figure) + f"<table>{cells}</table>"
+        return _figure(figure, "pictures against text") + f"<table>{cells}</table>"
 
 
 def _section(title: str, content: str) -> str:
@@ -163,11 +164,12 @@ def _section(title: str, content: str) -> str:
 
 
 def _gallery(pictures: Mapping[str, Image.Image]) -> str:
-    return "".join(
+    figures = "".join(
         f'<figure><img alt="{html.escape(name, quote=True)}" src="{_data(picture)}">'
         f"<figcaption>{html.escape(name)}</figcaption></figure>"
         for name, picture in pictures.items()
     )
+    return f'<div class="gallery">{figures}</div>' if figures else ""
 
 
 def _data(picture: Image.Image) -> str:
@@ -176,11 +178,13 @@ def _data(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _figure(figure: Any) -> str:  # noqa: ANN401 - a figure of matplotlib
+def _figure(figure: Any, name: str) -> str:  # noqa: ANN401 - a figure of matplotlib
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img class="plot" alt="plot" src="data:image/png;base64,{data}">'
+    # On a narrow screen a plot is scrolled rather than shrunk until it cannot be read.
+    picture = f'<img class="plot" alt="{name}" src="data:image/png;base64,{data}">'
+    return f'<div class="scroll">{picture}</div>'
 
 
 def _table(rows: Mapping[str, str]) -> str:
