@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personalisation.ablations import Ablation, ablations
 from personalisation.attention import studied
-from personalisation.fronts import balance
+from personalisation.choosing import SHARED, Choice, chosen, slug
 from personalisation.measures import real_photos
 from personalisation.methods import Artefact, Method, trained
 from personalisation.pairs import PAIRED, paired, pairs_of
@@ -25,20 +25,10 @@ from personalisation.prompts import Prompt, crossed, prompts_for, truth
 from personalisation.world import World
 
 Asked = list[tuple[Prompt, int]]
-SHARED = {f"DreamBooth-LoRA, rank {rank}": "DreamBooth-LoRA, rank 4" for rank in (1, 16)}
 LAG = 2
 """How many concepts of the table come before the ablations of a concept."""
 ATTENTION = 2
 """Concepts whose attention is recorded, the first ones."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A method's setting, found by the search."""
-
-    rate: float
-    step: int
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -131,30 +121,8 @@ class Study:
         return found
 
     def choice(self, method: Method) -> Choice | None:
-        """The setting with the best harmonic mean of the two fidelities in the search.
-
-        None while the search is not done.
-        """
-        if not self.plan.search:
-            rate = sorted(method.rates)[len(method.rates) // 2]
-            return Choice(rate, self.plan.steps[-1], method.usual)
-        if self.plan.shared and method.name in SHARED:
-            return self.choice(self.methods[SHARED[method.name]])
-        totals: dict[Choice, list[tuple[float, float]]] = {}
-        for concept in self.world.search_concepts():
-            for rate in method.rates[-self.plan.rates :]:
-                file = self.folder / f"search/{slug(method.name)}/{concept.name}-{rate:g}.json"
-                if not file.exists():
-                    return None
-                for row in json.loads(file.read_text())["result"]:
-                    key = Choice(row["rate"], row["step"], row["scale"])
-                    marks = row["marks"]
-                    means = [statistics.mean(marks[name]) for name in ("identity", "text")]
-                    totals.setdefault(key, []).append((balance(*means), sum(means)))
-        # Where nothing of the concept is found at any setting, the sum decides.
-        return max(
-            totals, key=lambda key: tuple(map(statistics.mean, zip(*totals[key], strict=True)))
-        )
+        """The setting that the search chose; None while it is not done."""
+        return chosen(self, method)
 
     # ------------------------------------------------------------------ the table
 
@@ -299,11 +267,6 @@ class Study:
             {"scale": s, "marks": self.marks(one.method, made, s, concept, asked, self.plan.seeds)}
             for s in scales
         ]
-
-
-def slug(name: str) -> str:
-    """A name for folders."""
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def _prompts(asked: Asked) -> list[Prompt]:

@@ -99,7 +99,7 @@ def figure_of(groups: Sequence[Sequence[float]]) -> Figure:
 
 def results_of(study: Study) -> tuple[list[str], dict[str, Result]]:
     """The concepts that every method was judged on, and the results on them."""
-    from personalisation.study import slug
+    from personalisation.choosing import slug
 
     names = ["references", *(slug(name) for name in study.methods)]
     done = [
@@ -219,8 +219,8 @@ def _table(result: Result, x: str, y: str) -> np.ndarray:
 
 def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
     """Two concepts in one picture, by method, on the pairs that all methods have."""
+    from personalisation.choosing import slug
     from personalisation.pairs import PAIRED
-    from personalisation.study import slug
 
     files = {name: _files(study.folder / "pairs" / slug(name)) for name in PAIRED}
     shared = set.intersection(*(set(own) for own in files.values()))
@@ -237,7 +237,7 @@ def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
 
 def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
     """Each change at its best scale by the harmonic mean, on the concepts that all have."""
-    from personalisation.study import slug
+    from personalisation.choosing import slug
 
     files = {name: _files(study.folder / "ablations" / slug(name)) for name in study.ablations}
     files = {name: own for name, own in files.items() if own}
