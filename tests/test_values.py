@@ -606,3 +606,31 @@ def test_a_scale_replaces_the_initial_value_in_everything(model):
 def test_a_scale_is_one_length_for_each_request(scale):
     with pytest.raises(ShapeError, match=r"scale must be \[3\], one positive finite length"):
         OutputSite(torch.zeros(1, dtype=torch.long), 3, scale)
+
+
+def test_a_factor_is_the_part_of_the_shift_that_a_token_gets(model):
+    ids, targets, where = requests()
+    options = ValueSearch(steps=2, learning_rate=0.1, clamp=None, decay=0, stop_below=None)
+    half = torch.full(where.shape, 0.5)
+    loss, plain = loss_of(model, ids, targets), OutputSite(where, 3)
+    whole = optimise_value(model, {"down": plain}, loss, options=options)
+    shift = (whole.values["down"] - whole.initial["down"]).detach()
+    site = OutputSite(where, 3, factor=lambda: half)
+    found = optimise_value(model, {"down": site}, loss, options=options)
+    # Adam's first step is as long, whatever the factor; what it does is that of half the shift.
+    torch.testing.assert_close(found.values["down"], whole.values["down"], rtol=1e-3, atol=1e-4)
+    expected = []
+    for number in range(3):
+
+        def add(_module, _args, output, number=number):
+            moved = output.clone()
+            moved[where == number] += 0.5 * shift[number]
+            return moved
+
+        handle = model.down.register_forward_hook(add)
+        expected.append(loss()[number].detach())
+        handle.remove()
+    torch.testing.assert_close(found.totals[1], torch.stack(expected), rtol=1e-4, atol=1e-5)
+    wrong = OutputSite(where, 3, factor=half[:, :2])
+    with pytest.raises(ShapeError, match=r"factor of 'down' must hold a finite number for each of"):
+        optimise_value(model, {"down": wrong}, loss, options=options)

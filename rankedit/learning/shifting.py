@@ -26,11 +26,14 @@ class OutputSite:
         scale: `[count]`, a length for each request that all about its shift is relative to: the
             learning rate (to its root mean square over the coordinates), clamp and decay. If None,
             clamp and decay are relative to the initial value and the rate is absolute, as in ROME.
+        factor: of the shape of `where`, or a function as there: how much of the shift a token gets;
+            all of it if None. An edit that is solved for one key gives others a part of its value.
     """
 
     where: Tensor | Callable[[], Tensor | None]
     count: int
     scale: Tensor | None = None
+    factor: Tensor | Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -116,8 +119,20 @@ class ShiftedOutput:
         self._note(where, rows)
         # Row 0 of the table is no shift, and number -1 is looked up there.
         table = torch.cat([torch.zeros_like(self.leaf[:1]), self.change()])
-        added = table[(where + 1).to(table.device)].to(output)
+        added = table[(where + 1).to(table.device)]
+        if site.factor is not None:
+            factor = site.factor if isinstance(site.factor, Tensor) else site.factor()
+            added = added * self._fitting(factor, where).to(added)
+        added = added.to(output)
         return output + self._layout.from_rows(added)
+
+    def _fitting(self, factor: Tensor, where: Tensor) -> Tensor:
+        if factor.numel() != where.numel() or not bool(factor.isfinite().all()):
+            raise ShapeError(
+                f"optimise_value: factor of {self.name!r} must hold a finite number for each of "
+                f"the {where.numel()} entries of where, got {describe(factor)}."
+            )
+        return factor.reshape(where.shape)[..., None]
 
     def _checked(self, where: Tensor, rows: Outputs) -> Tensor:
         if where.is_floating_point() or where.numel() != rows.shape[:-1].numel():

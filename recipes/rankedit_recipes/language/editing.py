@@ -153,10 +153,12 @@ class Engine:
         """Keys and values of requests, by search; each depends on its own request only."""
         check_requests(requests)
         arguments = (self.model, self.tokenizer, requests)
+        through = self.settings.through and self.settings.consistent
         found = find_values(
             *arguments,
             self.chosen[-1],
             self.settings,
+            metric=self.metrics[self.chosen[-1].down] if through else None,
             prefixes=self.prefixes,
             progress=self.progress,
         )

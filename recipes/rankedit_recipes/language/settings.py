@@ -43,6 +43,8 @@ class Settings:
         bare: share of the bare prompt in the mean over contexts; None for that of any other.
         consistent: False divides by the bare prompt's key what is solved for the mean key: the
             published ROME's fault, kept for comparison. Needs one layer and softness 0.
+        through: whether the search sees what an edit for the mean key gives each context, instead
+            of the whole shift everywhere (published).
         anchor: what the clamp, the decay and the learning rate are relative to: the length of what
             the projection gives (ROME), or of the residual stream behind the block (MEMIT).
         steps: of the search for values.
@@ -69,6 +71,7 @@ class Settings:
     contexts: tuple[int, ...] = (10,) * 5
     bare: float | None = None
     consistent: bool = True
+    through: bool = True
     anchor: Anchor = "output"
     steps: int = 20
     learning_rate: float = 0.5
@@ -124,6 +127,12 @@ class Settings:
         each must meet: the weight is lowered in proportion.
         """
         return replace(self, weight=self.weight * count / self.layers, layers=count)
+
+    def shares(self, contexts: int) -> torch.Tensor:
+        """Shares of the bare prompt and the other contexts in means over them, float64."""
+        bare = 1.0 if contexts == 1 else (1 / contexts if self.bare is None else self.bare)
+        others = (1 - bare) / max(1, contexts - 1)
+        return torch.tensor([bare, *[others] * (contexts - 1)], dtype=torch.float64)
 
     def solve(
         self, layer: object, keys: torch.Tensor, values: torch.Tensor, metric: rk.Metric

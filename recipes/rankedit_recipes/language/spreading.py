@@ -127,10 +127,7 @@ class Reading:
                 targets=False,
             )
         ]  # fmt: skip
-        share = 1 / self.each if settings.bare is None or self.each == 1 else settings.bare
-        share = 1.0 if self.each == 1 else share
-        others = (1 - share) / max(1, self.each - 1)
-        self._weights = torch.tensor([share, *[others] * (self.each - 1)], dtype=torch.float64)
+        self._weights = settings.shares(self.each)
 
     def mean(self, rows: Tensor) -> Tensor:
         """The mean over contexts `[n, width]` of rows `[n·each, width]`."""

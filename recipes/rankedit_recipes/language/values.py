@@ -54,6 +54,7 @@ def find_values(
     block: Block,
     settings: Settings,
     *,
+    metric: rk.Metric | None = None,
     prefixes: Sequence[str] = (),
     progress: bool = True,
 ) -> FoundValues:
@@ -65,6 +66,9 @@ def find_values(
         requests: what is to be learned.
         block: the one to search in.
         settings: how.
+        metric: what a change of the projection costs. With it the search sees the shift as the
+            edit will give it: an edit for the mean key `k̄` gives a context with the key k the part
+            `k A k̄ᵀ / k̄ A k̄ᵀ` of it. None to give every context all of it, as published.
         prefixes: what stands before the prompts, beside nothing.
         progress: show it.
     """
@@ -73,7 +77,7 @@ def find_values(
     chunks = _chunks(texts, settings.tokens)
     with evaluating(model), show_progress("values", len(chunks), shown=progress) as advance:
         for chunk in chunks:
-            search = _Search(model, [texts[i] for i in chunk], block, settings)
+            search = _Search(model, [texts[i] for i in chunk], block, settings, metric)
             found = search.run()
             parts |= {number: (found, place) for place, number in enumerate(chunk)}
             advance(f"{len(parts):,} of {len(requests):,} facts")
@@ -122,8 +126,10 @@ class _Search:
         texts: Sequence[Sequence[Text]],
         block: Block,
         settings: Settings,
+        metric: rk.Metric | None,
     ) -> None:
         self._model, self._block, self._settings = model, block, settings
+        self._metric, self._parts = metric, torch.zeros(0)
         self._count, self._each = len(texts), len(texts[0])
         device = embedding_device(model)
         flat = [text for rows in texts for text in rows]
@@ -142,9 +148,10 @@ class _Search:
         self._lower.rows = None
         self._skips = self._lower.record(self._logits)
         down = self._block.down
+        scale, self._parts = self._looked()
         found = rk.optimise_value(
             self._model,
-            {down: rk.OutputSite(self._where, self._count, self._scale())},
+            {down: rk.OutputSite(self._where, self._count, scale, self._factor)},
             self._loss,
             options=self._settings.search(),
             on_step=self._on_step,
@@ -158,22 +165,24 @@ class _Search:
             found.reasons,
         )
 
-    def _scale(self) -> Tensor:
-        """The anchor's length for each request, at its bare prompt."""
-        bare = self._batch.chosen(
-            torch.arange(self._count, device=self._places.device) * self._each
-        )
-        module = self._model.get_submodule(self._block.down)
-        block = self._model.get_submodule(self._block.name)
+    def _looked(self) -> tuple[Tensor, Tensor]:
+        """The anchor's length at each bare prompt, and each row's part of the shift."""
+        down, block = self._block.down, self._block.name
         seen = look(
             self._model,
-            bare,
-            projections={self._block.down: module},
-            blocks={self._block.name: block},
+            self._batch,
+            projections={down: self._model.get_submodule(down)},
+            blocks={block: self._model.get_submodule(block)},
         )
-        anchor = seen.given if self._settings.anchor == "output" else seen.stream
-        (vectors,) = anchor.values()
-        return vectors.norm(dim=1)
+        anchor = seen.given[down] if self._settings.anchor == "output" else seen.stream[block]
+        lengths = anchor[:: self._each].norm(dim=1)
+        if self._metric is None:
+            return lengths, torch.ones(len(anchor))
+        read = seen.read[down].double().reshape(self._count, self._each, -1)
+        mean = torch.einsum("c,ncw->nw", self._settings.shares(self._each - 1), read[:, :-1])
+        images = self._metric.solve(mean).cpu()
+        parts = torch.einsum("ncw,nw->nc", read, images)
+        return lengths, (parts / torch.einsum("nw,nw->n", mean, images)[:, None]).flatten().float()
 
     # ------------------------------------------------------------------ rows
 
@@ -189,6 +198,11 @@ class _Search:
         numbers = self._active.repeat_interleave(self._each).to(where)
         where[torch.arange(len(rows), device=where.device), batch.subjects] = numbers
         return where
+
+    def _factor(self) -> Tensor:
+        rows = self._rows()
+        parts = self._parts.to(rows.device)[rows]
+        return parts[:, None].expand(-1, self._batch.ids.shape[1])
 
     def _logits(self) -> Tensor:
         rows = self._rows()

@@ -12,6 +12,7 @@ Deviations:
 
 * λ is given in vectors per input width: `weight·d`. The paper's 15,000 (GPT-J, d = 16,384) and
   20,000 (GPT-2 XL, d = 6,400) are 0.9 and 3.1. It is the λ of five blocks; fewer use less.
+* The search sees the shift as the edit will give it to each context; see `methods.rome`.
 * What lacks is measured over the same contexts as the keys; in the code after the bare prompt.
 * Below the last block, what a lower block takes over is put in for each fact alone; see
   `rankedit_recipes.language.spreading`. A stream of edits then equals one batch, to rounding.

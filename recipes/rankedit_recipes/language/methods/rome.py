@@ -15,6 +15,9 @@ Deviations:
   published code divides by the bare prompt's key, which makes models collapse (Yang et al., arXiv
   2406.11263; Gupta et al., arXiv 2403.07175); `INCONSISTENT` is that, for comparison.
 * v* is what the projection gives for k* plus the shift found; in the code for the bare prompt.
+* The search sees the shift as the edit will give it: a context whose key is k gets the part
+  `k A k* / k* A k*` of it, not all of it (`through`; False for the published search). Where keys
+  differ between contexts, all of it is never given after the bare prompt.
 * C has rankedit's ridge, 1e-6 of its mean eigenvalue, and is factorised in float64.
 * Learning rate and decay are relative to the projection's output, so that they fit models of any
   width: 0.5 of its root mean square (published: 0.5), and 0.01 per length (published: 0.5 over its
