@@ -19,7 +19,7 @@ class DreamBooth:
     """Scales go from the base model's weights (0) to the tuned ones (1)."""
 
     name = "DreamBooth"
-    rates = (2e-5, 8e-5, 3.2e-4)
+    rates = (8e-5, 3.2e-4, 1.28e-3)
     scales = (0.5, 0.75, 1.0)
     usual = 1.0
 

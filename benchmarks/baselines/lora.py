@@ -75,7 +75,7 @@ class DreamBoothLora:
         rank: of the LoRA.
     """
 
-    rates = (5e-4, 2e-3, 8e-3)
+    rates = (2e-3, 8e-3, 3.2e-2)
     scales = (0.5, 0.75, 1.0)
     usual = 1.0
 

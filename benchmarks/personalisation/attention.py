@@ -50,7 +50,7 @@ class Recorder:
         pixels, tokens = found.shape[1:]
         edge = round(pixels**0.5)
         mean = found.reshape(-1, heads, pixels, tokens).mean(1)[-self.prompts :]
-        maps = mean.transpose(1, 2).reshape(self.prompts, tokens, edge, edge)
+        maps = mean.transpose(1, 2).reshape(self.prompts, tokens, edge, edge).cpu()
         self.total = self.total + interpolate(maps.float(), (GRID, GRID), mode="bilinear")
         self.calls += 1
 

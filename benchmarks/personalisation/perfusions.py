@@ -29,7 +29,7 @@ class Perfusion:
         temperature: of the gate at inference.
     """
 
-    rates: Sequence[float] = (0.02, 0.08, 0.32)
+    rates: Sequence[float] = (0.08, 0.32, 1.28)
     scales: Sequence[float] = BIASES
     usual = PRESETS["local"][0]
 

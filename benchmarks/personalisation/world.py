@@ -87,7 +87,7 @@ class Plan:
 
 
 QUICK = Plan(
-    concepts=2, prompts=6, seeds=2, steps=(40, 80), batch=4, search=0, off=6, ablations=1,
+    concepts=2, prompts=6, seeds=2, steps=(60, 120), batch=4, search=0, off=6, ablations=1,
     ablation_scales=(0.55,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
 )  # fmt: skip
 
