@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow mutation check format bench bench-perfusion docs clean
+.PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion docs clean
 
 help:
 	@echo "make demo       set up, edit a layer, then teach the sandbox a concept: a report with pictures"
@@ -18,6 +18,7 @@ help:
 	@echo "make check      format, lint, types, architecture, spelling: what a commit must pass"
 	@echo "make bench      benchmarks against named peers, written to benchmarks/README.md"
 	@echo "make bench-perfusion  Perfusion against baselines: hours, resumable; ARGS=--quick for minutes"
+	@echo "make bench-language  edit facts by every method: docs/language.md, benchmarks/results/language"
 	@echo "make docs       build the documentation, warnings are errors"
 
 setup: $(INSTALLED)
@@ -32,16 +33,19 @@ $(INSTALLED): $(USABLE)
 	$(PIP) --no-build-isolation --editable '.[recipes,docs,test,bench]'
 	touch $@
 
-CONCEPT := recipes/rankedit_recipes/sandbox/images/concepts/bean
+CONCEPTS := recipes/rankedit_recipes/sandbox/images/concepts
 DEMO := outputs/demo
+# Patterns have a left and a right, so photos are not mirrored.
+LEARN = $(BIN)/rankedit perfusion learn --set flip=false
 
 demo: $(USABLE)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/python docs/five_lines.py
-	$(BIN)/rankedit perfusion learn $(CONCEPT) --category cat --placeholder '<bean>' \
-	  --out $(DEMO)/bean.safetensors
-	$(BIN)/rankedit perfusion sweep $(DEMO)/bean.safetensors --photos $(CONCEPT) \
-	  --run $(DEMO)/bean.run --steps 20 --guidance 4 --out $(DEMO)/report.html
+	$(LEARN) $(CONCEPTS)/bean --category cat --placeholder '<bean>' --out $(DEMO)/bean.safetensors
+	$(LEARN) $(CONCEPTS)/mug --category cup --placeholder '<mug>' --out $(DEMO)/mug.safetensors
+	$(BIN)/rankedit perfusion sweep $(DEMO)/bean.safetensors --photos $(CONCEPTS)/bean \
+	  --together $(DEMO)/mug.safetensors --run $(DEMO)/bean.run --steps 20 --guidance 4 \
+	  --out $(DEMO)/report.html
 	@echo "open $(DEMO)/report.html"
 
 test: $(INSTALLED)
@@ -75,6 +79,10 @@ bench: $(INSTALLED)
 # What is done is kept in outputs/comparison, so that a stopped run goes on.
 bench-perfusion: $(USABLE)
 	$(BIN)/python benchmarks/comparison.py $(ARGS)
+
+# Goes on where an interrupted run stopped; rows are kept in outputs/benchmarks/language.
+bench-language: $(INSTALLED)
+	$(BIN)/python benchmarks/language.py $(ARGS)
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
