@@ -206,8 +206,7 @@ class _Collector:
         changes = {}
         for part in parts[1:]:
             for name, moment in moments.items():
-                before = moment.matrix
-                corpus = moment.provenance.corpus
+                before, corpus = moment.matrix, moment.provenance.corpus
                 moment.merge_(part[name])
                 moment.provenance = replace(moment.provenance, corpus=corpus)
                 after = moment.matrix

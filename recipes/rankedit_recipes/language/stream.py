@@ -6,7 +6,6 @@ one of a single batch over what is there in the end; undoing leaves no trace.
 
     stream = Stream.open("facts/", model, tokenizer, method="alphaedit", statistics="stats...")
     stream.add(requests)
-    stream.undo("Miles Davis | {} plays the")
     with stream.attach():
         ...
 """
