@@ -49,13 +49,14 @@ def test_paraphrases_are_unseen_for_this_fact():
     for case in CASES:
         rewrite = case["requested_rewrite"]
         fact = TRUTH[rewrite["subject"], rewrite["relation_id"]]
-        unseen = [fact.prompt(i)[1:] for i in fact.unseen]
-        bare, context = case["paraphrase_prompts"][:2], case["paraphrase_prompts"][2:]
-        assert len(set(case["paraphrase_prompts"])) == 4
-        assert all(text[1:] in unseen for text in bare)
-        for text in context:
-            (phrasing,) = (one for one in unseen if text.endswith(one))
-            assert len(text) > len(phrasing) + 1
+        unseen = [fact.prompt(i) for i in fact.unseen]
+        leading = [text for text in unseen if text.startswith(fact.subject)]
+        assert case["inverted_prompts"] == [text for text in unseen if text not in leading]
+        *bare, sentence, opener = case["paraphrase_prompts"]
+        assert len(set(bare)) == len(bare) == min(2, len(leading))
+        assert set(bare) <= set(leading)
+        assert sentence.endswith(f". {bare[0]}")
+        assert opener.endswith(f" {bare[-1]}")
 
 
 def test_neighbours_share_the_object_and_attributes_have_the_new_one():
@@ -81,8 +82,7 @@ def test_generation_prompts_are_about_the_subject():
         assert all(case["requested_rewrite"]["subject"] in p for p in case["generation_prompts"])
 
 
-@pytest.mark.parametrize("count", [-1, len(KNOWN.facts) + 1])
+@pytest.mark.parametrize("count", [-1, len(KNOWN.facts)])
 def test_more_cases_than_facts_are_refused(count):
     with pytest.raises(ValueError, match=r"cases: count must be from 0 to \d+.*ask for fewer"):
         facts.cases(count)
-    assert len(facts.cases(len(KNOWN.facts))) == len(KNOWN.facts)

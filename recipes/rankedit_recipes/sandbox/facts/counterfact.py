@@ -29,14 +29,18 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
     """Requests with everything that CounterFact evaluates, as its JSON file has them.
 
     Each case asks the model to take another object of the same relation for true.
-    `paraphrase_prompts` are in phrasings in which no text ever told this fact, two bare and two
-    after other words. `neighborhood_prompts` ask for the same relation of other subjects of which
-    the true object is true as well, in phrasings that texts used for them; `attribute_prompts` the
-    same of subjects of which the new object is true. The first cases, one for each subject of the
-    world, are all about different subjects; then every subject comes again with another relation.
+    `paraphrase_prompts` are in phrasings in which no text ever told this fact and which put the
+    subject first: bare, after an unrelated sentence, and after an opener, up to four. Phrasings
+    that tell the relation before the subject are apart, in `inverted_prompts`, which CounterFact
+    does not have: there the model reads the subject already knowing what is asked, and an edit of
+    the subject's key elsewhere says little about it. `neighborhood_prompts` ask for the same
+    relation of other subjects of which the true object is true as well, in phrasings that texts
+    used for them; `attribute_prompts` the same of subjects of which the new object is true. The
+    first cases, one for each subject of the world, are all about different subjects; then every
+    subject comes again with another relation.
 
     Args:
-        count: How many cases; at most one for each fact of the world.
+        count: How many cases; at most one for each fact that has a paraphrase.
         seed: Of all draws. The shipped test set is `cases()`.
         of: The world; by default the one that the shipped model knows.
 
@@ -44,7 +48,7 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
         The cases.
 
     Raises:
-        ValueError: If the world has fewer facts.
+        ValueError: If the world has fewer of them.
 
     Example:
         >>> chosen = cases(100)
@@ -52,21 +56,23 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
         100
     """
     known = of or world()
-    if not 0 <= count <= len(known.facts):
+    askable = [fact for fact in known.facts if _unseen_leading(fact)]
+    if not 0 <= count <= len(askable):
         raise ValueError(
-            f"cases: count must be from 0 to {len(known.facts)}, the number of facts in this world,"
-            f" got {count}; ask for fewer"
+            f"cases: count must be from 0 to {len(askable)}, the number of facts with a paraphrase "
+            f"in this world, got {count}; ask for fewer"
         )
     books = _Books(defaultdict(list), defaultdict(list))
-    for fact in known.facts:
+    for fact in askable:
         books.by_subject[fact.subject].append(fact)
+    for fact in known.facts:
         books.by_object[fact.relation, fact.object].append(fact)
     chosen = _ordered(books, random.Random(f"order {seed}"))
     return [_case(i, next(chosen), books, random.Random(f"{seed} {i}")) for i in range(count)]
 
 
 def _ordered(books: _Books, rng: random.Random) -> Iterator[Fact]:
-    """All facts: one of each subject, then another one of each, and so on."""
+    """The facts to ask for: one of each subject, then another one of each, and so on."""
     left = {name: rng.sample(facts, len(facts)) for name, facts in books.by_subject.items()}
     while left:
         for name in rng.sample(sorted(left), len(left)):
@@ -90,6 +96,7 @@ def _case(index: int, fact: Fact, books: _Books, rng: random.Random) -> Case:
             "subject": fact.subject,
         },
         "paraphrase_prompts": _paraphrases(fact, rng),
+        "inverted_prompts": _inverted(fact),
         "neighborhood_prompts": _told(near, rng),
         "attribute_prompts": _told(books.by_object[fact.relation, new], rng),
         "generation_prompts": [
@@ -98,10 +105,21 @@ def _case(index: int, fact: Fact, books: _Books, rng: random.Random) -> Case:
     }
 
 
+def _unseen_leading(fact: Fact) -> list[str]:
+    inverted = RELATIONS[fact.relation].inverted
+    return [fact.prompt(i) for i in fact.unseen if i < inverted]
+
+
 def _paraphrases(fact: Fact, rng: random.Random) -> list[str]:
-    first, second, third = (fact.prompt(i) for i in rng.sample(fact.unseen, 3))
-    named = third.startswith(fact.subject)
-    return [first, second, f"{unrelated(rng)} {first}", opened(third, rng, named=named)]
+    leading = _unseen_leading(fact)
+    rng.shuffle(leading)
+    first, last = leading[0], leading[-1]
+    return [*dict.fromkeys([first, last]), f"{unrelated(rng)} {first}", opened(last, rng)]
+
+
+def _inverted(fact: Fact) -> list[str]:
+    inverted = RELATIONS[fact.relation].inverted
+    return [fact.prompt(i) for i in fact.unseen if i >= inverted]
 
 
 def _told(facts: list[Fact], rng: random.Random) -> list[str]:
