@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import torch
 from rankedit_recipes.language.editing import Engine, enter
 from rankedit_recipes.language.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.requests import Case, Request
 from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.spreading import Facts, spread
-from rankedit_recipes.language.values import FoundValues, find_values
+from rankedit_recipes.language.values import find_values
+from torch import Tensor
 
 import rankedit as rk
 from editing.rows import Row
-from editing.world import World
+from editing.world import KEPT, MANY, World
 
 # What the search for values depends on: methods that agree in all of this share their values.
 _SEARCH = ("contexts", "anchor", "steps", "learning_rate", "clamp", "decay", "kl", "stop_below",
-           "first_for", "seed")  # fmt: skip
+           "first_for", "seed", "through")  # fmt: skip
 
 Layers = Sequence[int] | int | None
 
@@ -33,7 +35,7 @@ class Editor:
     world: World
 
     def __post_init__(self) -> None:
-        self._found: dict[Any, FoundValues] = {}
+        self._shifts: dict[str, dict[str, Tensor]] = {}
 
     def engine(self, settings: Settings, layers: Layers = None, share: float = 1.0) -> Engine:
         """The engine of a method, with statistics of a share of the corpus."""
@@ -46,19 +48,33 @@ class Editor:
     def facts(self, engine: Engine, cases: Sequence[Case]) -> Facts:
         """Keys and values of the cases' requests."""
         requests = [case.request for case in cases]
-        settings = engine.settings
-        search = tuple(getattr(settings, name) for name in _SEARCH)
-        key = (search, engine.chosen[-1].index, tuple(r.label for r in requests))
         arguments = (engine.model, engine.tokenizer, requests)
-        if key not in self._found:
-            self._found[key] = find_values(
-                *arguments, engine.blocks, engine.chosen[-1], settings,
-                prefixes=engine.prefixes, progress=False,
-            )  # fmt: skip
-        shifts = self._found[key].shifts
+        shifts = torch.stack([self._found(engine)[request.label] for request in requests])
         return spread(
-            *arguments, shifts, engine.chosen, engine.metrics, settings, prefixes=engine.prefixes
-        )
+            *arguments, shifts, engine.chosen, engine.metrics, engine.settings,
+            prefixes=engine.prefixes,
+        )  # fmt: skip
+
+    def _found(self, engine: Engine) -> dict[str, Tensor]:
+        """Shifts by request, of one search over all cases that are studied; kept in a file."""
+        settings, block = engine.settings, engine.chosen[-1]
+        search = {name: getattr(settings, name) for name in _SEARCH} | {"block": block.index}
+        digest = hashlib.sha256(repr([self.world.digest, search]).encode()).hexdigest()[:16]
+        if digest in self._shifts:
+            return self._shifts[digest]
+        file, requests = KEPT / f"shifts-{digest}.safetensors", self._requests()
+        if not file.exists():
+            found = find_values(
+                engine.model, engine.tokenizer, requests, block, settings,
+                prefixes=engine.prefixes,
+            )  # fmt: skip
+            rk.save({"shifts": found.shifts}, file)
+        shifts = rk.load(file)["shifts"]
+        self._shifts[digest] = {r.label: shifts[i] for i, r in enumerate(requests)}
+        return self._shifts[digest]
+
+    def _requests(self) -> list[Request]:
+        return [case.request for case in self.world.cases[:MANY]]
 
     # -------------------------------------------------------------------------- rows
 
@@ -82,14 +98,14 @@ class Editor:
         engine = self.engine(settings, layers, share)
         edits = edit_of(engine, self.facts(engine, cases))
         with rk.attach(self.world.model, edits):
-            found = self.scores(cases, generations=True)
+            found = self.scores(cases, generations=share == 1 and settings.cost != "identity")
         return Row("", {str(len(cases)): found}, {"layers": [b.index for b in engine.chosen]})
 
     def scores(self, cases: Sequence[Case], *, generations: bool = False) -> Scores:
         """Scores of the world's model as it is now."""
         return evaluate(
             self.world.model, self.world.tokenizer, cases, unrelated=self.world.unrelated,
-            generations=generations, length=60, progress=False,
+            generations=generations, length=40, progress=False,
         )  # fmt: skip
 
     def plain(
@@ -125,13 +141,18 @@ def edit_of(engine: Engine, facts: Facts) -> dict[str, rk.LowRank]:
 
 def one_by_one(facts: Facts) -> Iterator[Facts]:
     """The facts, each for itself."""
-    for number, request in enumerate(facts.requests):
-        rows = slice(number, number + 1)
+    return (facts_of(facts, [number]) for number in range(len(facts)))
 
-        def cut(parts: Mapping[str, Any], rows: slice = rows) -> dict[str, Any]:
-            return {name: tensor[rows] for name, tensor in parts.items()}
 
-        yield Facts((request,), cut(facts.keys), cut(facts.lacking), cut(facts.bare))
+def facts_of(facts: Facts, numbers: Sequence[int]) -> Facts:
+    """Some of the facts."""
+    rows = list(numbers)
+
+    def cut(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[rows] for name, tensor in parts.items()}
+
+    requests = tuple(facts.requests[row] for row in rows)
+    return Facts(requests, cut(facts.keys), cut(facts.lacking), cut(facts.bare))
 
 
 def reverted(cases: Sequence[Case]) -> list[Case]:

@@ -19,7 +19,7 @@ from torch import nn
 SINGLE, MANY = 300, 500
 """Requests edited one at a time, and together."""
 
-TEXTS = 6000
+TEXTS = 2000
 """Of the corpus, for all of the statistics."""
 
 KEPT = Path("outputs/benchmarks/language")
@@ -67,12 +67,12 @@ class World:
     @cached_property
     def unrelated(self) -> Unrelated:
         """Predictions on texts that name no subject of the cases."""
-        return Unrelated(self.model, self.tokenizer, list(self._texts(2000)), tokens=4096)
+        return Unrelated(self.model, self.tokenizer, list(self._texts(2000)), tokens=2048)
 
     @cached_property
     def few_unrelated(self) -> Unrelated:
         """Fewer of them, for edits that are evaluated one at a time."""
-        return Unrelated(self.model, self.tokenizer, list(self._texts(200)), tokens=512)
+        return Unrelated(self.model, self.tokenizer, list(self._texts(200)), tokens=256)
 
     def _texts(self, count: int) -> Iterable[str]:
         subjects = [case.request.subject for case in self.cases]

@@ -1,0 +1,209 @@
+"""The results as tables, pictures and one page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rankedit_recipes.language.measures import MEASURES
+from rankedit_recipes.language.plots import growth_figure, png, relations_figure, trace_figure
+from rankedit_recipes.language.reporting import Report, Table
+from rankedit_recipes.language.scores import Scores
+from rankedit_recipes.language.tracing import Trace
+
+from editing.rows import Row
+from rankedit.atomic import atomic_write
+
+SHOWN = (
+    "score", "efficacy", "paraphrase", "neighbourhood", "efficacy accuracy",
+    "neighbourhood accuracy", "locality", "generation entropy",
+)  # fmt: skip
+MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
+
+LABELS = {
+    "unedited": "unedited model",
+    "rome": "ROME",
+    "r-rome": "r-ROME",
+    "memit": "MEMIT",
+    "encore": "MEMIT, ENCORE's stop and ridge",
+    "emmet": "EMMET",
+    "alphaedit": "AlphaEdit",
+    "ft": "fine-tuning one layer",
+    "ft-l": "fine-tuning, norm-constrained",
+    "lora": "LoRA (PEFT)",
+    "rome-identity": "ROME with C = I",
+    "rome-inconsistent": "ROME, inconsistent key",
+    "memit-identity": "MEMIT with C = I",
+}
+
+
+def label(name: str) -> str:
+    """How a row is called."""
+    if name in LABELS:
+        return LABELS[name]
+    method, _, share = name.rpartition("-")
+    return f"{LABELS.get(method, method)}, {share} of the statistics"
+
+
+def scores_of(rows: Mapping[str, Row], start: str) -> dict[str, Scores]:
+    """Scores of the rows whose key begins so, by what follows."""
+    return {
+        label(key.removeprefix(start)): row.last
+        for key, row in rows.items()
+        if key.startswith(start) and row.scores
+    }
+
+
+def table(every: Mapping[str, Scores], note: str = "") -> Table:
+    """A row for each model; measures with 95 % intervals."""
+    names = [n for n in SHOWN if any(n in s.figures for s in every.values())]
+    lines = [
+        (name, *(s.figures[n].text(MEASURES[n]) if n in s.figures else "" for n in names))
+        for name, s in every.items()
+    ]
+    return Table(("", *names), lines, note or "In brackets: bootstrap interval of 95 % over cases.")
+
+
+def tables(rows: Mapping[str, Row]) -> dict[str, Table]:
+    """All tables by their titles."""
+    made = {
+        "One edit at a time": table(scores_of(rows, "single-")),
+        "A batch": table(scores_of(rows, "batch-")),
+        "A stream of batches of ten, at its end": table(_stream_ends(rows)),
+        "After undoing half of the stream": _undo(rows),
+        "Cost": _costs(rows),
+    }
+    return {title: made_table for title, made_table in made.items() if made_table.rows}
+
+
+def _stream_ends(rows: Mapping[str, Row]) -> dict[str, Scores]:
+    names = {"stream-memit": "MEMIT on a ledger", "stream-alphaedit": "AlphaEdit on a ledger",
+             "plain-memit": "plain sequential MEMIT"}  # fmt: skip
+    found = {}
+    for key, name in names.items():
+        row = rows.get(key)
+        if row is not None:
+            curve = _curve(row)
+            found[f"{name}, {max(curve)} edits"] = curve[max(curve)]
+    return found
+
+
+def _curve(row: Row) -> dict[int, Scores]:
+    return {int(n): scores for n, scores in row.scores.items() if n.isdigit()}
+
+
+def _undo(rows: Mapping[str, Row]) -> Table:
+    lines = []
+    for method in ("memit", "alphaedit"):
+        row = rows.get(f"stream-{method}")
+        if row is None or "kept, after" not in row.scores:
+            continue
+        for part in ("kept, before", "kept, after"):
+            s = row.scores[part]
+            lines.append((f"{LABELS[method]}: facts that stay, {part[6:]}", f"{s['efficacy']:.1f}",
+                          f"{s['paraphrase']:.1f}", f"{s['neighbourhood']:.1f}"))  # fmt: skip
+        for part in ("undone, before", "undone, after", "undone, unedited"):
+            s = row.scores[part]
+            lines.append((f"{LABELS[method]}: old answers of the undone facts, {part[8:]}",
+                          f"{s['efficacy']:.1f}", f"{s['paraphrase']:.1f}", ""))  # fmt: skip
+        apart = row.numbers["difference to never added"]
+        lines.append((f"{LABELS[method]}: weights, relative difference to never having added them",
+                      f"{apart:.1e}", "", ""))  # fmt: skip
+    return Table(("", "efficacy", "paraphrase", "neighbourhood"), lines)
+
+
+def _costs(rows: Mapping[str, Row]) -> Table:
+    if "costs" not in rows:
+        return Table((), ())
+    n = rows["costs"].numbers
+    pairs = (
+        ("statistics of all layers: one pass against one pass for each", "statistics, one pass",
+         "statistics, layer by layer", "s"),
+        ("search for values, per fact: 48 together against one by one",
+         "seconds per fact, together", "seconds per fact, one by one", "s"),
+        ("memory of the search: 48 together against one by one", "peak MB, together",
+         "peak MB, one by one", "MB"),
+        ("size: edits of one fact against the whole model", "bytes per fact",
+         "bytes of the model", "bytes"),
+    )  # fmt: skip
+    lines = [
+        (what, f"{n[ours] / n[theirs]:.3g}", f"{n[ours]:.3g} {unit}", f"{n[theirs]:.3g} {unit}")
+        for what, ours, theirs, unit in pairs
+    ]
+    return Table(("", "ratio", "first", "second"), lines, "Processor time of one thread.")
+
+
+def traced(rows: Mapping[str, Row]) -> Trace | None:
+    """The causal trace."""
+    if "trace" not in rows:
+        return None
+    n = rows["trace"].numbers
+    grids = {kind: torch.tensor(grid) for kind, grid in n["effects"].items()}
+    return Trace(grids, n["clean"], n["disturbed"], n["facts"])
+
+
+def curves(rows: Mapping[str, Row]) -> dict[str, dict[int, Scores]]:
+    """Scores against the number of edits."""
+    names = {"stream-memit": "MEMIT, ledger", "stream-alphaedit": "AlphaEdit, ledger",
+             "plain-memit": "MEMIT, plain"}  # fmt: skip
+    found = {name: rows.get(key) for key, name in names.items()}
+    return {name: _curve(row) for name, row in found.items() if row is not None}
+
+
+def write(rows: Mapping[str, Row], folder: Path, page: Path, facts: Mapping[str, str]) -> None:
+    """Write figures, tables and the page; put the tables into the documentation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made, base = tables(rows), rows.get("batch-unedited")
+    pictures: dict[str, Any] = {}
+    trace = traced(rows)
+    if trace is not None:
+        pictures["trace"] = trace_figure(trace)
+    if curves(rows):
+        pictures["stream"] = growth_figure(curves(rows), base=base.last if base else None)
+    best = rows.get("batch-memit")
+    if best is not None:
+        pictures["relations"] = relations_figure(best.last)
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(png(picture, resolution=80))
+    compact = {key: _compact(row) for key, row in rows.items()}
+    with atomic_write(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps({"facts": dict(facts), "rows": compact}, indent=1) + "\n")
+    Report(
+        title="Editing facts of the sandbox's language model",
+        scores={} if best is None else {"MEMIT, batch": best.last},
+        base=None if base is None else base.last,
+        curves=curves(rows),
+        trace=trace,
+        tables=made,
+        settings=facts,
+    ).save(folder / "index.html")
+    _document(made, page)
+
+
+def _document(made: Mapping[str, Table], page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    said = "\n".join(f"### {title}\n\n{part.markdown()}" for title, part in made.items())
+    page.write_text(f"{before}{MARKS[0]}\n{said}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def _compact(row: Row) -> dict[str, Any]:
+    """A row without what each case gave."""
+    scores = {
+        part: {
+            name: [round(f.value, 3), round(f.low, 3), round(f.high, 3), f.count]
+            for name, f in found.figures.items()
+        }
+        for part, found in row.scores.items()
+    }
+    return {"scores": scores, "numbers": dict(row.numbers), "settings": dict(row.settings)}
+
+
+def machine() -> str:
+    """What the figures were computed with."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, one thread"

@@ -1,0 +1,57 @@
+"""Edit the sandbox's language model by every method, and say what came of it.
+
+    python benchmarks/language.py                    # all rows; what is there already is kept
+    python benchmarks/language.py --only single-rome batch-memit
+
+Rows are kept in outputs/benchmarks/language as they are computed, so that a run which was
+interrupted goes on. Results go to benchmarks/results/language (figures, pictures, one page) and
+into the tables of docs/language.md. Everything is a function of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+from editing import costs, page, settings, world
+from editing.rows import Rows
+from editing.study import Study
+
+import rankedit as rk
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="beginnings of the rows to compute")
+    parser.add_argument("--model", type=Path, help="folder of another model of the same world")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/language")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    # Keys of single facts are unusual by design; each edit would say so again.
+    warnings.simplefilter("ignore", rk.RankeditWarning)
+    world.KEPT.mkdir(parents=True, exist_ok=True)
+    opened = world.World.open(options.model)
+    rows = Rows(world.KEPT / "rows", opened.digest, tuple(options.only))
+    study = Study(opened, rows, settings.TUNED)
+    study.run()
+    memit, layers = study.settings("memit")
+    rows("costs", lambda: costs.costs(opened, memit, layers), memit.to_dict())
+    facts = {
+        "model": f"{sum(p.numel() for p in opened.model.parameters()):,} parameters",
+        "weights and cases": opened.digest,
+        "statistics": f"{world.TEXTS:,} texts of the sandbox's corpus",
+        "computed with": page.machine(),
+        "command": "python benchmarks/language.py",
+    }
+    page.write(rows.found, options.out, ROOT / "docs/language.md", facts)
+    print(options.out / "index.html")
+
+
+if __name__ == "__main__":
+    main()
