@@ -16,6 +16,7 @@ from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.tracing import Trace
 
 from editing.rows import Row
+from editing.world import MANY
 from rankedit.atomic import atomic_write
 
 SHOWN = (
@@ -71,13 +72,36 @@ def table(every: Mapping[str, Scores], note: str = "") -> Table:
 def tables(rows: Mapping[str, Row]) -> dict[str, Table]:
     """All tables by their titles."""
     made = {
+        "Targets": _targets(rows),
         "One edit at a time": table(scores_of(rows, "single-")),
         "A batch": table(scores_of(rows, "batch-")),
         "A stream of batches of ten, at its end": table(_stream_ends(rows)),
+        "Why a batch is harder here": _sharing(rows),
         "After undoing half of the stream": _undo(rows),
         "Cost": _costs(rows),
     }
     return {title: made_table for title, made_table in made.items() if made_table.rows}
+
+
+def _targets(rows: Mapping[str, Row]) -> Table:
+    """What the methods should reach here, and what they do."""
+    wanted = (
+        ("ROME, one at a time", "single-rome", "single-unedited", (99, 90, 3)),
+        ("MEMIT, batch of 500", "batch-memit", "batch-unedited", (97, 88, 5)),
+        ("AlphaEdit, batch of 500", "batch-alphaedit", "batch-unedited", (97, 88, 5)),
+    )
+    lines = []
+    for name, key, base, (efficacy, paraphrase, points) in wanted:
+        if key not in rows or base not in rows:
+            continue
+        found, before = rows[key].last, rows[base].last
+        least = (efficacy, paraphrase, before["neighbourhood"] - points)
+        measures = ("efficacy", "paraphrase", "neighbourhood")
+        for measure, bound in zip(measures, least, strict=True):
+            value = found[measure]
+            said = "reached" if value >= bound else "missed"
+            lines.append((f"{name}: {measure}", f"{value:.1f}", f"≥ {bound:.1f}", said))
+    return Table(("", "found", "wanted", ""), lines)
 
 
 def _stream_ends(rows: Mapping[str, Row]) -> dict[str, Scores]:
@@ -114,6 +138,19 @@ def _undo(rows: Mapping[str, Row]) -> Table:
         lines.append((f"{LABELS[method]}: weights, relative difference to never having added them",
                       f"{apart:.1e}", "", ""))  # fmt: skip
     return Table(("", "efficacy", "paraphrase", "neighbourhood"), lines)
+
+
+def _sharing(rows: Mapping[str, Row]) -> Table:
+    row = rows.get("sharing")
+    if row is None:
+        return Table((), ())
+    n = row.numbers
+    note = (
+        f"The {MANY} subjects end in {n['last words']:.0f} words. Mean cosine of keys under the "
+        f"metric: {n['cosine, same last word']:.2f} for two subjects with the same last word, "
+        f"{n['cosine, others']:.2f} for others."
+    )
+    return table(row.scores, note)
 
 
 def _costs(rows: Mapping[str, Row]) -> Table:
@@ -188,7 +225,10 @@ def _document(made: Mapping[str, Table], page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    said = "\n".join(f"### {title}\n\n{part.markdown()}" for title, part in made.items())
+    said = "\n".join(
+        f"### {title}\n\n{part.markdown()}" + (f"\n{part.note}\n" if part.note else "")
+        for title, part in made.items()
+    )
     page.write_text(f"{before}{MARKS[0]}\n{said}\n{MARKS[1]}{after}", encoding="utf-8")
 
 

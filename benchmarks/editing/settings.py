@@ -25,7 +25,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "rome": SEARCH,
     "inconsistent": SEARCH,
     "emmet": SEARCH,
-    "memit": {**SEARCH, "weight": 0.5},
+    "memit": {**SEARCH, "weight": 1.0},
     "alphaedit": {**SEARCH, "weight": 0.03},
 }
 """By method."""

@@ -16,6 +16,7 @@ from rankedit_recipes.language.tracing import parts_of, trace
 from editing.baselines import fine_tuned, lora_tuned
 from editing.direct import Editor, facts_of, reverted
 from editing.rows import Row, Rows
+from editing.sharing import sharing
 from editing.world import MANY, SINGLE, World
 
 STUDIED = ("rome", "memit", "emmet", "alphaedit")
@@ -114,6 +115,12 @@ class Study:
         self._direct("single-rome-identity", single, self.single, "rome", **IDENTITY)
         self._direct("single-rome-inconsistent", single, self.single, "inconsistent")
         self._direct("batch-memit-identity", batch, self.many, "memit", **IDENTITY)
+        settings, layers = self.settings("memit")
+        self.rows(
+            "sharing",
+            lambda: sharing(self.editor, settings, layers),
+            {**asdict(settings), "layers": layers},
+        )
         for share in SHARES[:-1]:
             name = f"{share:.0%}"
             self._direct(f"single-rome-{name}", single, self.single, "rome", share)
