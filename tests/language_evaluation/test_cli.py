@@ -74,8 +74,8 @@ def test_edit_writes_a_file_that_attaches(folder, tmp_path, method):
     said = edited(folder, tmp_path / "e.safetensors", method=method)
     assert f"3 facts by {method}; objective" in said
     edits = dict(rk.load(tmp_path / "e.safetensors"))
-    assert list(edits) == ["transformer.h.0.mlp.c_proj"]
-    assert edits["transformer.h.0.mlp.c_proj"].rank == 3
+    assert list(edits) == ["transformer.h.1.mlp.c_proj"]
+    assert edits["transformer.h.1.mlp.c_proj"].rank == 3
     opened = open_model(str(folder / "model"), device="cpu")
     ids = torch.tensor([opened.tokenizer("anna plays the")["input_ids"]])
     with torch.no_grad():
@@ -105,10 +105,10 @@ def test_lora_and_fused_model_do_what_the_edits_do(folder, tmp_path):
         expected = logits(model)
     fused = AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval()
     # The file of edits has half precision.
-    torch.testing.assert_close(logits(fused), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(fused), expected, atol=1e-4, rtol=1e-3)
     lora = PeftModel.from_pretrained(fresh(), tmp_path / "lora").eval()
-    torch.testing.assert_close(logits(lora), expected, atol=1e-5, rtol=1e-4)
-    assert (logits(fresh()) - expected).abs().max() > 1e-3
+    torch.testing.assert_close(logits(lora), expected, atol=1e-4, rtol=1e-3)
+    assert (logits(fresh()) - expected).abs().max() > 2e-3
 
 
 def test_dry_run_writes_nothing(folder, tmp_path):
