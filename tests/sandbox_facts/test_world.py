@@ -86,8 +86,8 @@ def test_no_text_tells_a_fact_in_an_unseen_phrasing():
     texts = "\n".join(facts.corpus(5, count=6000))
     for fact in KNOWN.facts:
         for phrasing in fact.unseen:
-            prompt = fact.prompt(phrasing)
-            assert prompt[1:] not in texts, prompt
+            told = f"{fact.prompt(phrasing)} {fact.object}"  # "... is a book" tells no genre
+            assert told[1:] not in texts, told
     assert sum(fact.prompt(i) in texts for fact in KNOWN.facts for i in fact.seen) > 3000
 
 

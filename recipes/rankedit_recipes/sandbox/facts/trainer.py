@@ -89,7 +89,7 @@ class Trainer:
             group["lr"] = self.preset.rate * rate_at(self.preset, self.step)
         self.optimiser.step()
         self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def _share(self, gradients: list[Tensor]) -> None:
         """Average the gradients over the workers."""
