@@ -131,14 +131,6 @@ def test_without_a_checkpoint_an_interrupt_is_what_it_always_was():
     assert str(caught.value) == ""
 
 
-@pytest.fixture
-def ctrl_c():
-    """Python's own handling of Ctrl-C, which a process started in the background does not have."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_the_first_ctrl_c_finishes_the_batch(tmp_path, uninterrupted, capsys):
     path, model, done = tmp_path / "partial", make_model(), []

@@ -33,6 +33,7 @@ def moment(pipe):
     return second_moment(pipe, CAPTIONS, progress=False)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_finishes_the_step_and_keeps_the_newest_state(pipe, moment, tmp_path, monkeypatch):
     whole = taught(pipe, moment, checkpoint_every=100)
     real = stepping.Stepper.step
