@@ -23,7 +23,8 @@ def test_central_lines_cannot_be_broken_unnoticed():
 @pytest.mark.slow
 def test_a_survivor_is_reported(tmp_path):
     """A mutant that only adds a comment: nothing can catch it."""
-    broken, same = "[:, None].sqrt()]", "[:, None]]  # the same"
+    line = "self.squares[:, None]"
+    broken, same = f"{line}.sqrt()", f"{line}  # the same"
     source = SCRIPT.read_text()
     assert source.count(broken) == 1
     source = source.replace(broken, same)
