@@ -10,6 +10,7 @@ from rankedit_recipes.sandbox.images.checkpoint import (
     restore_tensors,
     state_tensors,
 )
+from rankedit_recipes.sandbox.rates import part_of_peak
 
 from .batches import Batch
 from .model import build_model
@@ -17,22 +18,8 @@ from .presets import Preset
 
 
 def rate_at(preset: Preset, step: int) -> float:
-    """Learning rate of a step, as a part of the peak: a short rise, level, a fall to zero.
-
-    Args:
-        preset: Settings.
-        step: Number of the step.
-
-    Returns:
-        Between 0 and 1.
-
-    Example:
-        >>> rate_at(Preset(steps=1000, decay=0.5), 750)
-        0.5
-    """
-    rise = (step + 1) / min(50, max(1, preset.steps // 10))
-    fall = (preset.steps - step) / max(1.0, preset.decay * preset.steps)
-    return max(0.0, min(1.0, rise, fall))
+    """Learning rate of a step, as a part of the peak."""
+    return part_of_peak(step, preset.steps, rise=50, decay=preset.decay)
 
 
 class Trainer:

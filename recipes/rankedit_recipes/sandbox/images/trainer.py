@@ -7,6 +7,8 @@ import torch.distributed as dist
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from rankedit_recipes.sandbox.rates import part_of_peak
+
 from .autoencoder import PatchAutoencoder, fit_autoencoder
 from .batches import Batch
 from .cache import Drawn
@@ -18,22 +20,8 @@ from .tokenizer import build_tokenizer
 
 
 def rate_at(preset: Preset, step: int) -> float:
-    """Learning rate of a step, as a part of the peak: a short rise, level, a fall to zero.
-
-    Args:
-        preset: Settings.
-        step: Number of the step.
-
-    Returns:
-        Between 0 and 1.
-
-    Example:
-        >>> rate_at(Preset(steps=1000, decay=0.5), 750)
-        0.5
-    """
-    rise = (step + 1) / min(200, max(1, preset.steps // 10))
-    fall = (preset.steps - step) / max(1.0, preset.decay * preset.steps)
-    return max(0.0, min(1.0, rise, fall))
+    """Learning rate of a step, as a part of the peak."""
+    return part_of_peak(step, preset.steps, rise=200, decay=preset.decay)
 
 
 class Trainer:
