@@ -11,6 +11,7 @@ import torch
 from rankedit_recipes.language.editing import Engine, enter
 from rankedit_recipes.language.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.requests import Case, Request
+from rankedit_recipes.language.rewriting import without_rewritten
 from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.spreading import Facts, spread
@@ -101,11 +102,18 @@ class Editor:
             found = self.scores(cases, generations=share == 1 and settings.cost != "identity")
         return Row("", {str(len(cases)): found}, {"layers": [b.index for b in engine.chosen]})
 
-    def scores(self, cases: Sequence[Case], *, generations: bool = False) -> Scores:
-        """Scores of the world's model as it is now."""
+    def scores(
+        self, cases: Sequence[Case], edited: Sequence[Case] | None = None, *,
+        generations: bool = False,
+    ) -> Scores:  # fmt: skip
+        """Scores of the world's model as it is now.
+
+        `edited` is what it is edited with, the cases themselves if None: neighbours about which an
+        edit says something else do not count.
+        """
         return evaluate(
-            self.world.model, self.world.tokenizer, cases, unrelated=self.world.unrelated,
-            generations=generations, length=40, progress=False,
+            self.world.model, self.world.tokenizer, without_rewritten(cases, edited),
+            unrelated=self.world.unrelated, generations=generations, length=40, progress=False,
         )  # fmt: skip
 
     def plain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,17 @@ from editing.world import MANY
 from rankedit.atomic import atomic_write
 
 SHOWN = (
-    "score", "efficacy", "paraphrase", "neighbourhood", "efficacy accuracy",
+    "score", "efficacy", "paraphrase", "inverted phrasing", "neighbourhood", "efficacy accuracy",
     "neighbourhood accuracy", "locality", "generation entropy",
 )  # fmt: skip
 MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
+
+BRACKETS = "In brackets: bootstrap interval of 95 % over cases."
+TOGETHER = (
+    "Neighbourhood: without the prompts about facts that are edited at the same time, whose "
+    "answers are meant to change."
+)
+PARTS = ("efficacy", "paraphrase", "inverted phrasing", "neighbourhood")
 
 LABELS = {
     "unedited": "unedited model",
@@ -66,7 +73,7 @@ def table(every: Mapping[str, Scores], note: str = "") -> Table:
         (name, *(s.figures[n].text(MEASURES[n]) if n in s.figures else "" for n in names))
         for name, s in every.items()
     ]
-    return Table(("", *names), lines, note or "In brackets: bootstrap interval of 95 % over cases.")
+    return Table(("", *names), lines, f"{note} {BRACKETS}".strip())
 
 
 def tables(rows: Mapping[str, Row]) -> dict[str, Table]:
@@ -74,8 +81,8 @@ def tables(rows: Mapping[str, Row]) -> dict[str, Table]:
     made = {
         "Targets": _targets(rows),
         "One edit at a time": table(scores_of(rows, "single-")),
-        "A batch": table(scores_of(rows, "batch-")),
-        "A stream of batches of ten, at its end": table(_stream_ends(rows)),
+        "A batch": table(scores_of(rows, "batch-"), TOGETHER),
+        "A stream of batches of ten, at its end": table(_stream_ends(rows), TOGETHER),
         "Why a batch is harder here": _sharing(rows),
         "After undoing half of the stream": _undo(rows),
         "Cost": _costs(rows),
@@ -128,16 +135,19 @@ def _undo(rows: Mapping[str, Row]) -> Table:
             continue
         for part in ("kept, before", "kept, after"):
             s = row.scores[part]
-            lines.append((f"{LABELS[method]}: facts that stay, {part[6:]}", f"{s['efficacy']:.1f}",
-                          f"{s['paraphrase']:.1f}", f"{s['neighbourhood']:.1f}"))  # fmt: skip
+            lines.append((f"{LABELS[method]}: facts that stay, {part[6:]}", *_numbers(s, PARTS)))
         for part in ("undone, before", "undone, after", "undone, unedited"):
             s = row.scores[part]
             lines.append((f"{LABELS[method]}: old answers of the undone facts, {part[8:]}",
-                          f"{s['efficacy']:.1f}", f"{s['paraphrase']:.1f}", ""))  # fmt: skip
+                          *_numbers(s, PARTS[:-1]), ""))  # fmt: skip
         apart = row.numbers["difference to never added"]
         lines.append((f"{LABELS[method]}: weights, relative difference to never having added them",
-                      f"{apart:.1e}", "", ""))  # fmt: skip
-    return Table(("", "efficacy", "paraphrase", "neighbourhood"), lines)
+                      f"{apart:.1e}", *[""] * (len(PARTS) - 1)))  # fmt: skip
+    return Table(("", *PARTS), lines, TOGETHER)
+
+
+def _numbers(scores: Scores, names: Sequence[str]) -> list[str]:
+    return [f"{scores[name]:.1f}" if name in scores.figures else "" for name in names]
 
 
 def _sharing(rows: Mapping[str, Row]) -> Table:
@@ -148,7 +158,7 @@ def _sharing(rows: Mapping[str, Row]) -> Table:
     note = (
         f"The {MANY} subjects end in {n['last words']:.0f} words. Mean cosine of keys under the "
         f"metric: {n['cosine, same last word']:.2f} for two subjects with the same last word, "
-        f"{n['cosine, others']:.2f} for others."
+        f"{n['cosine, others']:.2f} for others. {TOGETHER}"
     )
     return table(row.scores, note)
 

@@ -83,7 +83,9 @@ class Study:
         self.rows("batch-unedited", lambda: self._unedited(self.many))
 
     def _unedited(self, cases: Sequence[Case]) -> Row:
-        return Row("", {"0": self.editor.scores(cases, generations=cases is self.many)})
+        many = cases is self.many
+        # As the rows to compare with: where all are edited together, some neighbours do not count.
+        return Row("", {"0": self.editor.scores(cases, None if many else [], generations=many)})
 
     def traced(self) -> None:
         """Where the facts are."""
@@ -161,7 +163,7 @@ class Study:
                     scores[str(len(stream))] = self.editor.scores(self.many[: len(stream)])
         undone, kept = self.many[::2], self.many[1::2]
         with stream.attach():
-            scores["kept, before"] = self.editor.scores(kept)
+            scores["kept, before"] = self.editor.scores(kept, self.many)
             scores["undone, before"] = self._score(reverted(undone))
         stream.undo(*(case.request.label for case in undone))
         with stream.attach():

@@ -38,12 +38,14 @@ def written(tmp_path, text):
 
 
 def test_json_lines(tmp_path):
-    more = {**PLAIN, "name": "a", "true_target": "trumpet", "paraphrases": ["Miles Davis, on"]}
+    more = {**PLAIN, "name": "a", "true_target": "trumpet", "paraphrases": ["Miles Davis, on"],
+            "inverted": ["The instrument of Miles Davis"]}  # fmt: skip
     file = written(tmp_path, f"{json.dumps(PLAIN)}\n\n{json.dumps(more)}\n")
     first, second = read_cases(file)
     assert first == Case(Request("{} plays the", "Miles Davis", "piano"))
     assert second.true_target == "trumpet"
     assert second.paraphrases == ("Miles Davis, on",)
+    assert (first.inverted, second.inverted) == ((), ("The instrument of Miles Davis",))
     assert [request.label for request in read_requests(file)] == ["Miles Davis | {} plays the", "a"]
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,19 @@ def test_counterfact_by_hand():
     assert found["efficacy accuracy"] == 100
     assert found["paraphrase accuracy"] == 50
     assert found["neighbourhood accuracy"] == pytest.approx(200 / 3)
+
+
+def test_inverted_phrasings_are_measured_apart():
+    # "the" ends in a win for the new target, "is" in none.
+    inverted = ("what plays the", "what instrument is")
+    found = scores([replace(ANNA, inverted=inverted), ANNA])
+    assert found["inverted phrasing"] == 50
+    assert found["inverted phrasing magnitude"] == pytest.approx((50 - 20) / 2, rel=1e-5)
+    assert found["inverted phrasing accuracy"] == 50
+    assert found.figures["inverted phrasing"].count == 1
+    plain = scores([ANNA, ANNA])
+    assert found["score"] == plain["score"]
+    assert not [name for name in plain.figures if name.startswith("inverted")]
 
 
 def test_zsre_by_hand():

@@ -29,6 +29,7 @@ from rankedit_recipes.language.requests import (
     read_cases,
     read_requests,
 )
+from rankedit_recipes.language.rewriting import without_rewritten
 from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
@@ -69,4 +70,5 @@ __all__ = [
     "read_requests",
     "sample_prefixes",
     "trace",
+    "without_rewritten",
 ]

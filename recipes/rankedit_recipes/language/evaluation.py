@@ -28,7 +28,7 @@ from rankedit_recipes.language.requests import Case, continued
 from rankedit_recipes.language.scores import Scores, joined, relation_of
 
 # What each kind of prompt is called among the measures.
-_KINDS = ("efficacy", "paraphrase", "neighbourhood")
+_KINDS = ("efficacy", "paraphrase", "inverted phrasing", "neighbourhood")
 
 
 def evaluate(
@@ -127,6 +127,7 @@ class _Questions:
         asked = {
             "efficacy": (case.request.text,),
             "paraphrase": case.paraphrases,
+            "inverted phrasing": case.inverted,
             "neighbourhood": case.neighbours if true else (),
         }
         for kind, prompts in asked.items():

@@ -35,6 +35,7 @@ class Measure:
 
 
 _COUNTERFACT = "CounterFact, Meng et al., arXiv 2202.05262"
+_LIKE_PARAPHRASE = "the measure of paraphrases on other phrasings"
 _ZSRE = "zsRE, as in Meng et al., arXiv 2210.07229"
 
 MEASURES = {
@@ -60,6 +61,13 @@ MEASURES = {
             "higher",
         ),
         Measure(
+            "inverted phrasing",
+            "% of phrasings that tell what is asked before the subject with P(new target) > "
+            "P(true target), mean of each case's share; not part of the score",
+            _LIKE_PARAPHRASE,
+            "higher",
+        ),
+        Measure(
             "neighbourhood",
             "% of prompts about other subjects of the true target with P(true target) > "
             "P(new target), mean of each case's share",
@@ -79,6 +87,13 @@ MEASURES = {
             "higher",
         ),
         Measure(
+            "inverted phrasing magnitude",
+            "P(new target) - P(true target) behind phrasings that tell what is asked before the "
+            "subject, in % points",
+            _LIKE_PARAPHRASE,
+            "higher",
+        ),
+        Measure(
             "neighbourhood magnitude",
             "P(true target) - P(new target) behind prompts about other subjects, in % points",
             _COUNTERFACT,
@@ -95,6 +110,13 @@ MEASURES = {
             "paraphrase accuracy",
             "% of the new target's tokens that are the likeliest behind paraphrases, likewise",
             _ZSRE,
+            "higher",
+        ),
+        Measure(
+            "inverted phrasing accuracy",
+            "% of the new target's tokens that are the likeliest behind phrasings that tell what "
+            "is asked before the subject, likewise",
+            _LIKE_PARAPHRASE,
             "higher",
         ),
         Measure(

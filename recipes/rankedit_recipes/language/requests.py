@@ -91,6 +91,7 @@ class Case:
         request: what to edit.
         true_target: what the model said before.
         paraphrases: other texts, complete, which the target is to follow too.
+        inverted: the same, where what is asked for is told before the subject.
         neighbours: texts about other subjects, which the true target is to follow still.
         attribute_prompts: texts about subjects of which the new target is true (CounterFact's
             `attribute_prompts`, the source of its reference texts).
@@ -105,6 +106,7 @@ class Case:
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     locality: tuple[tuple[str, str], ...] = ()
+    inverted: tuple[str, ...] = ()
 
 
 def continued(target: str) -> str:
@@ -127,8 +129,9 @@ def read_cases(path: str | PathLike[str]) -> list[Case]:
 
     * JSON Lines (or a JSON list) of `{"prompt": "{} plays the", "subject": ..., "target": ...}`,
       with the optional texts `relation`, `name`, `true_target` and the optional lists
-      `paraphrases`, `neighbours`, `attribute_prompts`, `generation_prompts`;
-    * CounterFact's own records, with `requested_rewrite` (Meng et al., arXiv 2202.05262);
+      `paraphrases`, `inverted`, `neighbours`, `attribute_prompts`, `generation_prompts`;
+    * CounterFact's own records, with `requested_rewrite` (Meng et al., arXiv 2202.05262), and, as
+      the sandbox's have it, `inverted_prompts`;
     * zsRE's records as ROME and MEMIT read them, with `src`, `subject`, `answers`, `rephrase`,
       `loc` and `loc_ans`: the target is the first of the answers.
 
@@ -236,10 +239,11 @@ def _plain(record: Record) -> Case:
         _texts(record, "neighbours"),
         _texts(record, "attribute_prompts"),
         _texts(record, "generation_prompts"),
+        inverted=_texts(record, "inverted"),
     )
 
 
-_LISTS = ("paraphrases", "neighbours", "attribute_prompts", "generation_prompts")
+_LISTS = ("paraphrases", "inverted", "neighbours", "attribute_prompts", "generation_prompts")
 
 
 def _counterfact(record: Record) -> Case:
@@ -259,6 +263,7 @@ def _counterfact(record: Record) -> Case:
         _texts(record, "neighborhood_prompts"),
         _texts(record, "attribute_prompts"),
         _texts(record, "generation_prompts"),
+        inverted=_texts(record, "inverted_prompts"),
     )
 
 
