@@ -11,12 +11,12 @@ from functools import partial
 import pytest
 import torch
 from rankedit_recipes.sandbox import train as command_line
-from rankedit_recipes.sandbox.images import fitting, judge_training
-from rankedit_recipes.sandbox.images.checkpoint import (
+from rankedit_recipes.sandbox.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     save_checkpoint,
 )
+from rankedit_recipes.sandbox.images import fitting, judge_training
 from rankedit_recipes.sandbox.images.fitting import Kept, Plan, ResumeError
 from rankedit_recipes.sandbox.images.judge_training import (
     train_attributes,

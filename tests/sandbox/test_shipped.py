@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from rankedit_recipes import sandbox
+from rankedit_recipes.sandbox.checkpoint import sha256
 from rankedit_recipes.sandbox.evaluate import table
 from rankedit_recipes.sandbox.images.captions import caption
-from rankedit_recipes.sandbox.images.checkpoint import sha256
 from rankedit_recipes.sandbox.images.checks import OF_DRAWN, category_likeliest, colours_right
 from rankedit_recipes.sandbox.images.evaluation import Figure, identity_figures
 from rankedit_recipes.sandbox.images.identity import embed

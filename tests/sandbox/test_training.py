@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rankedit_recipes.sandbox.images.batches import make_batch
-from rankedit_recipes.sandbox.images.checkpoint import (
+from rankedit_recipes.sandbox.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     save_checkpoint,
     sha256,
 )
+from rankedit_recipes.sandbox.images.batches import make_batch
 from rankedit_recipes.sandbox.images.presets import PRESETS
 from rankedit_recipes.sandbox.images.run import Run, pictures_of, run
 from rankedit_recipes.sandbox.images.trainer import Trainer, rate_at

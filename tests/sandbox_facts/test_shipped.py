@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from rankedit_recipes.sandbox import facts
+from rankedit_recipes.sandbox.checkpoint import sha256
 from rankedit_recipes.sandbox.facts import evaluate
 from rankedit_recipes.sandbox.facts.evaluation import (
     Figure,
@@ -18,7 +19,6 @@ from rankedit_recipes.sandbox.facts.evaluation import (
 from rankedit_recipes.sandbox.facts.exporting import FILES
 from rankedit_recipes.sandbox.facts.loading import WEIGHTS
 from rankedit_recipes.sandbox.facts.tokenizer import build_tokenizer
-from rankedit_recipes.sandbox.images.checkpoint import sha256
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rankedit_recipes.sandbox.checkpoint import latest_checkpoint
 from rankedit_recipes.sandbox.facts.batches import familiarity, make_batch
 from rankedit_recipes.sandbox.facts.knowledge import world
 from rankedit_recipes.sandbox.facts.presets import PRESETS
@@ -20,7 +21,6 @@ from rankedit_recipes.sandbox.facts.tokenizer import build_tokenizer
 from rankedit_recipes.sandbox.facts.train import main
 from rankedit_recipes.sandbox.facts.trainer import Trainer, rate_at
 from rankedit_recipes.sandbox.facts.writing import text
-from rankedit_recipes.sandbox.images.checkpoint import latest_checkpoint
 
 TINY = PRESETS["tiny"]
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .images.checkpoint import write_text
+from .checkpoint import write_text
 from .images.evaluation import Figure, generator_figures, identity_figures, judge_figures
 from .images.loading import attribute_judge, identity_embedding, pipeline
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rankedit_recipes.sandbox.images.checkpoint import write_text
+from rankedit_recipes.sandbox.checkpoint import write_text
 
 from .evaluation import Figure, figures
 from .loading import load_model, load_tokenizer

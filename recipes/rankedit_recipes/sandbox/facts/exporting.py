@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rankedit_recipes.sandbox.images.checkpoint import latest_checkpoint, sha256, write_text
+from rankedit_recipes.sandbox.checkpoint import latest_checkpoint, sha256, write_text
 from rankedit_recipes.sandbox.shipped import WeightsError, revision
 
 from .loading import WEIGHTS

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rankedit.progress import progress
-from rankedit_recipes.sandbox.images.checkpoint import (
+from rankedit_recipes.sandbox.checkpoint import (
     keep_lines,
     latest_checkpoint,
     save_checkpoint,

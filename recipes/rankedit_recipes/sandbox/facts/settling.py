@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rankedit.progress import progress
-from rankedit_recipes.sandbox.images.checkpoint import sha256, write_text
+from rankedit_recipes.sandbox.checkpoint import sha256, write_text
 
 from .exporting import FILES, write_model
 from .knowledge import world

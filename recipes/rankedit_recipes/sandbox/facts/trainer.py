@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankedit_recipes.sandbox.images.checkpoint import (
+from rankedit_recipes.sandbox.checkpoint import (
     Checkpoint,
     restore_tensors,
     state_tensors,

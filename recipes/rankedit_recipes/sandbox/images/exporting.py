@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from rankedit_recipes.sandbox.checkpoint import latest_checkpoint, sha256, write_text
 from rankedit_recipes.sandbox.shipped import revision
 
-from .checkpoint import latest_checkpoint, sha256, write_text
 from .loading import FILES, WEIGHTS, WeightsError
 from .presets import Preset
 from .run import pictures_of

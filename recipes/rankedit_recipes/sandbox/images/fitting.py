@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from .checkpoint import (
+from rankedit_recipes.sandbox.checkpoint import (
     Checkpoint,
     keep_lines,
     latest_checkpoint,

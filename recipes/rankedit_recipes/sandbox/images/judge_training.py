@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rankedit_recipes.sandbox.checkpoint import write_tensors, write_text
+
 from .captions import caption
-from .checkpoint import write_tensors, write_text
 from .clip import build_clip
 from .fitting import Fit, Kept, Plan
 from .identity import IdentityEmbedding

@@ -13,9 +13,10 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rankedit_recipes.sandbox.checkpoint import keep_lines, latest_checkpoint, save_checkpoint
+
 from .batches import make_batch, singles_of
 from .cache import Drawn, drawn_pictures
-from .checkpoint import keep_lines, latest_checkpoint, save_checkpoint
 from .loading import load_weights_into
 from .presets import Preset
 from .samples import save_samples

@@ -7,12 +7,12 @@ import torch.distributed as dist
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from rankedit_recipes.sandbox.checkpoint import Checkpoint, restore_tensors, state_tensors
 from rankedit_recipes.sandbox.rates import part_of_peak
 
 from .autoencoder import PatchAutoencoder, fit_autoencoder
 from .batches import Batch
 from .cache import Drawn
-from .checkpoint import Checkpoint, restore_tensors, state_tensors
 from .labels import warm_up
 from .models import build_scheduler, build_text_encoder, build_unet
 from .presets import Preset
