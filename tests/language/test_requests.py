@@ -139,3 +139,32 @@ def test_requests_are_checked(changes, message):
 def test_a_target_is_continued_after_one_space():
     assert language.continued("a b") == " a b"
     assert language.continued("\na") == "\na"
+
+
+# ---------------------------------------------------------------------------------- references
+
+
+def test_reference_texts_belong_to_relation_and_target(tmp_path):
+    snippets = [
+        {"relation_id": "P103", "target_id": "Q1860", "samples": [{"name": "x", "text": "One."}]},
+        {"relation_id": "P103", "target_id": "Q1860", "samples": [{"name": "y", "text": "Two."}]},
+        {"relation_id": "P103", "target_id": "Q150", "samples": [{"name": "z", "text": "Other."}]},
+    ]
+    file = tmp_path / "snippets.json"
+    file.write_text(json.dumps(snippets), encoding="utf-8")
+    references = language.read_references(file)
+    assert references == {("P103", "Q1860"): ["One.", "Two."], ("P103", "Q150"): ["Other."]}
+    path = written(tmp_path, json.dumps(COUNTERFACT))
+    assert read_cases(path, references=references)[0].references == ("One.", "Two.")
+    assert read_cases(path)[0].references == ()
+    plain = written(tmp_path, json.dumps({**PLAIN, "references": ["Miles Davis."]}))
+    assert read_cases(plain, references=references)[0].references == ("Miles Davis.",)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", '[{"relation_id": "P1"}]', "7"])
+def test_a_file_of_something_else_holds_no_references(tmp_path, text):
+    file = tmp_path / "snippets.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(LanguageError, match=r"read_references: '.*' is no file of CounterFact's"):
+        language.read_references(file)

@@ -59,9 +59,10 @@ def test_the_change_over_the_last_tenth_and_what_it_means():
     table = statistics.describe()
     assert f"{statistics[names[0]].effective_rank:.1f} of 48" in table
     assert "more would help" in table
-    assert "fewer than ten tokens per input" in collected(model, TEXTS[:2]).describe()
+    few = collected(model, TEXTS[:2]).describe()
+    assert "3 projections have fewer than ten tokens per input: use more text, at least 480" in few
     calm = Statistics(statistics, dict.fromkeys(names, 1e-3))
-    assert "this much suffices" in calm.describe()
+    assert "changed C by at most 0.1%: this much suffices" in calm.describe()
     assert "unknown" in Statistics(statistics).describe()
 
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from rankedit_recipes.language import cli, load_statistics, settings
+from rankedit_recipes.language import cli, load_statistics, locate, read_requests, settings
 from rankedit_recipes.language.configuring import changed, from_pairs, from_toml, to_toml
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.methods import METHODS
@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 import rankedit as rk
 from tests.language_evaluation.toys import WORDS, tiny_gpt2, tokenizer
+
+# Keys of a model that nobody trained are as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:language. in:rankedit.RankeditWarning")
 
 FACTS = [
     {"prompt": "{} plays the", "subject": "anna", "target": "violin", "true_target": "piano",
@@ -124,6 +127,22 @@ def test_layers_by_pattern_and_limit(folder, tmp_path):
     edited(folder, tmp_path / "e.safetensors", "--layers", "*.2.mlp.c_proj", "--limit", "1")
     edits = dict(rk.load(tmp_path / "e.safetensors"))
     assert {name: edit.rank for name, edit in edits.items()} == {"transformer.h.2.mlp.c_proj": 1}
+
+
+def test_layers_by_a_trace_of_the_requests(folder, tmp_path):
+    opened = open_model(str(folder / "model"), device="cpu")
+    requests = read_requests(folder / "facts.jsonl")
+    (block,) = locate(opened.model, opened.tokenizer, requests, own=True, progress=False)
+    where = f"transformer.h.{block}.mlp.c_proj"
+    assert where in edited(folder, tmp_path / "e.safetensors", "--dry-run", "--layers", "traced")
+    stream = tmp_path / "stream"
+    edited(folder, tmp_path / "e.safetensors", "--layers", "traced", "--stream", stream)
+    assert list(rk.load(tmp_path / "e.safetensors")) == [where]
+    # The stream knows where it edits: nothing is traced again.
+    edited(folder, tmp_path / "f.safetensors", "--layers", "traced", "--stream", stream)
+    assert list(rk.load(tmp_path / "f.safetensors")) == [where]
+    run("stats", folder / "text.txt", "--model", folder / "model", "--layers", "traced",
+        fails="layers='traced' needs requests to trace")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- streams

@@ -12,6 +12,7 @@ from rankedit_recipes.language.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.generating import generate, generation_entropy
 from rankedit_recipes.language.locality import Unrelated
 from rankedit_recipes.language.measures import MEASURES, figure, harmonic_mean
+from rankedit_recipes.language.references import TfIdf
 from rankedit_recipes.language.requests import Case, Request
 from rankedit_recipes.language.scores import Scores, joined
 
@@ -183,6 +184,41 @@ def test_an_empty_prompt_is_refused():
     tok = tokenizer()
     with pytest.raises(LanguageError, match="generate: a prompt with at least one token"):
         generate(tiny_gpt2(tok), tok, [""])
+
+
+# -------------------------------------------------------------------------------- references
+
+
+def test_tf_idf_is_that_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    references = ["Anna plays the violin.", "The violin of Ben, the old one", "a flute's tone"]
+    ours, theirs = TfIdf(references), TfidfVectorizer().fit(references)
+    pairs = [("the violin plays", references[0]), ("An old OLD flute", references[1]),
+             ("the the tone of", " ".join(references))]  # fmt: skip
+    for one, other in pairs:
+        vectors = theirs.transform([one, other]).toarray()
+        assert ours.similarity(one, other) == pytest.approx(float(vectors[0] @ vectors[1]))
+    assert ours.similarity("unheard words", references[0]) == 0
+
+
+def test_the_reference_score_is_of_all_that_a_case_has_written():
+    model, tok = tiny_gpt2(tokenizer()), tokenizer()
+    prompts = ("anna plays the", "where does anna")
+    told = replace(ANNA, generation_prompts=prompts, references=("anna plays violin", "a flute"))
+    silent = replace(told, generation_prompts=())
+    found = evaluate(
+        model, tok, [told, ANNA, silent], generations=True, length=12, progress=False
+    )  # fmt: skip
+    texts = generate(model, tok, [*prompts, *ANNA.generation_prompts], length=12)[:2]
+    expected = TfIdf(told.references).similarity("\n".join(texts), "\n".join(told.references))
+    assert 0 < expected < 1
+    samples = found.samples["reference score"]
+    assert float(samples[0]) == pytest.approx(expected)
+    assert samples.isnan().tolist() == [False, True, True]
+    assert found["reference score"] == pytest.approx(100 * expected)
+    plain = evaluate(model, tok, [ANNA], generations=True, length=12, progress=False)
+    assert "reference score" not in plain.figures
 
 
 # ---------------------------------------------------------------------------------- locality

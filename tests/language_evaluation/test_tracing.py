@@ -1,11 +1,16 @@
 """Causal traces on models in which it is known where the answer passes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from rankedit_recipes.language import METHODS, edit, locate
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
-from rankedit_recipes.language.tracing import PLACES, parts_of, trace
+from rankedit_recipes.language.tracing import PLACES, Trace, parts_of, trace
 
+from tests.language.models import family
+from tests.language.models import tokenizer as byte_tokenizer
 from tests.language_evaluation.toys import tiny_gpt2, tokenizer
 
 DOWNS = ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
@@ -63,6 +68,65 @@ def test_the_strongest_place_is_named():
     found = trace(tiny_gpt2(tok), tok, [FACT, FACT], {"mlp": DOWNS}, progress=False)
     layer, place = found.strongest()
     assert found.effects["mlp"][layer, PLACES.index(place)] == found.effects["mlp"].max()
+
+
+def test_the_best_blocks_are_neighbours_by_what_comes_back_at_the_subject():
+    effects = torch.zeros(5, len(PLACES))
+    effects[:, 2] = torch.tensor([0.1, 0.5, 0.0, 0.4, 0.3])
+    effects[0, 5] = 9.0  # at the last token: no matter
+    found = Trace({"mlp": effects}, 0.9, 0.1, 3)
+    assert found.best() == [1]
+    assert found.best(2) == [3, 4]
+    assert found.best(3) == [1, 2, 3]
+    assert found.best(5) == [0, 1, 2, 3, 4]
+    for count in (0, 6):
+        with pytest.raises(LanguageError, match=r"Trace.best: count must be from 1 to 5"):
+            found.best(count)
+
+
+def only_writer(index):
+    """A model in which one MLP alone writes."""
+    tok = tokenizer()
+    model = tiny_gpt2(tok, layers=4, seed=1)
+    for number, block in enumerate(model.transformer.h):
+        for parameter in block.mlp.c_proj.parameters():
+            parameter.data *= 40.0 if number == index else 1e-4
+    return model, tok
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_block_is_located_that_makes_the_answer(index):
+    model, tok = only_writer(index)
+    ends = Request("what does {}", "anna and ben", "piano")  # the subject's last token is the last
+    assert locate(model, tok, [ends], own=True, noise=30, progress=False) == [index]
+    # Whatever the targets, the model's own answers are the same.
+    other = replace(ends, target="violin")
+    assert locate(model, tok, [other], own=True, noise=30, progress=False) == [index]
+    again = locate(model, tok, [other], own=True, progress=False)
+    quick = replace(METHODS["rome"], cost="identity", steps=2)
+    edited = edit(model, tok, [other], quick, statistics=None, layers="traced", prefixes=[],
+                  progress=False)  # fmt: skip
+    assert list(edited.edits) == [f"transformer.h.{again[0]}.mlp.c_proj"]
+
+
+def test_its_own_answer_is_the_likeliest_token():
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    found = trace(model, tok, [FACT], {"mlp": DOWNS}, own=True, progress=False)
+    ids = torch.tensor([tok(FACT.text)["input_ids"]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, -1].softmax(-1).max()
+    assert found.clean == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["opt", "qwen2_moe"])
+def test_mlps_that_read_all_tokens_as_one_list(name):
+    model, names = family(name)
+    fact = Request("{} plays the", "Miles Davis", "piano")
+    found = trace(model, byte_tokenizer(), [fact], {"mlp": names}, noise=0, progress=False)
+    assert float(found.effects["mlp"].nan_to_num(0).abs().max()) < 1e-6
+    again = trace(model, byte_tokenizer(), [fact], {"mlp": names}, noise=3, progress=False)
+    assert float(again.effects["mlp"].nan_to_num(0).abs().max()) > 1e-6
 
 
 def test_no_facts_are_refused():

@@ -18,17 +18,13 @@ from rankedit_recipes.language.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.generating import generate, generation_entropy
 from rankedit_recipes.language.likelihoods import Likelihoods, likelihoods
 from rankedit_recipes.language.locality import Unrelated
+from rankedit_recipes.language.locating import locate
 from rankedit_recipes.language.measures import MEASURES, Measure
 from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.reading import case_of, read_cases, read_requests
+from rankedit_recipes.language.references import read_references
 from rankedit_recipes.language.reporting import Report
-from rankedit_recipes.language.requests import (
-    Case,
-    Request,
-    case_of,
-    continued,
-    read_cases,
-    read_requests,
-)
+from rankedit_recipes.language.requests import Case, Request, continued
 from rankedit_recipes.language.rewriting import without_rewritten
 from rankedit_recipes.language.scores import Scores
 from rankedit_recipes.language.settings import Settings
@@ -65,8 +61,10 @@ __all__ = [
     "generation_entropy",
     "likelihoods",
     "load_statistics",
+    "locate",
     "parts_of",
     "read_cases",
+    "read_references",
     "read_requests",
     "sample_prefixes",
     "trace",

@@ -45,12 +45,30 @@ Stats = Annotated[
 ]
 Layers = Annotated[
     str,
-    typer.Option(help="Blocks such as 5 or 3,4,5, or a pattern of projections; by rule if empty."),
+    typer.Option(
+        help="Blocks such as 5 or 3,4,5, or a pattern of projections; by rule if empty. For edits "
+        "also 'traced': where a causal trace of the requests finds the facts."
+    ),
 ]
 Lora = Annotated[Path | None, typer.Option(help="Also as a LoRA of PEFT, exact, in this file.")]
 Fuse = Annotated[
     Path | None,
     typer.Option(help="Also as a whole model in this folder, the edits in its weights."),
+]
+Method = Annotated[str, typer.Option(help="rome, r-rome, memit, encore, emmet or alphaedit.")]
+Out = Annotated[Path, typer.Option(help="Where the edits go.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Requests take the place of facts of the stream.")
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings; see --print-config.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, such as steps=40; repeat.")
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be edited, and where; stop.")
 ]
 Texts = Annotated[
     list[Path] | None,
@@ -63,30 +81,18 @@ def edit(
     requests: Requests = None,
     *,
     model: Model = SANDBOX,
-    method: Annotated[
-        str, typer.Option(help="rome, r-rome, memit, encore, emmet or alphaedit.")
-    ] = "memit",
+    method: Method = "memit",
     statistics: Stats = None,
     layers: Layers = "",
-    out: Annotated[Path, typer.Option(help="Where the edits go.")] = Path("edits.safetensors"),
+    out: Out = Path("edits.safetensors"),
     stream: OptionalStream = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Requests take the place of facts of the stream.")
-    ] = False,
+    replace: Replace = False,
     lora: Lora = None,
     fuse: Fuse = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; see --print-config.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, such as steps=40; repeat.")
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be edited, and where; stop.")
-    ] = False,
+    config: Config = None,
+    setting: Setting = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
     limit: Limit = 0,
     device: Device = "",
     dtype: Dtype = "float32",
@@ -165,6 +171,13 @@ def evaluate(
     generations: Annotated[
         bool, typer.Option("--generations", help="Also let the model write: generation entropy.")
     ] = False,
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            help="CounterFact's attribute_snippets.json: with --generations, the reference score.",
+            exists=True,
+        ),
+    ] = None,
     base: Annotated[bool, typer.Option(help="Also evaluate the model without the edits.")] = True,
     report: Annotated[Path | None, typer.Option(help="Report with plots, one HTML file.")] = None,
     out: Annotated[Path | None, typer.Option(help="All scores as JSON.")] = None,
@@ -175,7 +188,7 @@ def evaluate(
     """Score a model by CounterFact's and zsRE's definitions, each printed beside its number."""
     opened = open_model(model, device=device, dtype=dtype)
     task = measuring.EvaluateTask(
-        cases=open_cases(requests or [], model, count=limit),
+        cases=open_cases(requests or [], model, count=limit, references=references),
         edits=tuple(edits or ()),
         strength=strength,
         texts=tuple(text or ()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from rankedit_recipes.language.conflicts import shown
 from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.folder import Folder
-from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.layers import TRACED, Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.locating import resolved
 from rankedit_recipes.language.opening import SANDBOX, Opened, open_texts
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.settings import Settings
@@ -86,6 +87,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
     """What an edit would do: method, projections, requests, sizes; writes nothing."""
     requests = [case.request for case in task.cases]
     check_requests(requests)
+    task = _located(opened, task)
     blocks = all_blocks(opened.model, task.layers)
     chosen = choose_blocks(blocks, task.layers, task.settings)
     yield f"{len(requests):,} requests by {task.settings.method}, such as:"
@@ -102,6 +104,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
 
 def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
     """Edit, and write what was asked for."""
+    task = _located(opened, task)
     statistics = _statistics(opened, task.statistics, task.settings, task.layers)
     requests = [case.request for case in task.cases]
     if task.stream is not None:
@@ -127,6 +130,22 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
     yield from _written(opened, edits, outputs, task.settings.method)
 
 
+def _located(opened: Opened, task: EditTask) -> EditTask:
+    """The task with the blocks that a trace finds, where that is asked for.
+
+    A stream that is there keeps its own.
+    """
+    if task.layers != TRACED:
+        return task
+    manifest = None if task.stream is None else Folder(task.stream).read()
+    if manifest is not None:
+        return replace(task, layers=manifest.layers)
+    requests = [case.request for case in task.cases]
+    check_requests(requests)
+    layers = resolved(opened.model, opened.tokenizer, requests, TRACED, task.settings)
+    return replace(task, layers=layers)
+
+
 def _added(stream: Stream, task: EditTask) -> Iterator[str]:
     """Enter requests into a stream, conflicts first; gives lines about it."""
     requests = [case.request for case in task.cases]
@@ -147,7 +166,8 @@ def _added(stream: Stream, task: EditTask) -> Iterator[str]:
             yield f"replaced: {old.text} → {old.target}, now {request.target}"
     rest = [request for request in requests if request.label not in same]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rk.RankeditWarning)  # they were reported above
+        # They were reported above.
+        warnings.filterwarnings("ignore", "Stream.add: ", rk.RankeditWarning)
         added = stream.add(rest) if rest else []
     yield f"{len(added):,} added, {len(rest) - len(added):,} were there already"
 

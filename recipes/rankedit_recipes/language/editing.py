@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import rankedit as rk
+from rankedit_recipes.language.agreement import warn_of_different
 from rankedit_recipes.language.blocks import Block
 from rankedit_recipes.language.contexts import checked_prefixes, sample_prefixes
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.locating import resolved
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.settings import Settings
@@ -85,7 +87,8 @@ def edit(
         method: a name in `METHODS`, or settings of your own.
         statistics: what `collect_statistics` gave, or its file. None only for a method whose cost
             is the identity.
-        layers: which blocks or projections to edit; see `choose_blocks`.
+        layers: which blocks or projections to edit; see `choose_blocks`. `"traced"` for those that
+            a causal trace of the model's present answers to the requests finds; see `locate`.
         prefixes: what stands before the prompts; sampled from the model if None.
         progress: show it.
 
@@ -96,11 +99,17 @@ def edit(
         LanguageError: requests that contradict each other, an unknown method, statistics of
             another model, or a model or tokenizer that this cannot work with.
 
+    Warns:
+        RankeditWarning: keys that depend much on what stands before the prompt.
+
     Example:
         See docs/language.md.
     """
+    settings = settings_of(method)
+    check_requests(requests)
+    layers = resolved(model, tokenizer, requests, layers, settings, progress=progress)
     engine = Engine.build(
-        model, tokenizer, method, statistics, layers=layers, prefixes=prefixes, progress=progress
+        model, tokenizer, settings, statistics, layers=layers, prefixes=prefixes, progress=progress
     )
     return engine.edit(requests)
 
@@ -150,7 +159,11 @@ class Engine:
         return cls(model, tokenizer, settings, tuple(chosen), metrics, texts, progress)
 
     def facts(self, requests: Sequence[Request]) -> tuple[Facts, FoundValues]:
-        """Keys and values of requests, by search; each depends on its own request only."""
+        """Keys and values of requests, by search; each depends on its own request only.
+
+        Warns:
+            RankeditWarning: keys that depend much on what stands before the prompt.
+        """
         check_requests(requests)
         arguments = (self.model, self.tokenizer, requests)
         through = self.settings.through and self.settings.consistent
@@ -170,6 +183,7 @@ class Engine:
             self.settings,
             prefixes=self.prefixes,
         )
+        warn_of_different(requests, facts.agreement)
         return facts, found
 
     def keys(self, requests: Sequence[Request]) -> Tensor:

@@ -24,6 +24,7 @@ from rankedit_recipes.language.likelihoods import (
     likelihoods,
 )
 from rankedit_recipes.language.locality import Unrelated
+from rankedit_recipes.language.references import TfIdf
 from rankedit_recipes.language.requests import Case, continued
 from rankedit_recipes.language.scores import Scores, joined, relation_of
 
@@ -50,8 +51,9 @@ def evaluate(
         tokenizer: its fast tokenizer.
         cases: what was edited, with the prompts to evaluate on.
         unrelated: what the unedited model predicts on unrelated text, for the locality.
-        generations: also let the model write, for the generation entropy. It takes longer than all
-            the rest, and needs cases with `generation_prompts`.
+        generations: also let the model write, for the generation entropy and, where cases have
+            `references`, the reference score. It takes longer than all the rest, and needs cases
+            with `generation_prompts`.
         length: of those texts, in tokens.
         batch_tokens: tokens in one forward pass, at most.
         seed: of those texts.
@@ -68,7 +70,7 @@ def evaluate(
     )
     samples = questions.samples(found)
     if generations:
-        samples["generation entropy"] = _entropies(model, tokenizer, cases, length, seed)
+        samples |= _of_writing(model, tokenizer, cases, length, seed)
     if unrelated is not None:
         samples["locality"] = unrelated.divergences(model)
     return Scores(
@@ -165,21 +167,36 @@ class _Questions:
         return sums / torch.bincount(case, minlength=self._count)
 
 
-def _entropies(
+def _of_writing(
     model: nn.Module,
     tokenizer: Any,  # noqa: ANN401
     cases: Sequence[Case],
     length: int,
     seed: int,
-) -> Tensor:
-    """`[cases]`: mean generation entropy of each case's texts, NaN where it has no prompts."""
+) -> dict[str, Tensor]:
+    """By measure `[cases]`: what the texts are like that a model writes, NaN where there are none.
+
+    The entropy is the mean of each text's own; references are compared with all of a case's texts
+    together, as CounterFact does.
+    """
     owners = [i for i, case in enumerate(cases) for _ in case.generation_prompts]
     prompts = [prompt for case in cases for prompt in case.generation_prompts]
     texts = generate(model, tokenizer, prompts, length=length, seed=seed)
-    gathered: list[list[float]] = [[] for _ in cases]
+    written: list[list[str]] = [[] for _ in cases]
     for owner, text in zip(owners, texts, strict=True):
-        entropy = generation_entropy(text)
-        if not math.isnan(entropy):
-            gathered[owner].append(entropy)
-    means = [sum(g) / len(g) if g else math.nan for g in gathered]
-    return torch.tensor(means, dtype=torch.float64)
+        written[owner].append(text)
+    samples = {"generation entropy": [_mean(map(generation_entropy, each)) for each in written]}
+    if any(case.references for case in cases):
+        weights = TfIdf(dict.fromkeys(text for case in cases for text in case.references))
+        samples["reference score"] = [
+            weights.similarity("\n".join(each), "\n".join(case.references))
+            if each and case.references
+            else math.nan
+            for case, each in zip(cases, written, strict=True)
+        ]
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in samples.items()}
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

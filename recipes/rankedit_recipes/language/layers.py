@@ -15,6 +15,9 @@ from rankedit_recipes.language.settings import Settings
 
 Layers: TypeAlias = int | str | re.Pattern[str] | Sequence[int] | Sequence[str] | None
 
+TRACED = "traced"
+"""Instead of layers: what a causal trace of the requests finds."""
+
 # One block of so many shares an edit, for methods that use several: 5 of 32, 1 of 6.
 _SHARING = 6
 
@@ -29,8 +32,13 @@ def all_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:
 
     Raises:
         LanguageError: a block has no single down-projection, or several projections of one block
-            are named, or one that is in none.
+            are named, or one that is in none; or `"traced"`, for which there must be requests.
     """
+    if layers == TRACED:
+        raise LanguageError(
+            f"language: layers={TRACED!r} needs requests to trace, which this call does not have; "
+            "pass layers=locate(model, tokenizer, facts)."
+        )
     if not _named(layers):
         return find_blocks(model)
     stem, modules = block_list(model)
@@ -54,7 +62,8 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
         blocks: what `all_blocks` found for the same layers.
         layers: numbers of blocks (from 0; negative from the end), or what names projections: all of
             those are edited. None for the method's rule: the last one is number `depth` times the
-            number of blocks, and methods that use several blocks use one for each six.
+            number of blocks, and methods that use several blocks use one for each six. `"traced"`
+            is for calls that have requests; see `rankedit_recipes.language.locate`.
         settings: the method.
 
     Raises:
@@ -65,8 +74,7 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
         chosen = list(blocks)
     elif layers is None:
         last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
-        count = min(settings.layers, max(1, round(len(blocks) / _SHARING)), last + 1)
-        count = count if all(block.direct for block in blocks) else 1
+        count = min(shared_count(blocks, settings), last + 1)
         chosen = list(blocks[last - count + 1 : last + 1])
     else:
         chosen = _numbered(blocks, layers)
@@ -79,6 +87,13 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     if len(chosen) > 1 and not settings.consistent:
         raise LanguageError("language: consistent=False edits one block; pass layers= one number.")
     return chosen
+
+
+def shared_count(blocks: Sequence[Block], settings: Settings) -> int:
+    """How many neighbouring blocks share an edit by a method's rule."""
+    if not all(block.direct for block in blocks):
+        return 1
+    return min(settings.layers, max(1, round(len(blocks) / _SHARING)))
 
 
 def _named(layers: Layers) -> bool:

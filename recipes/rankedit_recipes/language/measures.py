@@ -142,6 +142,14 @@ MEASURES = {
             "unchanged",
         ),
         Measure(
+            "reference score",
+            "cosine in % between the words, weighted by TF-IDF over all reference texts, that the "
+            "model writes about the subject, and those of texts about things of which the new "
+            "target is true",
+            _COUNTERFACT,
+            "higher",
+        ),
+        Measure(
             "locality",
             "KL(before || after) of the next token on unrelated text, in thousandths of a nat, "
             "mean over tokens of a text, then over texts",

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.requests import Case, case_of, read_cases
+from rankedit_recipes.language.reading import case_of, read_cases
+from rankedit_recipes.language.references import read_references
+from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.texts import read_texts
 
 SANDBOX = "sandbox"
@@ -61,19 +63,23 @@ def open_model(name: str, *, device: str = "", dtype: str = "float32") -> Opened
     return Opened(name, loaded.to(place).eval(), tokenizer)
 
 
-def open_cases(paths: Sequence[Path], model: str, *, count: int = 0) -> list[Case]:
+def open_cases(
+    paths: Sequence[Path], model: str, *, count: int = 0, references: Path | None = None
+) -> list[Case]:
     """Cases of files; of the sandbox's own test set if none is given and the model is the sandbox.
 
     Args:
         paths: files as `read_cases` reads them.
         model: the name of the model.
         count: how many to take, from the first; 0 for all.
+        references: CounterFact's file of reference texts.
 
     Raises:
         LanguageError: no file, for a model that has no test set of its own.
     """
     if paths:
-        cases = [case for path in paths for case in read_cases(path)]
+        known = None if references is None else read_references(references)
+        cases = [case for path in paths for case in read_cases(path, references=known)]
     elif model == SANDBOX:
         from rankedit_recipes.sandbox import facts
 

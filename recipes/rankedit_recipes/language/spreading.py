@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 import rankedit as rk
+from rankedit_recipes.language.agreement import least_cosines
 from rankedit_recipes.language.blocks import Block
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.running import Seen, embedding_device, look
@@ -38,12 +39,15 @@ class Facts:
         keys: by projection `[n, in]`.
         lacking: by projection, what it is to give more for the keys `[n, out]`.
         bare: keys after the bare prompt, where a method divides by them.
+        agreement: by projection `[n]`, the smallest cosine under the metric between the keys of two
+            contexts; empty for facts that were kept in a folder.
     """
 
     requests: tuple[Request, ...]
     keys: dict[str, Tensor]
     lacking: dict[str, Tensor]
     bare: dict[str, Tensor]
+    agreement: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -77,6 +81,7 @@ def spread(
     lacking: dict[str, Tensor] = {}
     bare: dict[str, Tensor] = {}
     moved: dict[str, Tensor] = {}
+    agreement: dict[str, Tensor] = {}
     goal = torch.zeros(0)
     for number, block in enumerate(blocks):
         seen = reading.look(block, moved)
@@ -86,12 +91,13 @@ def spread(
         divisor = remaining if settings.spread == "even" else math.sqrt(remaining)
         name = block.down
         keys[name] = reading.mean(seen.read[name])
+        agreement[name] = least_cosines(seen.read[name], reading.each, metrics[name])
         bare[name] = seen.read[name][:: reading.each].clone()
         # A single block's share is the shift itself, without the rounding of the stream.
         missing = shifts if len(blocks) == 1 else goal - stream
         lacking[name] = missing / divisor
         moved[name] = lacking[name] * _met(keys[name], metrics[name], settings)[:, None]
-    return Facts(tuple(requests), keys, lacking, {} if settings.consistent else bare)
+    return Facts(tuple(requests), keys, lacking, {} if settings.consistent else bare, agreement)
 
 
 def _met(keys: Tensor, metric: rk.Metric, settings: Settings) -> Tensor:

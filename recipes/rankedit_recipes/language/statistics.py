@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 import rankedit as rk
@@ -17,11 +15,15 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.running import embedding_device
-from rankedit_recipes.language.texts import Texts, read_texts
+from rankedit_recipes.language.texts import Batches, Texts, read_texts
 from rankedit_recipes.language.tokens import Tokenizer
 
 # The last tenth of the data is what convergence is judged by.
 _TENTH = 10
+# Below so many tokens per input, directions are left that were hardly seen.
+_PER_INPUT = 10
+# A change over the last tenth that edits do not notice.
+_CALM = 0.02
 # As in ROME: longer texts are cut, or their length would be the memory's limit.
 _LONGEST = 1024
 
@@ -56,43 +58,17 @@ class Statistics(dict[str, rk.SecondMoment]):
 
     def _advice(self) -> str:
         worst = max(self.changes.values(), default=float("nan"))
-        few = [name for name, moment in self.items() if moment.count < 10 * moment.dim]
+        wanted = {name: _PER_INPUT * moment.dim for name, moment in self.items()}
+        few = [name for name, moment in self.items() if moment.count < wanted[name]]
         if few:
-            return f"{len(few)} projections have fewer than ten tokens per input: use more text."
-        if worst > 0.02:
-            return f"The last tenth of the text changed C by up to {worst:.1%}: more would help."
-        return "The last tenth of the text changed little: this much suffices."
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Texts in tokens, as batches that can be read again."""
-
-    texts: Sequence[str]
-    tokenizer: Tokenizer
-    size: int
-    length: int
-    device: torch.device
-
-    def __len__(self) -> int:
-        return (len(self.texts) + self.size - 1) // self.size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self.texts), self.size):
-            encoded = self.tokenizer(
-                list(self.texts[start : start + self.size]),
-                truncation=True,
-                max_length=self.length,
+            most = max(wanted[name] for name in few)
+            return (
+                f"{len(few)} projections have fewer than ten tokens per input: use more text, at "
+                f"least {most:,} tokens."
             )
-            rows = [torch.tensor(ids, dtype=torch.long) for ids in encoded["input_ids"]]
-            lengths = torch.tensor([len(row) for row in rows])
-            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
-            yield {
-                "input_ids": ids.to(self.device),
-                "attention_mask": mask.to(self.device),
-                "use_cache": False,
-            }
+        if worst > _CALM:
+            return f"The last tenth of the text changed C by up to {worst:.1%}: more would help."
+        return f"The last tenth of the text changed C by at most {worst:.1%}: this much suffices."
 
 
 def collect_statistics(
@@ -147,7 +123,7 @@ def collect_statistics(
     kept = rk.Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
     collector = _Collector(model, names, provenance, kept, progress=progress)
     parts = [
-        collector.collect(number, _Batches(part, tokenizer, batch, limit, embedding_device(model)))
+        collector.collect(number, Batches(part, tokenizer, batch, limit, embedding_device(model)))
         for number, part in enumerate(passes)
     ]
     return collector.joined(parts)
@@ -163,7 +139,7 @@ class _Collector:
     checkpoint: rk.Checkpoint | None
     progress: bool
 
-    def collect(self, number: int, batches: _Batches) -> dict[str, rk.SecondMoment]:
+    def collect(self, number: int, batches: Batches) -> dict[str, rk.SecondMoment]:
         """One part of the data, from where an earlier run stopped."""
         done = self._file(f".part{number}")
         if done is not None and done.exists():

@@ -85,7 +85,7 @@ class Stream:
             statistics: as for `edit`; the same ones each time.
             method: as for `edit`. A folder knows its own, with layers and prefixes: these three are
                 used for a new stream only.
-            layers: as for `edit`.
+            layers: as for `edit`, but `"traced"`: pass what `locate` finds.
             prefixes: as for `edit`.
             progress: show it.
 

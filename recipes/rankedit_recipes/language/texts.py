@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.tokens import Tokenizer
 
 Texts: TypeAlias = str | PathLike[str] | Iterable[str] | Iterable[Mapping[str, Any]]
 
@@ -76,3 +80,42 @@ def _text(item: object, where: str) -> str:
             f"read_texts: {where} must be a text, or have one under 'text', got {item!r:.80}."
         )
     return item
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Texts in tokens, as batches that can be read again.
+
+    Attributes:
+        texts: the texts.
+        tokenizer: what makes tokens of them.
+        size: texts in one batch.
+        length: tokens of a text at most.
+        device: where the batches go.
+    """
+
+    texts: Sequence[str]
+    tokenizer: Tokenizer
+    size: int
+    length: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return (len(self.texts) + self.size - 1) // self.size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.texts), self.size):
+            encoded = self.tokenizer(
+                list(self.texts[start : start + self.size]),
+                truncation=True,
+                max_length=self.length,
+            )
+            rows = [torch.tensor(ids, dtype=torch.long) for ids in encoded["input_ids"]]
+            lengths = torch.tensor([len(row) for row in rows])
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+            yield {
+                "input_ids": ids.to(self.device),
+                "attention_mask": mask.to(self.device),
+                "use_cache": False,
+            }

@@ -30,6 +30,8 @@ PLACES = (
 )
 """Groups of token positions, as in the paper's average over many facts."""
 
+_LAST = "last subject token"
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -54,6 +56,21 @@ class Trace:
         layer, place = divmod(int(grid.argmax()), grid.shape[1])
         return layer, PLACES[place]
 
+    def best(self, count: int = 1, *, kind: str = "mlp") -> list[int]:
+        """Neighbouring layers whose effects at the subject's last token have the largest sum.
+
+        Raises:
+            LanguageError: so many layers were not traced.
+        """
+        column = self.effects[kind][:, PLACES.index(_LAST)]
+        if not 1 <= count <= len(column):
+            raise LanguageError(
+                f"Trace.best: count must be from 1 to {len(column)}, the layers that were traced, "
+                f"got {count}."
+            )
+        first = int(column.unfold(0, count, 1).sum(1).argmax())
+        return list(range(first, first + count))
+
 
 def trace(
     model: nn.Module,
@@ -64,6 +81,7 @@ def trace(
     noise: float = 3.0,
     disturbances: int = 5,
     seed: int = 0,
+    own: bool = False,
     progress: bool = True,
 ) -> Trace:
     """Trace facts that the model knows.
@@ -76,6 +94,7 @@ def trace(
         noise: of the disturbance, in standard deviations of the input embeddings.
         disturbances: noises drawn for each fact.
         seed: of them.
+        own: trace the token that the model finds likeliest after each prompt, whatever the targets.
         progress: show it.
 
     Raises:
@@ -93,7 +112,7 @@ def trace(
         show_progress("trace", len(requests), shown=progress) as advance,
     ):
         for request in requests:
-            fact = _Fact(model, tokenizer, request, noise, disturbances, generator)
+            fact = _Fact(model, tokenizer, request, noise, disturbances, generator, own=own)
             clean, disturbed = clean + fact.clean, disturbed + fact.disturbed
             membership = fact.places()
             counts += membership.sum(0)
@@ -145,6 +164,8 @@ class _Fact:
         noise: float,
         disturbances: int,
         generator: torch.Generator,
+        *,
+        own: bool,
     ) -> None:
         self._model, self._count = model, disturbances
         device = device_of(model)
@@ -157,6 +178,8 @@ class _Fact:
         self._subject = [i for i, (a, b) in enumerate(offsets[:first]) if a < end and b > start]
         self._answer = found["input_ids"][first]
         self._ids = torch.tensor([found["input_ids"][:first]], device=device)
+        if own:
+            self._answer = int(run(model, self._ids).logits[0, -1].argmax())
         table: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         drawn = torch.randn(disturbances, len(self._subject), table.shape[1], generator=generator)
         self._noise = (noise * float(table.float().std()) * drawn).to(table)
@@ -207,7 +230,8 @@ class _Fact:
             for name in names:
 
                 def keep(_module: Any, _args: Any, out: Any, name: str = name) -> None:  # noqa: ANN401
-                    kept[name] = _tensor(out)[0].clone()
+                    # Some models run their MLPs on the tokens of all rows as one list.
+                    kept[name] = _tensor(out).reshape(self._ids.shape[1], -1).clone()
 
                 stack.enter_context(_hooked(self._model.get_submodule(name), keep))
             self._chances(self._ids)
@@ -227,8 +251,9 @@ class _Fact:
     @contextlib.contextmanager
     def _restoring(self, name: str, clean: Tensor, which: Tensor) -> Iterator[None]:
         def restore(_module: Any, _args: Any, out: Any) -> Any:  # noqa: ANN401
-            changed = _tensor(out).clone()
-            changed[torch.arange(len(which)), which] = clean[which]
+            changed = _tensor(out).clone(memory_format=torch.contiguous_format)
+            rows = changed.view(len(which), len(clean), -1)
+            rows[torch.arange(len(which)), which] = clean[which]
             return (changed, *out[1:]) if isinstance(out, tuple) else changed
 
         with _hooked(self._model.get_submodule(name), restore):
