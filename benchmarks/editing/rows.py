@@ -67,14 +67,16 @@ class Rows:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(
-        self, key: str, compute: Callable[[], Row], settings: Mapping[str, Any] | None = None
-    ) -> Row | None:
+        self, key: str, compute: Callable[[], Row], settings: Mapping[str, Any] | None = None,
+        *, needed: bool = False,
+    ) -> Row | None:  # fmt: skip
         """The row of a key: from its file, or computed now and kept; None if it is not asked for.
 
         Args:
             key: of the row.
             compute: makes the row.
             settings: what it depends on, beside the digest.
+            needed: whether other rows depend on it, so that it is computed unasked.
         """
         text = json.dumps([self._digest, settings or {}], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,7 +86,7 @@ class Rows:
             if kept["digest"] == digest:
                 self.found[key] = Row.from_json(kept)
                 return self.found[key]
-        if self._only and not key.startswith(self._only):
+        if self._only and not needed and not key.startswith(self._only):
             return None
         print(f"{key} ...", flush=True)
         start = time.perf_counter()

@@ -1,14 +1,17 @@
 """Settings that differ from the methods' own, because the model is so small.
 
-They were found on other requests than those of the study; docs/language.md says why.
+They were found on other requests than those of the study; docs/language.md says why. ENCORE's stop
+is its own, so that its values are searched for apart.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from rankedit_recipes.language.layers import TRACED
+
 SEARCH: dict[str, Any] = {
-    "layers": 0,
+    "layers": TRACED,
     "anchor": "stream",
     "learning_rate": 0.2,
     "clamp": 2.0,
@@ -19,13 +22,14 @@ SEARCH: dict[str, Any] = {
     "ridge": 0.01,
     "through": False,
 }
-"""The block, and the search for values: all methods share it."""
+"""All methods share the block, where a causal trace finds facts, and the search for values."""
 
 TUNED: dict[str, dict[str, Any]] = {
     "rome": SEARCH,
     "inconsistent": SEARCH,
     "emmet": SEARCH,
     "memit": {**SEARCH, "weight": 1.0},
+    "encore": {**SEARCH, "weight": 1.0},
     "alphaedit": {**SEARCH, "weight": 0.03},
 }
 """By method."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 from rankedit_recipes.language import METHODS, Settings, Stream
 from rankedit_recipes.language.evaluation import evaluate
+from rankedit_recipes.language.layers import TRACED as BY_TRACE
 from rankedit_recipes.language.methods import INCONSISTENT
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.scores import Scores, joined
@@ -19,8 +21,8 @@ from editing.rows import Row, Rows
 from editing.sharing import sharing
 from editing.world import MANY, SINGLE, World
 
-STUDIED = ("rome", "memit", "emmet", "alphaedit")
-"""Methods; r-ROME is ROME here, and ENCORE needs a search for values of its own."""
+STUDIED = ("rome", "memit", "encore", "emmet", "alphaedit")
+"""Methods; r-ROME is ROME here."""
 
 BASELINE = 40
 """Requests that a baseline is trained on one at a time: it takes seconds for each."""
@@ -35,7 +37,7 @@ SHARES = (0.01, 0.1, 1.0)
 """Of the corpus, for the ablation of the statistics."""
 
 TRACED = 60
-"""Facts that are traced."""
+"""Facts that are traced, none of which is edited: it tells the block to edit."""
 
 IDENTITY: dict[str, Any] = {"cost": "identity"}
 
@@ -64,6 +66,7 @@ class Study:
         """A method as it is studied, and the blocks that it edits."""
         tuned = dict(self.tuned.get(method, {}))
         layers = tuned.pop("layers", None)
+        layers = self.located if layers == BY_TRACE else layers
         base = INCONSISTENT if method == "inconsistent" else METHODS[method]
         return replace(base, **{**tuned, **changes}), layers
 
@@ -89,17 +92,24 @@ class Study:
 
     def traced(self) -> None:
         """Where the facts are."""
+        print(f"a causal trace finds facts in block {self.located}", flush=True)
+
+    @cached_property
+    def located(self) -> int:
+        """The block to edit: where a causal trace of facts outside of the study finds them."""
 
         def compute() -> Row:
-            facts = [case.request for case in reverted(self.world.cases[:TRACED])]
+            cases = self.world.cases[MANY : MANY + TRACED]
+            facts = [case.request for case in reverted(cases)]
             downs = [block.down for block in self.world.blocks]
             found = trace(self.world.model, self.world.tokenizer, facts,
                           parts_of(self.world.model, downs), progress=False)  # fmt: skip
             effects = {kind: grid.tolist() for kind, grid in found.effects.items()}
             numbers = {"effects": effects, "clean": found.clean, "disturbed": found.disturbed}
-            return Row("", {}, {**numbers, "facts": found.facts})
+            return Row("", {}, {**numbers, "facts": found.facts, "best": found.best()[0]})
 
-        self.rows("trace", compute)
+        row = self.rows("trace", compute, {"first": MANY, "facts": TRACED}, needed=True)
+        return int(row.numbers["best"])
 
     def singles(self) -> None:
         """One edit at a time."""
@@ -186,7 +196,7 @@ class Study:
     def baselines(self) -> None:
         """Fine-tuning and a LoRA, one request at a time, and all together."""
         downs = [block.down for block in self.world.blocks]
-        layer = self.tuned["rome"]["layers"]
+        _, layer = self.settings("rome")
         kinds = {
             "ft": (fine_tuned, [downs[layer]], {"rate": 2e-3}),
             "ft-l": (fine_tuned, [downs[layer]], {"rate": 2e-3, "limit": 5e-3}),

@@ -12,7 +12,8 @@ from typing import Any
 
 from rankedit_recipes import language
 from rankedit_recipes.language.locality import Unrelated
-from rankedit_recipes.language.requests import Case, case_of
+from rankedit_recipes.language.reading import case_of
+from rankedit_recipes.language.requests import Case
 from rankedit_recipes.sandbox import facts
 from torch import nn
 

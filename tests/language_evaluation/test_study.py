@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rankedit_recipes import language
 from rankedit_recipes.language.evaluation import evaluate
 from rankedit_recipes.language.likelihoods import likelihoods
 from rankedit_recipes.language.requests import Case, Request
@@ -16,10 +18,11 @@ from tests.language_evaluation.toys import tiny_gpt2, tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from editing import page
+from editing import direct, page, study
 from editing.baselines import fine_tuned, lora_tuned
 from editing.direct import facts_of, reverted
 from editing.rows import Row, Rows
+from editing.settings import TUNED
 from editing.sharing import distinct
 from rankedit_recipes.language.spreading import Facts
 
@@ -82,6 +85,40 @@ def test_reverted_cases_ask_for_the_old_answer():
     (case,) = reverted([CASE])
     assert (case.request.target, case.true_target) == ("piano", "violin")
     assert case.request.label == CASE.request.label
+
+
+def test_the_block_is_where_facts_outside_of_the_study_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "MANY", 1)
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    cases = [Case(REQUESTS[1], "paris"), CASE]
+    world = SimpleNamespace(
+        model=model, tokenizer=tok, cases=cases, blocks=language.find_blocks(model)
+    )
+    made = study.Study(world, Rows(tmp_path, "digest", ("other",)), TUNED)
+    settings, block = made.settings("encore")
+    (fact,) = reverted([CASE])
+    assert [block] == language.locate(model, tok, [fact.request], progress=False)
+    assert made.rows.found["trace"].numbers["facts"] == 1
+    # ENCORE stops its search early, which makes its values its own.
+    assert settings.first_for == 2
+    assert made.settings("memit")[0].first_for == 0
+    assert {"single-encore", "batch-encore"} <= {
+        f"{kind}-{method}" for kind in ("single", "batch") for method in study.STUDIED
+    }
+
+
+def test_neighbours_that_are_edited_too_do_not_count(monkeypatch):
+    tok = tokenizer()
+    model = tiny_gpt2(tok)
+    world = SimpleNamespace(model=model, tokenizer=tok, cases=[], unrelated=None)
+    editor = direct.Editor(world)
+    ben = Case(Request("{} plays the", "ben", "flute"), "piano", neighbours=("ben and of",))
+    assert "neighbourhood" in editor.scores([CASE]).figures
+    assert "neighbourhood" in editor.scores([CASE, ben], []).figures
+    apart = editor.scores([CASE, ben])
+    assert apart.samples["neighbourhood"].isnan().tolist() == [True, False]
+    assert bool(editor.scores([CASE], [CASE, ben]).samples["neighbourhood"].isnan().all())
 
 
 def test_facts_are_taken_apart():
