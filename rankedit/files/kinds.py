@@ -19,7 +19,7 @@ from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
 from rankedit.files.header import checked_name, checked_text
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity
+from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 from rankedit.provenance import Provenance
 
@@ -139,18 +139,20 @@ def plan_gated(entry: Fields) -> Build:
     height = None if floor is None else checked_number(floor, "'floor' of a gated edit")
 
     def build(tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
-        blocks = targets.resolve(tensors).split(list(widths.values()), dim=1)
+        parts = targets.resolve(tensors).split(list(widths.values()), dim=1)
+        blocks = [part.contiguous() for part in parts]
         bases = entry.context.bases
-        if (keys, images) not in bases:
-            bases[keys, images] = GatedEdit.from_images(
-                keys.resolve(tensors), blocks[0], images.resolve(tensors), Identity()
-            )
-        base = bases[keys, images].with_statistics(statistics)
-        base = base.with_gate(gate, normalised=normalised, floor=height)
-        return {
-            name: base.with_targets(block.contiguous())
-            for name, block in zip(widths, blocks, strict=True)
-        }
+        if (keys, images) in bases:
+            base = bases[keys, images].with_targets(blocks[0]).with_statistics(statistics)
+            base = base.with_gate(gate, normalised=normalised, floor=height)
+        else:
+            # Complete at once: an edit that is changed afterwards is checked again each time.
+            base = bases[keys, images] = GatedEdit.from_images(
+                keys.resolve(tensors), blocks[0], images.resolve(tensors), gate,
+                normalised=normalised, floor=height, statistics=statistics,
+            )  # fmt: skip
+        edits = (base, *(base.with_targets(block) for block in blocks[1:]))
+        return dict(zip(widths, edits, strict=True))
 
     return build
 
