@@ -11,13 +11,14 @@ The library knows no recipe by name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankedit.edits import LowRank
-from rankedit.errors import RankeditError
+from rankedit.errors import RankeditError, RankeditWarning
 from rankedit.files.storage import load
 from rankedit.gated import GatedEdit
 from rankedit.moments import SecondMoment
@@ -94,7 +95,20 @@ def main() -> None:
         app = application()
     except ModuleNotFoundError as error:
         sys.exit(f"rankedit: {error}; the command needs typer: pip install 'rankedit[recipes]'")
-    try:
-        app()
-    except (RankeditError, OSError) as error:
-        sys.exit(f"rankedit: {error}")
+    with warnings.catch_warnings():
+        # Without the file and line, which mean nothing to who typed a command.
+        warnings.showwarning = _show_plainly(warnings.showwarning)
+        try:
+            app()
+        except (RankeditError, OSError) as error:
+            sys.exit(f"rankedit: {error}")
+
+
+def _show_plainly(usual: Callable[..., None]) -> Callable[..., None]:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:  # noqa: ANN401
+        if issubclass(category, RankeditWarning):
+            sys.stderr.write(f"rankedit: warning: {message}\n")
+        else:
+            usual(message, category, *place, **more)
+
+    return show

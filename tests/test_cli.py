@@ -1,5 +1,6 @@
 """The `rankedit` command."""
 
+import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_a_damaged_file_ends_with_one_line(
     monkeypatch.setattr("sys.argv", ["rankedit", "info", str(edit_file)])
     with pytest.raises(SystemExit, match=r"rankedit: load: .* Nothing was loaded"):
         cli.main()
+
+
+def test_warnings_are_one_line_without_file_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn() -> None:
+        warnings.simplefilter("always")
+        warnings.warn("look out", rk.RankeditWarning, stacklevel=1)
+        warnings.warn("of another library", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli, "application", lambda: warn)
+    with pytest.warns(UserWarning, match="of another library") as others:
+        cli.main()
+    assert capsys.readouterr().err == "rankedit: warning: look out\n"
+    assert len(others) == 1
 
 
 def _entry(name: str, value: str) -> EntryPoint:
