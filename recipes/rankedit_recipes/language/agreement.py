@@ -10,7 +10,7 @@ from torch import Tensor
 import rankedit as rk
 from rankedit_recipes.language.requests import Request
 
-DIFFERENT = 0.5
+DIFFERENT = 0.3
 """Cosine under the metric below which two contexts' keys of one fact count as different."""
 
 _SHOWN = 5
