@@ -18,7 +18,12 @@ from rankedit_recipes.perfusion.photos import Photo, load_photos
 from rankedit_recipes.perfusion.statistics import read_captions, second_moment
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import encode, positions, required_positions, token_mask
-from rankedit_recipes.perfusion.words import NewWords, check_trigger, embedding_layers
+from rankedit_recipes.perfusion.words import (
+    NewWords,
+    check_category,
+    check_trigger,
+    embedding_layers,
+)
 
 import rankedit as rk
 from tests.perfusion import pipelines
@@ -169,6 +174,14 @@ def test_a_new_word_does_not_become_the_end_of_the_text():
 def test_words_that_cannot_be_new_are_refused(pipe, word, message):
     with pytest.raises(PerfusionError, match=message):
         check_trigger(pipe, word)
+
+
+def test_categories_that_a_model_has_no_words_for_are_refused(pipe):
+    check_category(pipe, "teddy bear")
+    with pytest.raises(PerfusionError, match=r"a word or two that the model knows.*got ' '"):
+        check_category(pipe, " ")
+    with pytest.raises(PerfusionError, match=r"got 'red hamster'.*does not know \['hamster'\]"):
+        check_category(pipelines.pixart(), "red hamster")
 
 
 def test_words_are_not_found_inside_others(pipe):
@@ -335,8 +348,12 @@ def test_a_concept_survives_its_file(pipe, tmp_path):
 
 def test_files_of_other_kinds_are_refused(tmp_path):
     rk.save(rk.LowRank(torch.ones(2, 1), torch.ones(1, 2)), tmp_path / "edit.safetensors")
-    with pytest.raises(PerfusionError, match="is no concept file"):
+    with pytest.raises(PerfusionError, match=r"no concept file; `rankedit info .* says what it"):
         Concept.load(tmp_path / "edit.safetensors")
+    texts = {"perfusion": "9", "trigger": "<bean>", "category": "cat"}
+    rk.save({"embedding.0": torch.ones(2)}, tmp_path / "new.safetensors", metadata=texts)
+    with pytest.raises(PerfusionError, match=r"version 1: its version is '9', it lacks \['lock'\]"):
+        Concept.load(tmp_path / "new.safetensors")
     with pytest.raises(PerfusionError, match="templates must be prompts"):
         filled(["a photo"], "cat")
 
@@ -371,47 +388,6 @@ def test_sizes_of_concept_files(tmp_path):
           for a in range(3)]  # fmt: skip
     middle = [("mid_block.attentions.0", 10, 1280)]
     assert _sized(tmp_path, [*down, *up, *middle], 2048, [768, 1280]) <= 200_000
-
-
-@pytest.mark.slow
-def test_a_concept_on_a_full_size_stable_diffusion_1_5(tmp_path):
-    """The real configuration with random weights: found, applied, saved, at its size."""
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(0)
-    tokenizer = pipelines.clip_tokenizer()
-    text = pipelines.clip_config(
-        tokenizer, 768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    unet = unet.to_empty(device="cpu").eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            torch.nn.init.uniform_(parameter, -0.02, 0.02)
-    pipe = StableDiffusionPipeline(
-        vae=pipelines.autoencoder(), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer,
-        unet=unet, scheduler=pipelines.ddim(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    found = find_targets(pipe)
-    assert len(found.keys) == len(found.values) == 16
-    concept = random_concept(pipe)
-    concept.save(tmp_path / "c.safetensors")
-    assert (tmp_path / "c.safetensors").stat().st_size <= 32_768
-    loaded = Concept.load(tmp_path / "c.safetensors")
-    from rankedit_recipes.perfusion.applying import apply
-
-    def picture():
-        generator = torch.Generator().manual_seed(0)
-        return pipe("a <bean>", num_inference_steps=1, height=64, width=64, output_type="latent",
-                    generator=generator).images  # fmt: skip
-
-    before = picture()
-    with apply(pipe, loaded):
-        assert not torch.equal(picture(), before)
-    assert torch.equal(picture(), before)
 
 
 def test_times_are_stratified_over_the_batch():
