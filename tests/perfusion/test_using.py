@@ -248,12 +248,31 @@ def test_every_command_in_a_row(world):
 
 def test_what_is_missing_is_said(world):
     ran("learn", fails="a folder of photos and --category are needed")
+    ran("learn", "nowhere", "--category", "cat", fails="no file or folder 'nowhere'")
     ran("learn", "photos", "--category", "cat", "--resume", fails="nothing to resume")
+    ran("learn", "photos", "--category", "cat", "--placeholder", "cat", fails="already a word")
     ran("learn", "photos", "--category", "cat", "--set", "steps", fails="--set takes name=value")
     with pytest.raises(PerfusionError, match="dtype must be one of"):
         models.open_pipeline("sandbox", dtype="int8")
     with pytest.raises(PerfusionError, match="cannot be opened"):
         models.open_pipeline(str(world / "nowhere"))
+
+
+def test_words_of_no_concept_are_noticed(world, bean):
+    bean.save(world / "bean.safetensors")
+    for command in ("generate", "explain"):
+        ran(command, "bean.safetensors", "--prompt", "a <beam> on grass",
+            fails="no concept has the word '<beam>'")  # fmt: skip
+    assert not (world / "pictures").exists()
+    with pytest.warns(rk.RankeditWarning, match=r"'a cat' has none of the concepts' words"):
+        ran("explain", "bean.safetensors", "--prompt", "a cat")
+
+
+def test_pictures_of_other_models_need_a_judge_that_knows_them(world, bean):
+    bean.save(world / "bean.safetensors")
+    for command in ("evaluate", "sweep"):
+        ran(command, "bean.safetensors", "--photos", "photos", "--model", "other",
+            fails="knows only the sandbox's pictures; for those of 'other'")  # fmt: skip
 
 
 def test_made_captions_are_many_and_the_same_each_time():

@@ -13,6 +13,7 @@ from typing import Any
 from rankedit_recipes.language.editing import settings_of
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.settings import Settings
+from rankedit_recipes.pairs import parsed_pairs
 
 
 def to_toml(settings: Settings) -> str:
@@ -72,16 +73,7 @@ def from_pairs(settings: Settings, pairs: Sequence[str]) -> Settings:
     Raises:
         LanguageError: a text without `=`, and what `changed` refuses.
     """
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, found, text = pair.partition("=")
-        if not found:
-            raise LanguageError(f"language: --set takes name=value, got {pair!r}.")
-        try:
-            values[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name.strip()] = text.strip()
-    return changed(settings, values)
+    return changed(settings, parsed_pairs(pairs, "language", LanguageError))
 
 
 def _typed(name: str, value: object, like: object) -> object:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from rankedit_recipes.pairs import parsed_pairs
 from rankedit_recipes.perfusion import commands
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.models import SANDBOX, open_captions, open_pipeline, open_scorer
+from rankedit_recipes.perfusion.photos import load_photos
+from rankedit_recipes.perfusion.scoring import Scorer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,48 +40,66 @@ Lock = Annotated[
     Literal["local", "global"] | None,
     typer.Option(help="Keys of the concept's word, or of the whole prompt, follow the category."),
 ]
-Clip = Annotated[str, typer.Option(help="CLIP model that scores: 'sandbox', a folder or hub name.")]
+Clip = Annotated[
+    str, typer.Option(help="CLIP model that scores, a folder or hub name; the sandbox has its own.")
+]
 Photos = Annotated[Path, typer.Option(help="Folder of photos of the concept.", exists=True)]
+
+
+OptionalPhotos = Annotated[
+    Path | None,
+    typer.Argument(help="Folder of photos of the thing, or a photo; one is enough to begin."),
+]
+ConceptFile = Annotated[Path, typer.Option(help="Where the concept file goes.")]
+Placeholder = Annotated[str, typer.Option(help="The new word for it, in angle brackets.")]
+Category = Annotated[
+    str, typer.Option(help="What kind of thing it is, in a word that the model knows; needed.")
+]
+Captions = Annotated[
+    Path | None,
+    typer.Option(help="Text file of captions, one on a line; made up if not given.", exists=True),
+]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file of settings; see --print-config.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")
+]
+LearnSteps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same file.")]
+Run = Annotated[
+    Path | None, typer.Option(help="Folder for checkpoints; next to the concept if not given.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the interrupted training of that folder.")
+]
+Validate = Annotated[
+    str, typer.Option(help="CLIP model that chooses the best state, as --clip of evaluate.")
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be learned, how large it gets; stop.")
+]
 
 
 @app.command()
 def learn(
-    photos: Annotated[
-        Path | None, typer.Argument(help="Folder of photos of the thing; one is enough to begin.")
-    ] = None,
+    photos: OptionalPhotos = None,
     *,
-    out: Annotated[Path, typer.Option(help="Where the concept file goes.")] = Path(
-        "concept.safetensors"
-    ),
-    placeholder: Annotated[str, typer.Option(help="The new word for it.")] = "<it>",
-    category: Annotated[str, typer.Option(help="What kind of thing it is.")] = "",
+    out: ConceptFile = Path("concept.safetensors"),
+    placeholder: Placeholder = "<it>",
+    category: Category = "",
     model: Model = SANDBOX,
-    captions: Annotated[
-        Path | None, typer.Option(help="Text file of captions, one on a line.", exists=True)
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; see --print-config.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same file.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints; next to the concept if not given.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted training of that folder.")
-    ] = False,
-    validate: Annotated[
-        str, typer.Option(help="CLIP model that chooses the best state; none if empty.")
-    ] = "",
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be learned, how large it gets; stop.")
-    ] = False,
+    captions: Captions = None,
+    config: ConfigFile = None,
+    setting: Setting = None,
+    steps: LearnSteps = None,
+    seed: Seed = None,
+    run: Run = None,
+    resume: Resume = False,
+    validate: Validate = "",
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
     device: Device = "",
     dtype: Dtype = "float32",
 ) -> None:
@@ -91,28 +111,16 @@ def learn(
     if print_config:
         typer.echo(chosen.to_toml(), nl=False)
         return
-    if photos is None or not category:
-        raise PerfusionError(
-            "learn: a folder of photos and --category are needed, for example: rankedit perfusion "
-            "learn photos/ --category cat --placeholder '<bean>'."
-        )
-    pipe = open_pipeline(model, device=device, dtype=dtype)
+    task = _learn_task(photos, placeholder, category, chosen)
+    folder = run or out.with_suffix(".run")
     if dry_run:
-        for line in commands.plan(pipe, photos, placeholder, category, chosen):
+        for line in commands.plan(open_pipeline(model, device=device, dtype=dtype), task):
             typer.echo(line)
         return
-    folder = run or out.with_suffix(".run")
     commands.check_run(folder, resume=resume)
-    scorer = open_scorer(validate) if validate else None
-    concept = commands.learn_to(
-        pipe,
-        photos,
-        (placeholder, category),
-        open_captions(captions, model),
-        chosen,
-        folder,
-        scorer,
-    )
+    scorer = _scorer(validate, model) if validate else None
+    pipe = open_pipeline(model, device=device, dtype=dtype)
+    concept = commands.learn_to(pipe, task, open_captions(captions, model), folder, scorer)
     concept.save(out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes, {placeholder} is a {category}")
 
@@ -166,7 +174,7 @@ def sweep(
     photos: Photos,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     model: Model = SANDBOX,
-    clip: Clip = SANDBOX,
+    clip: Clip = "",
     bias: Annotated[list[float] | None, typer.Option(help="A bias to try; repeat.")] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="Likewise; repeat.")] = None,
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt and setting.")] = 1,
@@ -182,6 +190,7 @@ def sweep(
     dtype: Dtype = "float32",
 ) -> None:
     """Try settings of the gate, print the front, and write a report as one HTML file."""
+    scorer = _scorer(clip, model)
     pipe = open_pipeline(model, device=device, dtype=dtype)
     task = commands.SweepTask(
         concept=concept,
@@ -193,7 +202,7 @@ def sweep(
         run=run,
         together=together,
     )
-    for line in commands.sweep_to(pipe, task, open_scorer(clip), out):
+    for line in commands.sweep_to(pipe, task, scorer, out):
         typer.echo(line)
 
 
@@ -202,7 +211,7 @@ def evaluate(
     concept: OneConcept,
     photos: Photos,
     model: Model = SANDBOX,
-    clip: Clip = SANDBOX,
+    clip: Clip = "",
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
     bias: Bias = None,
     temperature: Temperature = None,
@@ -213,10 +222,11 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Score pictures of a concept: like its photos, and like their prompts."""
+    scorer = _scorer(clip, model)
     pipe = open_pipeline(model, device=device, dtype=dtype)
     settings = {"bias": bias, "temperature": temperature, "lock": lock}
     scores = commands.scores_of(
-        pipe, concept, photos, open_scorer(clip), settings, range(seeds),
+        pipe, concept, photos, scorer, settings, range(seeds),
         commands.Sampling(steps=steps, guidance=guidance),
     )  # fmt: skip
     typer.echo(
@@ -247,16 +257,30 @@ def info(concept: OneConcept) -> None:
         typer.echo(line)
 
 
+def _learn_task(
+    photos: Path | None, placeholder: str, category: str, config: Config
+) -> commands.LearnTask:
+    """What is needed to learn; photos are read before a model is opened."""
+    if photos is None or not category.strip():
+        raise PerfusionError(
+            "learn: a folder of photos and --category are needed, for example: rankedit perfusion "
+            "learn photos/ --category cat --placeholder '<bean>'."
+        )
+    return commands.LearnTask(load_photos(photos), placeholder, category, config)
+
+
+def _scorer(clip: str, model: str) -> Scorer:
+    """The CLIP model asked for; without a wish the sandbox's, for the sandbox."""
+    if model != SANDBOX and clip in ("", SANDBOX):
+        raise PerfusionError(
+            f"perfusion: the sandbox's CLIP model knows only the sandbox's pictures; for those of "
+            f"{model!r} give one, such as --clip openai/clip-vit-base-patch32."
+        )
+    return open_scorer(clip or SANDBOX)
+
+
 def _settings(file: Path | None, pairs: Sequence[str], given: dict[str, Any]) -> Config:
     config = Config() if file is None else Config.from_toml(file)
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        name, found, text = pair.partition("=")
-        if not found:
-            raise PerfusionError(f"learn: --set takes name=value, got {pair!r}.")
-        try:
-            changes[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            changes[name.strip()] = text.strip()
+    changes = parsed_pairs(pairs, "learn", PerfusionError)
     changes |= {name: value for name, value in given.items() if value is not None}
     return config.changed(changes)

@@ -3,83 +3,35 @@
 from __future__ import annotations
 
 import json
-import time
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 import rankedit as rk
 from rankedit_recipes.perfusion.applying import apply
 from rankedit_recipes.perfusion.concept import Concept, filled
-from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import picture_size
-from rankedit_recipes.perfusion.denoising import denoiser_of, latent_shape, plain, run_denoiser
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.explaining import explain
 from rankedit_recipes.perfusion.exporting import export_embedding, export_lora
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.photos import load_photos
+from rankedit_recipes.perfusion.planning import LearnTask, check_words, plan
 from rankedit_recipes.perfusion.reporting import Report
 from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, Scores, in_words
 from rankedit_recipes.perfusion.statistics import second_moment
 from rankedit_recipes.perfusion.sweeping import BIASES, TEMPERATURES, pareto_front, sweep
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import Pipeline, device_of, encode, text_encoders
+from rankedit_recipes.perfusion.text import Pipeline
 from rankedit_recipes.perfusion.training import CHECKPOINT, HISTORY, Validation, learn
-from rankedit_recipes.perfusion.words import check_trigger, embedding_width
 
-__all__ = ["BIASES", "TEMPERATURES", "Sampling"]
+__all__ = ["BIASES", "TEMPERATURES", "LearnTask", "Sampling", "plan"]
 
-
-def plan(
-    pipe: Pipeline, photos: Path, placeholder: str, category: str, config: Config
-) -> Iterator[str]:
-    """What a training would do: photos, projections, sizes, and estimates of memory and time."""
-    found = load_photos(photos)
-    check_trigger(pipe, placeholder)
-    targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
-    modules = targets.modules(denoiser)
-    learned = list(targets.values) + (list(targets.keys) if config.lock == "trained" else [])
-    widths = {name: rk.Projection(modules[name]).out_features for name in learned}
-    rows = sum(embedding_width(encoder) for _, encoder, _ in text_encoders(pipe))
-    numbers = sum(widths.values()) + 2 * targets.width + rows
-    masks = sum(photo.mask is not None for photo in found)
-    weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
-    size, part = picture_size(pipe, config.size), config.batch // config.accumulate
-    seconds = _forward_seconds(pipe, size, part)
-    yield f"{len(found)} photos, {masks} with masks; {placeholder} is a {category}"
-    yield (
-        f"{type(denoiser).__name__}: {len(targets.keys)} key and {len(targets.values)} value "
-        f"projections of an encoding {targets.width} wide; pictures of {size} px"
-    )
-    for name in learned:
-        yield f"  {name}: {targets.width} to {widths[name]}"
-    yield f"concept file: about {(2 * numbers + 64 * len(learned) + 1500) / 1024:.0f} KiB"
-    yield (
-        f"memory: {weights / 2**20:.0f} MiB of denoiser weights, and the activations of {part} "
-        "pictures with their gradients"
-    )
-    # A backward pass costs about twice a forward pass.
-    whole = 3 * seconds * config.accumulate * config.steps
-    yield f"time: about {whole / 60:.1f} minutes for {config.steps} steps; nothing was written"
-
-
-def _forward_seconds(pipe: Pipeline, size: int, batch: int) -> float:
-    """Seconds of one forward pass of the denoiser."""
-    device = device_of(pipe)
-    dtype = next(plain(denoiser_of(pipe)).parameters()).dtype
-    latents = torch.zeros(batch, *latent_shape(pipe, size, size), device=device, dtype=dtype)
-    times = torch.ones(batch, dtype=torch.long, device=device)
-    with torch.no_grad():
-        text = encode(pipe, ["a"]).rows([0] * batch)
-        run_denoiser(pipe, latents, times, text)  # the first pass also sets things up
-        start = time.perf_counter()
-        float(run_denoiser(pipe, latents, times, text).sum())
-    return time.perf_counter() - start
+_BRACKETED = re.compile(r"<[^<>\s]+>")
 
 
 def check_run(folder: Path, *, resume: bool) -> None:
@@ -100,21 +52,20 @@ def check_run(folder: Path, *, resume: bool) -> None:
 
 def learn_to(
     pipe: Pipeline,
-    photos: Path,
-    words: tuple[str, str],
+    task: LearnTask,
     captions: Sequence[str],
-    config: Config,
     folder: Path,
     scorer: Scorer | None,
 ) -> Concept:
     """`learn` with checkpoints in a folder."""
+    check_words(pipe, task)
     return learn(
         pipe,
-        photos,
-        placeholder=words[0],
-        category=words[1],
-        statistics=second_moment(pipe, captions, tokens=config.tokens, cache=folder),
-        config=config,
+        task.photos,
+        placeholder=task.placeholder,
+        category=task.category,
+        statistics=second_moment(pipe, captions, tokens=task.config.tokens, cache=folder),
+        config=task.config,
         validation=None if scorer is None else Validation(scorer),
         run=folder,
     )
@@ -130,14 +81,37 @@ def pictures_to(
     folder: Path,
 ) -> Iterator[Path]:
     """Pictures of prompts, written to a folder; gives the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     asked = [(prompt, seed) for prompt in prompts for seed in seeds]
-    with apply(pipe, list(concepts), **settings):
+    with apply(pipe, list(concepts), **settings) as applied:
+        check_prompts(prompts, applied.triggers)
         made = generate(pipe, [p for p, _ in asked], [s for _, s in asked], sampling)
+    folder.mkdir(parents=True, exist_ok=True)
     for index, (picture, (_, seed)) in enumerate(zip(made, asked, strict=True)):
         file = folder / f"{index // len(seeds):02}-seed{seed}.png"
         picture.save(file)
         yield file
+
+
+def check_prompts(prompts: Sequence[str], triggers: Sequence[str]) -> None:
+    """Refuse words in angle brackets that no concept has; warn of prompts without any concept.
+
+    Raises:
+        PerfusionError: names the word.
+    """
+    known = ", ".join(triggers)
+    for prompt in prompts:
+        strange = [word for word in _BRACKETED.findall(prompt) if word not in triggers]
+        if strange:
+            raise PerfusionError(
+                f"perfusion: no concept has the word {strange[0]!r} of the prompt {prompt!r}, but "
+                f"{known}; correct it, or give that concept's file too."
+            )
+        if not any(word in prompt for word in triggers):
+            warnings.warn(
+                f"perfusion: the prompt {prompt!r} has none of the concepts' words ({known}).",
+                rk.RankeditWarning,
+                stacklevel=2,
+            )
 
 
 def explain_to(
@@ -148,7 +122,8 @@ def explain_to(
     plot: Path | None,
 ) -> None:
     """Print the gates of a prompt, and draw them if a file is given."""
-    with apply(pipe, list(concepts), **settings):
+    with apply(pipe, list(concepts), **settings) as applied:
+        check_prompts([prompt], applied.triggers)
         explanation = explain(pipe, prompt)
     if plot is not None:
         explanation.plot().savefig(plot)

@@ -31,10 +31,8 @@ from rankedit_recipes.perfusion.photos import Photo, Source, load_photos
 from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, in_words
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.stepping import Stepper
-from rankedit_recipes.perfusion.text import (
-    Pipeline,
-)
-from rankedit_recipes.perfusion.words import NewWords, check_trigger
+from rankedit_recipes.perfusion.text import Pipeline
+from rankedit_recipes.perfusion.words import NewWords, check_category, check_trigger
 
 CHECKPOINT = "checkpoint.safetensors"
 CONCEPT = "concept.safetensors"
@@ -92,6 +90,7 @@ def learn(
     """
     config = config or Config()
     check_trigger(pipe, placeholder)
+    check_category(pipe, category)
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
         statistics = second_moment(pipe, statistics, tokens=config.tokens, progress=progress)

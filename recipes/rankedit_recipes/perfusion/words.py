@@ -73,6 +73,25 @@ def check_trigger(pipe: Pipeline, trigger: str) -> None:
         extended_tokenizer(tokenizer, [trigger])
 
 
+def check_category(pipe: Pipeline, category: str) -> None:
+    """Refuse a category that the model has no words for: it is where learning starts.
+
+    Raises:
+        PerfusionError: empty, or with a word that a tokenizer does not know.
+    """
+    for suffix, _, tokenizer in text_encoders(pipe):
+        unknown = [
+            word
+            for word in category.split()
+            if tokenizer.unk_token_id in word_tokens(tokenizer, word)
+        ]
+        if unknown or not word_tokens(tokenizer, category):
+            raise PerfusionError(
+                f"perfusion: the category must be a word or two that the model knows, such as "
+                f"'cat', got {category!r}; tokenizer{suffix} does not know {unknown}."
+            )
+
+
 def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokenizer:
     """A copy of a tokenizer that knows new words, each as one token.
 
