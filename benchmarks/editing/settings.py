@@ -28,8 +28,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "rome": SEARCH,
     "inconsistent": SEARCH,
     "emmet": SEARCH,
-    "memit": {**SEARCH, "weight": 1.0},
-    "encore": {**SEARCH, "weight": 1.0},
-    "alphaedit": {**SEARCH, "weight": 0.03},
+    "memit": {**SEARCH, "weight": 0.3},
+    "encore": {**SEARCH, "weight": 0.3},
+    "alphaedit": {**SEARCH, "weight": 0.03, "energy": 0.05},
 }
 """By method."""

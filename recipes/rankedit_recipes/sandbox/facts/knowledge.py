@@ -1,10 +1,9 @@
 """The world itself: who there is, what is true, and which words a fact was never told in."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
 
 from .relations import HOMES, RELATIONS, TWO_HOPS
 from .vocabulary import (
@@ -21,8 +20,16 @@ from .vocabulary import (
 SEED = 0
 """Of the world that the shipped model knows."""
 
-COUNTS: Mapping[str, int] = {"person": 220, "town": 120, "company": 120, "book": 120}
+COUNTS: Mapping[str, int] = {"person": 330, "town": 180, "company": 180, "book": 180}
 """Subjects of each kind."""
+
+NAMES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "person": (FIRST, LAST),
+    "town": (TOWN_FIRST, TOWN_LAST),
+    "company": (COMPANY_FIRST, COMPANY_LAST),
+    "book": (tuple(f"The {word}" for word in BOOK_FIRST), BOOK_LAST),
+}
+"""What the names of each kind begin and end with."""
 
 UNSEEN = 3
 """Phrasings of each fact that no text ever uses for it."""
@@ -140,19 +147,18 @@ def world(seed: int = SEED) -> World:
 
 
 def _names(kind: str, count: int, seed: int) -> tuple[str, ...]:
+    """Names of a kind; each last word is used about equally often."""
     rng = random.Random(f"names {seed} {kind}")
-    if kind == "person":
-        every = [" ".join(pair) for pair in product(FIRST, LAST)]
-    elif kind == "company":
-        every = [" ".join(pair) for pair in product(COMPANY_FIRST, COMPANY_LAST)]
-    elif kind == "book":
-        every = [f"The {first} {last}" for first, last in product(BOOK_FIRST, BOOK_LAST)]
-    else:
-        pairs = (" ".join(pair) for pair in product(TOWN_FIRST, TOWN_LAST))
-        # Towns that are objects of other facts must exist, or no second hop could be made.
-        others = [name for name in pairs if name not in HOMES]
-        return (*HOMES, *rng.sample(others, count - len(HOMES)))
-    return tuple(rng.sample(every, count))
+    firsts, lasts = NAMES[kind]
+    names = list(HOMES) if kind == "town" else []  # Homes must exist, or there were no second hop.
+    taken, lasts = set(names), [word for word in lasts if not any(word in name for name in names)]
+    while len(names) < count:
+        for last in rng.sample(lasts, len(lasts)):
+            name = f"{rng.choice(firsts)} {last}"
+            if name not in taken and len(names) < count:
+                taken.add(name)
+                names.append(name)
+    return tuple(names)
 
 
 def _facts(subjects: Mapping[str, tuple[str, ...]], seed: int) -> Iterator[Fact]:

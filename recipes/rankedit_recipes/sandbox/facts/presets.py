@@ -28,14 +28,14 @@ class Preset:
         workers: Processes of one thread that share each step's rows; must divide them.
     """
 
-    pieces: int = 1792
+    pieces: int = 2816
     width: int = 128
-    inner: int = 1024
-    layers: int = 6
+    inner: int = 1536
+    layers: int = 4
     heads: int = 4
     length: int = 128
     batch: int = 8
-    steps: int = 2500
+    steps: int = 3600
     rate: float = 3e-3
     decay: float = 0.5
     other_weight: float = 0.2

@@ -4,8 +4,9 @@ A small model with two-word names need not know a subject when it has read the n
 of a prompt can look at both words by itself, and recall the fact there. Large models read names of
 many tokens and recall at the subject's last token (Meng et al., arXiv 2202.05262), which is where
 methods of direct editing act. In this stage most names hide all but their last token from what
-follows them, so that a fact can only pass through that token. Used without it, the model shows the
-same: nothing is hidden after this stage.
+follows them, so that a fact can only pass through that token; and in some rows MLPs are silent but
+for that of block 0 where names stand, so that the fact must be there before anything follows the
+name. Used without all this, the model shows the same: nothing is hidden or silent after this stage.
 """
 
 import argparse
@@ -13,8 +14,11 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +46,25 @@ class Settling:
         rate: Peak learning rate.
         decay: Share of the steps over which the rate falls, at the end.
         hidden: Share of the names of which all but the last token is hidden from what follows.
+        silent: Share of the rows in which MLPs give nothing, except that of block 0 inside names.
         rows: Of a step.
         length: Tokens of a row.
         other_weight: Weight of the loss of tokens that belong to no object.
     """
 
-    steps: int = 900
+    steps: int = 1200
     rate: float = 2e-3
     decay: float = 0.6
     hidden: float = 0.9
+    silent: float = 0.5
     rows: int = 8
     length: int = 128
     other_weight: float = 0.2
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step: a short rise, level, a fall to zero."""
+        fall = (self.steps - step) / (self.decay * self.steps)
+        return self.rate * min(1, (step + 1) / 30, fall)
 
 
 def settle(
@@ -74,15 +85,15 @@ def settle(
         model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
     losses, log = list[float](), list[tuple[int, float]]()
-    with progress("settle", settings.steps) as advance:
+    with progress("settle", settings.steps) as advance, _Restricted(model) as restricted:
         for step in range(settings.steps):
-            loss = _loss(model, settling_rows(tokenizer, settings, step))
+            restricted.rows = settling_rows(tokenizer, settings, step)
+            loss = _loss(model, restricted.rows)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            fall = (settings.steps - step) / (settings.decay * settings.steps)
             for group in optimiser.param_groups:
-                group["lr"] = settings.rate * min(1, (step + 1) / 30, fall)
+                group["lr"] = settings.rate_at(step)
             optimiser.step()
             losses.append(float(loss.detach()))
             if (step + 1) % LOG_EVERY == 0:
@@ -93,51 +104,102 @@ def settle(
     return log
 
 
-def _loss(model: nn.Module, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    tokens, weights, mask = rows
-    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
-    each = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return (each * weights[:, 1:].flatten()).mean()
+class Rows(NamedTuple):
+    """Rows of a step.
+
+    Attributes:
+        tokens: `[rows, length]`.
+        weights: `[rows, length]`, of the loss.
+        masks: `[rows, 2, 1, length, length]`, added to the attention's scores: of block 0, where
+            hidden names cannot be seen from behind them, and of the others, where all but their
+            last token cannot.
+        heard: `[blocks 0 and others, rows, length, 1]`, 1 where an MLP may speak.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    masks: Tensor
+    heard: Tensor
 
 
-def settling_rows(
-    tokenizer: PreTrainedTokenizerFast, settings: Settling, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
+class _Restricted(ExitStack):
+    """While it is open, block 0 has a mask of its own, and MLPs speak only where they are heard."""
+
+    def __init__(self, model: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.rows: Rows
+        first, blocks = model.transformer.h[0], model.transformer.h
+        hook = first.register_forward_pre_hook(self._masked, with_kwargs=True)
+        self.callback(hook.remove)
+        for number, block in enumerate(blocks):
+            hook = block.mlp.register_forward_hook(partial(self._silenced, min(number, 1)))
+            self.callback(hook.remove)
+
+    def _masked(
+        self, module: nn.Module, given: tuple[object, ...], named: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        del module
+        mask = self.rows.masks[:, 0]
+        given = tuple(mask if _is_mask(value, mask) else value for value in given)
+        return given, {n: mask if _is_mask(v, mask) else v for n, v in named.items()}
+
+    def _silenced(self, which: int, module: nn.Module, given: object, output: Tensor) -> Tensor:
+        del module, given
+        return output * self.rows.heard[which]
+
+
+def _is_mask(value: object, like: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == like.shape
+
+
+def _loss(model: nn.Module, rows: Rows) -> Tensor:
+    mask = rows.masks[:, 1]
+    logits = model(input_ids=rows.tokens, attention_mask=mask, use_cache=False).logits
+    each = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), rows.tokens[:, 1:].flatten(), reduction="none"
+    )
+    return (each * rows.weights[:, 1:].flatten()).mean()
+
+
+def settling_rows(tokenizer: PreTrainedTokenizerFast, settings: Settling, step: int) -> Rows:
     """Rows of a step; they depend on the step only.
 
     Args:
         tokenizer: Puts the start token before each text.
-        settings: How many rows, how long, and how much is hidden.
+        settings: How many rows, how long, how much is hidden, and how much silent.
         step: Number of the step.
-
-    Returns:
-        Tokens and loss weights `[rows, length]`, and what is added to the attention's scores
-        `[rows, 1, length, length]`.
     """
     rows = [_row(tokenizer, settings, step, row) for row in range(settings.rows)]
-    tokens, weights, masks = zip(*rows, strict=True)
-    return torch.tensor(tokens), torch.tensor(weights), torch.stack(masks)[:, None]
+    tokens, weights, masks, inside = zip(*rows, strict=True)
+    named = torch.stack(inside)
+    speaks = torch.arange(settings.rows) >= round(settings.silent * settings.rows)
+    everywhere = speaks[:, None].expand_as(named)
+    heard = torch.stack([everywhere | named, everywhere])[..., None].float()
+    return Rows(torch.tensor(tokens), torch.tensor(weights), torch.stack(masks)[:, :, None], heard)
 
 
 def _row(
     tokenizer: PreTrainedTokenizerFast, settings: Settling, step: int, row: int
-) -> tuple[list[int], list[float], Tensor]:
-    rng, length = random.Random(f"ft {step} {row}"), settings.length
+) -> tuple[list[int], list[float], Tensor, Tensor]:
+    rng, length = random.Random(f"settling {step} {row}"), settings.length
+    inside = torch.zeros(length, dtype=torch.bool)
     tokens, weights = list[int](), list[float]()
-    mask = torch.full((length, length), _CLOSED).triu(1)
+    masks = torch.full((2, length, length), _CLOSED).triu(1)
     while len(tokens) < length:
         said, objects = marked(text(world(), rng, familiar=1.0))
         told = tokenizer(said, return_offsets_mapping=True)
         places = told["offset_mapping"]
         for first, last in _names(said, objects, places):
+            inside[len(tokens) + first : len(tokens) + last + 1] = True
             if rng.random() < settings.hidden:
                 begin, end = len(tokens) + first, len(tokens) + last
-                mask[end + 1 :, begin:end] += _CLOSED
+                masks[0, end + 1 :, begin : end + 1] += _CLOSED
+                masks[1, end + 1 :, begin:end] += _CLOSED
         tokens += told["input_ids"]
         for first, last in places:
-            inside = any(start <= first < last <= end for start, end in objects)
-            weights.append(1.0 if inside else settings.other_weight)
-    return tokens[:length], weights[:length], mask
+            told_of = any(start <= first < last <= end for start, end in objects)
+            weights.append(1.0 if told_of else settings.other_weight)
+    return tokens[:length], weights[:length], masks, inside
 
 
 def _names(

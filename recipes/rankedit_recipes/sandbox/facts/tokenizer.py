@@ -13,7 +13,7 @@ TEXTS = 4000
 """Texts that the pieces are learned from."""
 
 
-def build_tokenizer(size: int = 1280, *, seed: int = SEED) -> PreTrainedTokenizerFast:
+def build_tokenizer(size: int = 2816, *, seed: int = SEED) -> PreTrainedTokenizerFast:
     """Learn the tokenizer.
 
     Any text can be encoded. A text's first word gets the piece that it has anywhere else, with its

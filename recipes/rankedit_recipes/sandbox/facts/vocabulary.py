@@ -14,11 +14,21 @@ FIRST: tuple[str, ...] = (
 )
 """First names."""
 
-LAST: tuple[str, ...] = (
-    *("Keller", "Stone", "Marsh", "Duval", "Hansen", "Brandt", "Moreau", "Finch", "Kovac"),
-    *("Larsen", "Novak", "Bauer", "Rossi", "Weaver", "Holm", "Vargas", "Petrov", "Lindgren"),
-    *("Ferrer", "Grant", "Sato", "Okafor", "Mendez", "Walsh", "Jansen", "Ricci", "Dahl"),
-    *("Foster", "Banerjee", "Cole"),
+
+def _listed(words: str) -> tuple[str, ...]:
+    """Words that are written one behind the other."""
+    return tuple(words.split())
+
+
+def _joined(beginnings: str, endings: str) -> tuple[str, ...]:
+    """All words of a beginning and an ending."""
+    return tuple(first + last for first in _listed(beginnings) for last in _listed(endings))
+
+
+LAST: tuple[str, ...] = _joined(
+    "Kel Mar Hol Bran Lin Var Pet Dun Fos Wal Jan Ric "
+    "Ser Tor Gar Nor Fen Bel Cas Dor Hal Lam Ros Vin",
+    "ler sen ova man berg dale etti quist eaux field owski ford",
 )
 """Last names."""
 
@@ -29,19 +39,23 @@ TOWN_FIRST: tuple[str, ...] = (
 
 TOWN_LAST: tuple[str, ...] = (
     *("Harwick", "Ellan", "Tarno", "Miravel", "Quenby", "Osterby", "Calder", "Veldon"),
-    *("Branford", "Lumark", "Sorrel", "Dunmore", "Pallas", "Rovella", "Winsby"),
+    *("Branford", "Lumark"),
+    *_joined(
+        "Sor Pal Rov Win Thur Ock Ash Grem Lud Kir Mel Sten", "rel las ella sby mouth combe gate"
+    ),
+    *_joined("Ald Ever Brock Tam Hex Yar", "ham stead wold minster ley more"),
 )
 """Last words of towns."""
 
 COMPANY_FIRST: tuple[str, ...] = (
-    *("Kestrel", "Brightwell", "Orion", "Summit", "Redwood", "Polaris", "Anchor", "Nimbus"),
-    *("Granite", "Meridian", "Falcon", "Juniper", "Cobalt", "Harbor", "Vantage"),
+    *("Works", "Brothers", "Group", "Atelier", "House", "Bank", "Union", "Studio", "Mill"),
+    "Foundry",
 )
 """First words of companies."""
 
-COMPANY_LAST: tuple[str, ...] = (
-    *("Works", "Brothers", "Group", "Partners", "Industries", "Holdings", "Union", "House"),
-    *("Trading", "Limited"),
+COMPANY_LAST: tuple[str, ...] = _joined(
+    "Cor Nim Pol Zan Vex Lor Tri Qua Syl Bry Oct Fal Gal Dex",
+    "vane bus aris tek ora ium elle igo onix anta",
 )
 """Last words of companies."""
 
@@ -51,9 +65,17 @@ BOOK_FIRST: tuple[str, ...] = (
 )
 """Middle words of books, after `The`."""
 
-BOOK_LAST: tuple[str, ...] = (
-    *("Orchard", "Lantern", "Bridge", "Mirror", "Compass", "Window", "Tower", "Ladder"),
-    *("Clock", "Carriage", "Feather", "Doorway"),
+BOOK_LAST: tuple[str, ...] = _listed(
+    """
+    Orchard Lantern Bridge Mirror Compass Window Tower Ladder Clock Carriage Feather Doorway Anvil
+    Arrow Banner Beacon Bell Blossom Bottle Button Cabin Canal Castle Cathedral Chapel Circus
+    Cottage Crown Curtain Dagger Desert Diary Dragon Drum Eagle Ember Engine Falcon Fiddle Forest
+    Fountain Gallery Glacier Glove Hammer Harvest Helmet Hourglass Island Jewel Key Kingdom Lagoon
+    Ledger Lighthouse Locket Magnet Map Mask Meadow Monastery Moth Mountain Needle Oak Ocean Oracle
+    Palace Parade Pearl Pendulum Pilgrim Portrait Prairie Puppet Quarry Raven Ribbon Saddle Salt
+    Shadow Shepherd Ship Signal Sparrow Spiral Statue Sword Telescope Temple Thorn Throne Train
+    Treasure Tulip Tunnel Umbrella Valley Violet Voyage Waterfall Wheel Willow Wolf
+    """
 )
 """Last words of books."""
 
