@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rankedit.progress import progress
 from rankedit_recipes.sandbox.checkpoint import sha256, write_text
+from rankedit_recipes.sandbox.rates import part_of_peak
 
 from .exporting import FILES, write_model
 from .knowledge import world
@@ -62,9 +63,8 @@ class Settling:
     other_weight: float = 0.2
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step: a short rise, level, a fall to zero."""
-        fall = (self.steps - step) / (self.decay * self.steps)
-        return self.rate * min(1, (step + 1) / 30, fall)
+        """Learning rate of a step."""
+        return self.rate * part_of_peak(step, self.steps, rise=30, decay=self.decay)
 
 
 def settle(
@@ -216,6 +216,7 @@ def _names(
             yield inside[0], inside[-1]
 
 
+@cache
 def _pattern() -> re.Pattern[str]:
     names = sorted({n for kind in world().subjects.values() for n in kind}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)))
