@@ -35,8 +35,7 @@ $(INSTALLED): $(USABLE)
 
 CONCEPTS := recipes/rankedit_recipes/sandbox/images/concepts
 DEMO := outputs/demo
-# Patterns have a left and a right, so photos are not mirrored.
-LEARN = $(BIN)/rankedit perfusion learn --set flip=false
+LEARN = $(BIN)/rankedit perfusion learn
 
 demo: $(USABLE)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)

@@ -40,7 +40,7 @@ def similarities(pipe: object, concept: perfusion.Concept, metric: object) -> di
     found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
     try:
         for template in TEMPLATES:
-            prompt = template.format(concept.trigger)
+            prompt = template.format(concept.phrase)
             with torch.no_grad():
                 encoded = encode(pipe, [prompt])
                 other = encode(pipe, [template.format("flower")]).embeds[0].double() @ image

@@ -21,7 +21,8 @@ import torch
 from personalisation.fronts import front
 from personalisation.promises import BIASES, FIGURES, GATES, Promises
 from personalisation.world import Plan, World
-from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes import sandbox
+from rankedit_recipes.perfusion.models import SANDBOX, open_config
 from rich.console import Console
 from rich.table import Table
 
@@ -179,9 +180,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="TOML file of the recipe's settings")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = (
-        perfusion.Config.from_toml(given.config) if given.config else perfusion.Config(flip=False)
-    )
+    config = open_config(given.config, SANDBOX)
     given.out.mkdir(parents=True, exist_ok=True)
     answers = Answers(Promises(World(given.out, QUICK if given.quick else PLAN), config))
     if given.part:

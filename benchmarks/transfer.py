@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.sandbox.images.cache import drawn_pictures, scene_of
-from rankedit_recipes.sandbox.images.captions import caption
+from rankedit_recipes.sandbox.images.captions import DESCRIBED, caption
 from rankedit_recipes.sandbox.images.identity import embed
 from rankedit_recipes.sandbox.images.judge import judge
 from rankedit_recipes.sandbox.images.loading import FILES, WEIGHTS
@@ -77,7 +77,7 @@ def fine_tuned(folder: Path, steps: int, rate: float) -> Path:
     for step in range(steps):
         rows = torch.randint(PICTURES, (BATCH,), generator=generator).tolist()
         rng = rng_of("transfer", SEED, step)
-        texts = [caption(scene_of(SEED, row, SINGLES), rng) for row in rows]
+        texts = [caption(scene_of(SEED, row, SINGLES), rng, described=DESCRIBED) for row in rows]
         texts = ["" if rng.random() < 0.08 else text for text in texts]
         pixels = torch.from_numpy(evening(drawn.pixels[sorted(rows)]))
         texts = [
@@ -186,7 +186,7 @@ def drawn_by(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rk.RankeditWarning)  # other weights: that is the point
             with perfusion.apply(pipe, made):
-                texts = [p.format(made.trigger) for p in prompts]
+                texts = [p.format(made.phrase) for p in prompts]
                 pictures = perfusion.generate(pipe, texts, seeds, sampling)
     return np.stack([np.asarray(picture) for picture in pictures])
 

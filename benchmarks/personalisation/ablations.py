@@ -14,6 +14,7 @@ from rankedit_recipes.perfusion import training
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.joining import GateForm, joint_edits, settings_of
 from rankedit_recipes.perfusion.learner import Learner
+from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
 from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
@@ -122,7 +123,7 @@ def ablations(
     flat.update(torch.eye(moment.dim))
 
     def changed(name: str, **config: Any) -> Ablation:
-        return Ablation(Perfusion(moment, name, perfusion.Config(**config)))
+        return Ablation(Perfusion(moment, name, replace(SANDBOX_CONFIG, **config)))
 
     def of(name: str, other: rk.SecondMoment) -> Ablation:
         return Ablation(Perfusion(other, name))
@@ -130,7 +131,11 @@ def ablations(
     found = [
         Ablation(Perfusion(moment, "as it is"), untrained=True),
         Ablation(Perfusion(moment, "global lock", lock="global"), untrained=True),
-        changed("trained keys", lock="trained"),
+        changed("all keys locked", lock="local"),
+        changed("all keys trained", lock="trained"),
+        changed("word as the noun", adjective=""),
+        changed("word as the noun, all keys locked", adjective="", lock="local"),
+        changed("word as the noun, all keys trained", adjective="", lock="trained"),
         Ablation(GateOff(moment, "gate off (ROME)")),
         Ablation(Perfusion(moment, "mask off"), masks=False),
         Ablation(Perfusion(moment, "one photo"), photos=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from rankedit_recipes.perfusion.denoising import run_denoiser
 from rankedit_recipes.perfusion.freezing import frozen
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, target_of
+from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.stepping import Stepper
 from rankedit_recipes.perfusion.text import encode
 from rankedit_recipes.perfusion.words import NewWords
@@ -44,11 +47,12 @@ def step_times(
     Textual inversion learns the word's embedding alone, with the same prompts, masks, noise,
     optimiser and cached latents, and no edit in the denoiser.
     """
-    config = Config(batch=batch)
+    config = replace(SANDBOX_CONFIG, batch=batch)
     given = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(concept.photos(5))]
     data = cached_latents(pipe, given, picture_size(pipe, 0))
-    learner = Learner(pipe, concept.category, perfusion.metric_of(moment), config)
-    prompts = [template.format(WORD) for template in config.templates]
+    naming = Naming(WORD, concept.category, config.adjective)
+    learner = Learner(pipe, naming, perfusion.metric_of(moment), config)
+    prompts = [template.format(naming.phrase) for template in config.templates]
     ours, theirs = [], []
     with frozen(pipe, checkpointing=False):
         words = NewWords(pipe, {WORD: learner.rows})

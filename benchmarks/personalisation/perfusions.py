@@ -10,6 +10,8 @@ from typing import Any
 
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion.concept import PRESETS, Lock
+from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.naming import Naming
 
 import rankedit as rk
 from personalisation.methods import Artefact, Kept, Settings, Subject
@@ -24,12 +26,13 @@ class Perfusion:
     Args:
         statistics: of what cross-attention reads, over captions.
         name: as tables show it.
-        config: of the recipe; steps, batch, seed, flips and rates come from the study.
+        config: of the recipe, by default the sandbox's; steps, batch, seed, flips and rates come
+            from the study.
         lock: at inference; the concept's own by default.
         temperature: of the gate at inference.
     """
 
-    rates: Sequence[float] = (0.08, 0.32, 1.28)
+    rates: Sequence[float] = (0.1, 0.3, 0.9)
     scales: Sequence[float] = BIASES
     usual = PRESETS["local"][0]
 
@@ -43,12 +46,12 @@ class Perfusion:
         temperature: float = PRESETS["local"][1],
     ) -> None:
         self.statistics, self.name = statistics, name
-        self.config = config or perfusion.Config()
+        self.config = config or SANDBOX_CONFIG
         self.lock, self.temperature = lock, temperature
 
     def phrase(self, subject: Subject) -> str:
-        """The new word."""
-        return subject.word
+        """The new word, before the category if it is an adjective."""
+        return Naming(subject.word, subject.category, self.config.adjective).phrase
 
     def configured(self, settings: Settings) -> perfusion.Config:
         """The recipe's settings for the study's; the word's rate is a fifth, as in the paper."""

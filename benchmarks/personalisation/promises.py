@@ -108,7 +108,7 @@ class Promises:
                 made = [self.learned(concept, 1 if kind == "one" else 5)]
                 if kind == "beside":
                     made.append(self.learned(self._other(concept)))
-                pixels = self._drawn(made, asked, made[0].trigger, **how)
+                pixels = self._drawn(made, asked, made[0].phrase, **how)
             return _means(self.world.judges.marks(concept, pixels, [p for p, _ in asked]))
 
         return dict(self.kept(f"{concept.name}-{told}", answer))
@@ -137,7 +137,7 @@ class Promises:
 
         def answer() -> Means:
             made = [self.learned(one), self.learned(two)]
-            asked = pair_prompts(made[0].trigger, made[1].trigger, self.world.plan.pair_pictures)
+            asked = pair_prompts(made[0].phrase, made[1].phrase, self.world.plan.pair_pictures)
             pixels = self._drawn(made, asked, "")
             found = self.world.judges.nearest((one, two), self.world.concepts(), pixels)
             return {name: statistics.mean(values) for name, values in found.items()}

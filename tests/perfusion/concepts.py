@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from rankedit_recipes.perfusion.concept import Concept, base_of, category_encoding
+from rankedit_recipes.perfusion.concept import Concept, base_of, origin_encoding
 from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import text_encoders
@@ -29,7 +30,7 @@ def random_concept(
     metric = metric_of(second_moment(pipe, CAPTIONS, progress=False))
     targets = find_targets(pipe)
     modules = targets.modules(denoiser_of(pipe))
-    near = category_encoding(pipe, category, TEMPLATES)
+    near = origin_encoding(pipe, Naming(trigger, category), TEMPLATES)
     key = near + 0.3 * near.std() * torch.randn(near.shape, generator=generator)
     rows = [
         0.5 * torch.randn(embedding_layers(encoder)[0].embedding_dim, generator=generator)

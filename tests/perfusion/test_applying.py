@@ -89,7 +89,7 @@ def test_every_projection_gives_what_the_equations_say(pipe, bean, mug, which):
     targets = find_targets(pipe)
     modules = targets.modules(denoiser_of(pipe))
     weights = {name: module.weight.detach().clone() for name, module in modules.items()}
-    categories = [concepts_module.category_encoding(pipe, c.category, c.templates) for c in chosen]
+    categories = [concepts_module.origin_encoding(pipe, c.naming, c.templates) for c in chosen]
     inverse = inverse_of(pipe)
     with apply(pipe, chosen, bias=biases, temperature=temperatures):
         seen = recorded(pipe, PROMPT)

@@ -12,6 +12,7 @@ from rankedit_recipes.perfusion.flow import FlowMatching
 from rankedit_recipes.perfusion.freezing import frozen
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.loss import noise_scheduler, snr_weights, target_of, told_times
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.stepping import Stepper
@@ -77,7 +78,7 @@ def test_learning_lowers_the_loss_of_a_batch(sana):
     config = Config(batch=2, templates=TEMPLATES, value_rate=0.3, size=64)
     data = cached_latents(sana, load_photos(photos(2)), 64)
     moment = second_moment(sana, CAPTIONS[:16], progress=False)
-    learner = Learner(sana, "cat", metric_of(moment), config)
+    learner = Learner(sana, Naming("<bean>", "cat"), metric_of(moment), config)
     with frozen(sana, checkpointing=False):
         words = NewWords(sana, {"<bean>": learner.rows})
         prompts = [template.replace("{}", "<bean>") for template in TEMPLATES]

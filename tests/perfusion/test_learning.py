@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes.perfusion import stepping, training
-from rankedit_recipes.perfusion.concept import Concept, category_encoding
+from rankedit_recipes.perfusion.concept import Concept, origin_encoding
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.generating import Sampling
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, snr_weights, target_of
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.scoring import Scores
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
@@ -84,14 +85,14 @@ def test_values_and_the_word_move_and_nothing_else(pipe, moment, plain):
     assert all(torch.equal(v, state[k]) for k, v in pipe.unet.state_dict().items())
     assert flags == [p.requires_grad for p in pipe.unet.parameters()]
     assert set(concept.targets) == set(find_targets(pipe).values)
-    start = Learner(pipe, "cat", metric_of(moment), Config(**SMALL))
+    start = Learner(pipe, Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL))
     for name, target in start.targets.items():
         # Adam's first steps are as long as the rate: 4 steps of 5 % of the root mean square.
         start_value = target.detach()[0]
         distance = (concept.targets[name] - start_value).abs().max()
         moved = distance / start_value.square().mean().sqrt()
         assert 0.01 < float(moved) < 0.21
-    category = category_encoding(pipe, "cat", TEMPLATES)
+    category = origin_encoding(pipe, Naming("<bean>", "cat"), TEMPLATES)
     assert 0 < float((concept.key - category).norm()) < 0.1 * float(category.norm())
 
 
@@ -125,7 +126,9 @@ def test_gradients_through_the_key_change_what_is_learned(pipe, moment, plain):
 
 
 def test_the_gradient_through_the_key_is_that_of_the_equations(pipe, moment):
-    learner = Learner(pipe, "cat", metric_of(moment), Config(**SMALL, key_gradient=True))
+    learner = Learner(
+        pipe, Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL, key_gradient=True)
+    )
     name = find_targets(pipe).values[0]
     layer = find_targets(pipe).modules(denoiser_of(pipe))[name]
     inverse = learner.image(torch.eye(learner.key.shape[1])).double()
@@ -243,7 +246,7 @@ def test_configurations_are_checked_and_survive_a_file(tmp_path):
         "steps = 'x'": "steps must be of type int",
         "steps = 0": "steps must be at least 1",
         "batch = 3\naccumulate = 2": "multiple of accumulate",
-        "lock = 'loose'": "lock must be one of local, global, trained",
+        "lock = 'loose'": "lock must be one of local, global, coarse, trained",
         "value_rate = -1": "value_rate must be positive",
         "key_momentum = 2.0": r"key_momentum must be in \[0, 1\]",
         "steps": "is no TOML file",

@@ -10,10 +10,11 @@ import pytest
 import torch
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.perfusion import commands, stepping, training
-from rankedit_recipes.perfusion.concept import Concept, category_encoding
+from rankedit_recipes.perfusion.concept import Concept, origin_encoding
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
@@ -114,7 +115,7 @@ def world():
     captions = [f"a photo of a {a} next to a {b}" for a in ("cat", "tree", "cup", "red car")
                 for b in ("house", "blue fish", "star on the beach", "boat at night")]  # fmt: skip
     metric = metric_of(second_moment(pipe, captions, progress=False))
-    key = category_encoding(pipe, "cat", ("a photo of a {}",))
+    key = origin_encoding(pipe, Naming("<bean>", "cat"), ("a photo of a {}",))
     targets, generator = find_targets(pipe), torch.Generator().manual_seed(0)
     modules = targets.modules(denoiser_of(pipe))
     values = {

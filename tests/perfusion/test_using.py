@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion import cli, models
-from rankedit_recipes.perfusion.concept import category_encoding
+from rankedit_recipes.perfusion.concept import origin_encoding
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.generating import Sampling
 from rankedit_recipes.perfusion.masks import masked
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo
 from rankedit_recipes.perfusion.scoring import Scores
 from rankedit_recipes.perfusion.sweeping import Point, pareto_front, sweep
@@ -125,7 +126,7 @@ def test_the_exported_lora_is_the_linearised_edit(pipe, bean, tmp_path):
     name = targets.keys[0]
     layer = targets.modules(pipe.unet)[name]
     key = bean.key[None]
-    category = category_encoding(pipe, "cat", TEMPLATES)[None]
+    category = origin_encoding(pipe, Naming("<bean>", "cat"), TEMPLATES)[None]
     flat = next(e for n, e in edits.items() if n.replace(".", "_").endswith(name.replace(".", "_")))
     torch.testing.assert_close(
         key @ flat.delta().T + layer(key), layer(category), atol=1e-4, rtol=1e-3
@@ -216,18 +217,18 @@ def test_every_command_in_a_row(world):
     assert "4 key and 4 value projections" in plan
     assert not (world / "concept.safetensors").exists()
     assert "steps = 2\n" in ran(*learn, "--print-config")
-    assert "<bean> is a cat" in ran(*learn)
+    assert "prompts say '<bean> cat'" in ran(*learn)
     ran(*learn, fails="add --resume to go on")
     first = (world / "concept.safetensors").read_bytes()
     ran(*learn, "--resume")
     assert (world / "concept.safetensors").read_bytes() == first
     assert "word: <bean>, a cat" in ran("info", "concept.safetensors")
-    made = ran("generate", "concept.safetensors", "--prompt", "a <bean>", "--seeds", "2",
+    made = ran("generate", "concept.safetensors", "--prompt", "a <bean> cat", "--seeds", "2",
                "--steps", "1")  # fmt: skip
     assert len(made.split()) == 2
     with Image.open(made.split()[0]) as picture:
         assert picture.size == (16, 16)
-    ran("explain", "concept.safetensors", "--prompt", "a <bean>", "--plot", "gate.png")
+    ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--plot", "gate.png")
     with Image.open("gate.png") as picture:
         assert picture.size[0] > 100
     scores = ran("evaluate", "concept.safetensors", "--photos", "photos", "--seeds", "1",
@@ -243,7 +244,7 @@ def test_every_command_in_a_row(world):
     page = (world / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2 + 8 + 3
     assert "http" not in page.replace("http-equiv", "")
-    assert "a photo of a &lt;bean&gt;" in page
+    assert "a photo of a &lt;bean&gt; cat" in page
 
 
 def test_what_is_missing_is_said(world):

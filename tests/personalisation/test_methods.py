@@ -17,6 +17,7 @@ from PIL import Image
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.learner import Learner
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.targets import find_targets
 from safetensors.torch import load_file
 
@@ -25,6 +26,7 @@ from tests.perfusion import pipelines
 from tests.perfusion.concepts import CAPTIONS
 
 SETTINGS = Settings(rate=5e-3, steps=(1, 3), batch=2, priors=2)
+CAT = Naming("<bean>", "cat")
 ONE = perfusion.Sampling(steps=1, size=16)
 
 
@@ -269,8 +271,8 @@ def test_the_recipe_gets_the_studys_settings():
 
 def test_values_from_zero_start_at_zero_with_the_rates_of_the_category():
     metric = perfusion.metric_of(moment())
-    zero = ablations.ZeroValues(pipe(), "cat", metric, Config())
-    usual = Learner(pipe(), "cat", metric, Config())
+    zero = ablations.ZeroValues(pipe(), CAT, metric, Config())
+    usual = Learner(pipe(), CAT, metric, Config())
     assert all(float(t.detach().abs().max()) == 0 for t in zero.targets.values())
     rates = [[g["lr"] for g in learner.optimiser.param_groups] for learner in (zero, usual)]
     assert rates[0] == rates[1]
@@ -278,7 +280,7 @@ def test_values_from_zero_start_at_zero_with_the_rates_of_the_category():
 
 def test_an_ungated_learner_makes_plain_rank_one_edits():
     metric = perfusion.metric_of(moment())
-    edits = ablations.Ungated(pipe(), "cat", metric, Config()).edits()
+    edits = ablations.Ungated(pipe(), CAT, metric, Config()).edits()
     assert {type(edit.gate) for edit in edits.values()} == {rk.Identity}
 
 

@@ -59,8 +59,9 @@ def apply(
         temperature: of the gates, likewise.
         strength: factor of what each concept changes, likewise; 0 switches it off.
         lock: `"local"`: the key at the concept's word is the category's; `"global"`: keys of the
-            whole prompt are those of the category's prompt; by default as each was learned. With
-            `"global"` the gates' defaults are those of the global lock.
+            whole prompt are those of the category's prompt; by default as each was learned.
+            Either holds learned keys too. With `"global"` the gates' defaults are those of the
+            global lock.
         normalised: gates that are exactly 0 away from the concept and 1 at it; the paper's leave
             about 1 % of the concept everywhere.
         floor: dead zone: where no concept's similarity reaches it, nothing at all is changed.
@@ -140,6 +141,11 @@ class Applied:
         self._settings: dict[str, Settings] = {}
         self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
         self.edits: dict[str, rk.GatedEdit] = {}
+
+    @property
+    def phrases(self) -> dict[str, str]:
+        """What prompts say to have a concept, by its word."""
+        return {word: concept.phrase for word, concept in self._concepts.items()}
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -256,7 +262,7 @@ class Applied:
         weighted = {name: Weighted(edit, strengths) for name, edit in self.edits.items()}
         self._parts.append(rk.attach(denoiser_of(self._pipe), weighted))
         if self.lock == "global":
-            categories = {c.trigger: c.category for c in concepts}
+            categories = {c.trigger: c.naming.origin for c in concepts}
             self._parts.append(GlobalLock(self._pipe, categories))
 
     def _clear(self) -> None:

@@ -12,7 +12,13 @@ from rankedit_recipes.pairs import parsed_pairs
 from rankedit_recipes.perfusion import commands
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.models import SANDBOX, open_captions, open_pipeline, open_scorer
+from rankedit_recipes.perfusion.models import (
+    SANDBOX,
+    open_captions,
+    open_config,
+    open_pipeline,
+    open_scorer,
+)
 from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.scoring import Scorer
 
@@ -59,7 +65,10 @@ Captions = Annotated[
     Path | None,
     typer.Option(help="Text file of captions, one on a line; made up if not given.", exists=True),
 ]
-ConfigFile = Annotated[Path | None, typer.Option(help="TOML file of settings; see --print-config.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(help="TOML file of settings, see --print-config; the sandbox has its own."),
+]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")
 ]
@@ -107,7 +116,7 @@ def learn(
 
     Ctrl-C keeps the newest state; the same command with --resume goes on from it.
     """
-    chosen = _settings(config, setting or [], {"steps": steps, "seed": seed})
+    chosen = _settings(open_config(config, model), setting or [], {"steps": steps, "seed": seed})
     if print_config:
         typer.echo(chosen.to_toml(), nl=False)
         return
@@ -122,7 +131,7 @@ def learn(
     pipe = open_pipeline(model, device=device, dtype=dtype)
     concept = commands.learn_to(pipe, task, open_captions(captions, model), folder, scorer)
     concept.save(out)
-    typer.echo(f"{out}: {out.stat().st_size:,} bytes, {placeholder} is a {category}")
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes; prompts say '{concept.phrase}'")
 
 
 @app.command()
@@ -279,8 +288,7 @@ def _scorer(clip: str, model: str) -> Scorer:
     return open_scorer(clip or SANDBOX)
 
 
-def _settings(file: Path | None, pairs: Sequence[str], given: dict[str, Any]) -> Config:
-    config = Config() if file is None else Config.from_toml(file)
+def _settings(config: Config, pairs: Sequence[str], given: dict[str, Any]) -> Config:
     changes = parsed_pairs(pairs, "learn", PerfusionError)
     changes |= {name: value for name, value in given.items() if value is not None}
     return config.changed(changes)

@@ -83,7 +83,7 @@ def pictures_to(
     """Pictures of prompts, written to a folder; gives the files."""
     asked = [(prompt, seed) for prompt in prompts for seed in seeds]
     with apply(pipe, list(concepts), **settings) as applied:
-        check_prompts(prompts, applied.triggers)
+        check_prompts(prompts, applied.phrases)
         made = generate(pipe, [p for p, _ in asked], [s for _, s in asked], sampling)
     folder.mkdir(parents=True, exist_ok=True)
     for index, (picture, (_, seed)) in enumerate(zip(made, asked, strict=True)):
@@ -92,26 +92,33 @@ def pictures_to(
         yield file
 
 
-def check_prompts(prompts: Sequence[str], triggers: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str], phrases: Mapping[str, str]) -> None:
     """Refuse words in angle brackets that no concept has; warn of prompts without any concept.
+
+    Args:
+        prompts: the prompts.
+        phrases: by the concepts' words what prompts are to say.
 
     Raises:
         PerfusionError: names the word.
     """
-    known = ", ".join(triggers)
+    known = ", ".join(phrases)
     for prompt in prompts:
-        strange = [word for word in _BRACKETED.findall(prompt) if word not in triggers]
+        strange = [word for word in _BRACKETED.findall(prompt) if word not in phrases]
         if strange:
             raise PerfusionError(
                 f"perfusion: no concept has the word {strange[0]!r} of the prompt {prompt!r}, but "
                 f"{known}; correct it, or give that concept's file too."
             )
-        if not any(word in prompt for word in triggers):
-            warnings.warn(
-                f"perfusion: the prompt {prompt!r} has none of the concepts' words ({known}).",
-                rk.RankeditWarning,
-                stacklevel=2,
-            )
+        if not any(word in prompt for word in phrases):
+            _warn(f"the prompt {prompt!r} has none of the concepts' words ({known}).")
+        for word, phrase in phrases.items():
+            if word in prompt and phrase not in prompt:
+                _warn(f"{word} was learned before its category; say {phrase!r} in {prompt!r}.")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"perfusion: {message}", rk.RankeditWarning, stacklevel=3)
 
 
 def explain_to(
@@ -123,7 +130,7 @@ def explain_to(
 ) -> None:
     """Print the gates of a prompt, and draw them if a file is given."""
     with apply(pipe, list(concepts), **settings) as applied:
-        check_prompts([prompt], applied.triggers)
+        check_prompts([prompt], applied.phrases)
         explanation = explain(pipe, prompt)
     if plot is not None:
         explanation.plot().savefig(plot)
@@ -151,7 +158,7 @@ def sweep_to(pipe: Pipeline, task: SweepTask, scorer: Scorer, out: Path) -> Iter
         pipe, concept, given, scorer, biases=task.biases, temperatures=task.temperatures,
         seeds=task.seeds, sampling=task.sampling,
     )  # fmt: skip
-    prompts = filled(VALIDATION_PROMPTS, concept.trigger)
+    prompts = filled(VALIDATION_PROMPTS, concept.phrase)
     with apply(pipe, concept):
         pictures = generate(pipe, prompts, range(len(prompts)), task.sampling)
         explanation = explain(pipe, prompts[1], show=False)
@@ -188,7 +195,7 @@ def _together(pipe: Pipeline, concept: Concept, task: SweepTask) -> dict[str, Im
     if task.together is None:
         return {}
     other = Concept.load(task.together)
-    first, second = concept.trigger, other.trigger
+    first, second = concept.phrase, other.phrase
     templates = ("a photo of a {} next to a {}", "a photo of a {} and a {} on the beach")
     prompts = [t.replace("{}", first, 1).replace("{}", second, 1) for t in templates] * 2
     with apply(pipe, [concept, other]):
@@ -211,7 +218,7 @@ def scores_of(
     templates = [t for t in VALIDATION_PROMPTS for _ in seeds]
     chosen = [seed for _ in VALIDATION_PROMPTS for seed in seeds]
     with apply(pipe, loaded, **settings):
-        made = generate(pipe, filled(templates, loaded.trigger), chosen, sampling)
+        made = generate(pipe, filled(templates, loaded.phrase), chosen, sampling)
     return scorer(made, in_words(templates, loaded.category), given)
 
 
@@ -231,7 +238,7 @@ def described(path: Path) -> Iterator[str]:
     """Lines that say what a concept file holds."""
     concept = Concept.load(path)
     yield f"{path}: {path.stat().st_size:,} bytes"
-    yield f"  word: {concept.trigger}, a {concept.category}"
+    yield f"  word: {concept.trigger}, a {concept.category}; prompts say '{concept.phrase}'"
     yield f"  key lock: {concept.lock}; bias {concept.bias:g}, temperature {concept.temperature:g}"
     yield f"  {len(concept.targets)} learned targets; encoding {len(concept.key)} wide"
     yield f"  embeddings: {', '.join(str(len(row)) for row in concept.embeddings)} wide"

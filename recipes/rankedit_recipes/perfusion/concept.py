@@ -16,6 +16,7 @@ from torch import Tensor
 import rankedit as rk
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import (
     Pipeline,
@@ -24,7 +25,7 @@ from rankedit_recipes.perfusion.text import (
     required_positions,
 )
 
-Lock = Literal["local", "global", "trained"]
+Lock = Literal["local", "global", "coarse", "trained"]
 
 TEMPLATES = (
     "a photo of a {}",
@@ -39,6 +40,7 @@ TEMPLATES = (
 PRESETS: Mapping[Lock, tuple[float, float]] = {
     "local": (0.7, 0.15),
     "global": (0.5, 0.15),
+    "coarse": (0.7, 0.15),
     "trained": (0.7, 0.15),
 }
 FORMAT = "1"
@@ -54,9 +56,10 @@ class Concept:
         category: what kind of thing it is, in words that the model knows.
         key: `i* [in]`: the encoding at which the gate opens.
         image: `i* A [in]`: its image under the metric of the statistics.
-        targets: by name of a projection the learned output `[out]`: all values, and the keys too if
-            they were trained. Locked keys are made of the category when the concept is applied.
+        targets: by name of a projection the learned output `[out]`: all values, and the keys that
+            were learned. Locked keys are made of the category when the concept is applied.
         embeddings: of the word, one `[width]` for each text encoder.
+        adjective: empty, or the word whose place before the category the trigger takes.
         lock: how keys are made.
         bias: the gate's, when generating.
         temperature: the gate's, when generating.
@@ -73,6 +76,7 @@ class Concept:
     image: Tensor
     targets: Mapping[str, Tensor]
     embeddings: Sequence[Tensor]
+    adjective: str = ""
     lock: Lock = "local"
     bias: float = PRESETS["local"][0]
     temperature: float = PRESETS["local"][1]
@@ -105,6 +109,7 @@ class Concept:
             "perfusion": FORMAT,
             "trigger": self.trigger,
             "category": self.category,
+            "adjective": self.adjective,
             "lock": self.lock,
             "base": self.base,
             **{f"note.{name}": text for name, text in self.notes.items()},
@@ -139,6 +144,7 @@ class Concept:
             image=first.images[0],
             targets={name: edit.targets[0] for name, edit in edits.items()},
             embeddings=_embeddings(path, loaded),
+            adjective=texts.get("adjective", ""),
             lock=_lock(path, texts["lock"]),
             bias=float(first.gate.bias),
             temperature=float(first.gate.temperature),
@@ -148,6 +154,16 @@ class Concept:
             notes=notes,
             preview=_preview(path, texts.get("preview", "")),
         )
+
+    @property
+    def naming(self) -> Naming:
+        """Its words."""
+        return Naming(self.trigger, self.category, self.adjective)
+
+    @property
+    def phrase(self) -> str:
+        """What prompts say to have it: the trigger, and the category after an adjective."""
+        return self.naming.phrase
 
     def renamed(self, trigger: str) -> Concept:
         """The same concept under another word."""
@@ -163,16 +179,18 @@ def base_of(pipe: Pipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-def category_encoding(pipe: Pipeline, category: str, templates: Sequence[str]) -> Tensor:
-    """The encoding `[in]` of the category word, at its position, averaged over the templates.
+def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) -> Tensor:
+    """The encoding `[in]` of the word that the new one stands for, averaged over the templates.
+
+    That is the category's, or the adjective's before the category, at its position.
 
     Raises:
         PerfusionError: a template lacks `{}`, or cuts the word off.
     """
-    prompts = filled(templates, category)
+    prompts = filled(naming.slots(templates), naming.origin)
     with torch.no_grad():
         read = reads(pipe, encode(pipe, prompts))
-    places = required_positions(pipe, prompts, category, read.shape[1])
+    places = required_positions(pipe, prompts, naming.origin, read.shape[1])
     return at_positions(read, places).float().mean(0)
 
 

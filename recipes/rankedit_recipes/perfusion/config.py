@@ -30,8 +30,12 @@ class Config:
         steps: optimiser steps. The paper trains for up to 400.
         batch: photos in a step (16 in the paper), drawn with repetition.
         accumulate: the batch is worked on in this many parts.
-        lock: how keys are made; `"trained"` learns them, which overfits (the paper's ablation).
-            `"global"` trains as `"local"` does and is the default when the concept is applied.
+        lock: how keys are made: `"local"`: they stay those of the category; `"global"`: likewise,
+            and the whole prompt's follow the category when the concept is applied; `"coarse"`: only
+            the layers of the finest level learn theirs, so that those that decide where things are
+            stay locked; `"trained"`: all are learned, which overfits (the paper's ablation).
+        adjective: empty: the word stands for the category ("a <bean>"). Else it stands before it
+            ("a <bean> cat"), begins as this word ("new") and is locked to it.
         value_rate: learning rate of values.
         embedding_rate: learning rate of the word's embedding.
         decay: part of the steps, at the end, over which both rates fall to zero, which averages
@@ -63,6 +67,7 @@ class Config:
     batch: int = 8
     accumulate: int = 1
     lock: Lock = "local"
+    adjective: str = ""
     value_rate: float = 0.05
     embedding_rate: float = 0.05
     decay: float = 0.5

@@ -66,7 +66,7 @@ def export_lora(
     words = NewWords(pipe, {loaded.trigger: loaded.embeddings})
     try:
         with torch.no_grad():
-            prompts = filled(loaded.templates, loaded.trigger)
+            prompts = filled(loaded.templates, loaded.phrase)
             inputs = reads(pipe, encode(pipe, prompts)).float().cpu()
     finally:
         words.remove()
@@ -84,5 +84,5 @@ def export_lora(
         right += float(gated.double().square().sum())
     component = "unet" if hasattr(pipe, "unet") else "transformer"
     rk.to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
-            dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.trigger})  # fmt: skip
+            dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.phrase})  # fmt: skip
     return float((wrong / max(right, 1e-300)) ** 0.5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.perfusion.concept import PRESETS, Concept, Lock, base_of, category_encoding
+from rankedit_recipes.perfusion.concept import PRESETS, Concept, Lock, base_of, origin_encoding
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.targets import find_targets
@@ -34,7 +34,8 @@ class GateForm:
     """What all concepts of a pipeline share.
 
     Attributes:
-        lock: how keys are made; None for each concept's own (global if one of them is).
+        lock: how keys are made; None for each concept's own (global if one of them is). `"local"`
+            and `"global"` lock learned keys too.
         normalised: the gate is exactly 0 away from the key and 1 at it.
         floor: similarity below which the edit does exactly nothing.
     """
@@ -166,14 +167,14 @@ def joint_edits(
     """
     targets = find_targets(pipe)
     modules = targets.modules(denoiser_of(pipe))
-    categories = [
-        category_encoding(pipe, concept.category, concept.templates) for concept in concepts
-    ]
+    categories = [origin_encoding(pipe, concept.naming, concept.templates) for concept in concepts]
     edits = {}
     for name in (*targets.keys, *targets.values):
         parts = []
         for concept, category in zip(concepts, categories, strict=True):
-            target = concept.targets.get(name)
+            # A lock that was asked for holds all keys, those too that were learned.
+            held = form.lock in ("local", "global") and name in targets.keys
+            target = None if held else concept.targets.get(name)
             if target is None:
                 with torch.no_grad():
                     target = rk.linear_output(modules[name], category[None])[0]

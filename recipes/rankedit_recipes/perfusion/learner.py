@@ -11,9 +11,11 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.edits import KeyOutputs
 from rankedit.shapes import Inputs, Outputs
-from rankedit_recipes.perfusion.concept import category_encoding
+from rankedit_recipes.perfusion.concept import Lock, origin_encoding
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline, device_of, text_encoders, word_tokens
 from rankedit_recipes.perfusion.words import embedding_layers, embedding_of
@@ -64,30 +66,30 @@ class Learner:
 
     Args:
         pipe: the pipeline, bare.
-        category: the concept's category.
+        naming: the concept's words.
         metric: of the statistics.
         config: how to learn.
 
     Attributes:
         rows: embeddings of the word, one for each text encoder.
-        targets: values, and keys if they are trained, `[1, out]` by projection.
+        targets: values, and the keys that are learned, `[1, out]` by projection.
         locked: the keys that are not learned.
         key: `i* [1, in]`.
         optimiser: over `rows` and `targets`.
     """
 
-    def __init__(self, pipe: Pipeline, category: str, metric: rk.Metric, config: Config) -> None:
+    def __init__(self, pipe: Pipeline, naming: Naming, metric: rk.Metric, config: Config) -> None:
         self._config, self._metric = config, metric
         device = device_of(pipe)
         found = find_targets(pipe)
         modules = found.modules(denoiser_of(pipe))
-        self.key = category_encoding(pipe, category, config.templates)[None].to(device)
+        self.key = origin_encoding(pipe, naming, config.templates)[None].to(device)
         with torch.no_grad():
             outputs = {n: rk.linear_output(m, self.key).float() for n, m in modules.items()}
-        learned = set(modules) if config.lock == "trained" else set(found.values)
+        learned = learned_names(pipe, config.lock)
         self.targets = {n: y.clone().requires_grad_() for n, y in outputs.items() if n in learned}
         self.locked = {n: y for n, y in outputs.items() if n not in learned}
-        self.rows = [row.to(device).requires_grad_() for row in _first_rows(pipe, category)]
+        self.rows = [row.to(device).requires_grad_() for row in _first_rows(pipe, naming.origin)]
         self.optimiser = torch.optim.AdamW(self._groups(pipe), weight_decay=0.0)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
         self._inverse: Tensor | None = None
@@ -182,10 +184,27 @@ class Learner:
             }
 
 
-def _first_rows(pipe: Pipeline, category: str) -> list[Tensor]:
-    """The embedding of the category's word in each text encoder; of a phrase, of its last token."""
+def learned_names(pipe: Pipeline, lock: Lock) -> list[str]:
+    """Projections whose outputs are learned: all values, and the keys that the lock leaves free.
+
+    Raises:
+        PerfusionError: a lock of the coarse levels, on a model that has one level only.
+    """
+    found = find_targets(pipe)
+    if lock == "coarse" and found.finest == found.keys:
+        raise PerfusionError(
+            f"learn: the coarse lock needs levels, but all cross-attention layers of "
+            f"{type(denoiser_of(pipe)).__name__} look at the picture in one resolution; choose the "
+            "lock 'local', or 'trained'."
+        )
+    free = {"coarse": found.finest, "trained": found.keys}.get(lock, ())
+    return [*free, *found.values]
+
+
+def _first_rows(pipe: Pipeline, word: str) -> list[Tensor]:
+    """The embedding of a word in each text encoder; of a phrase, of its last token."""
     return [
-        embedding_of(encoder, word_tokens(tokenizer, category)[-1])
+        embedding_of(encoder, word_tokens(tokenizer, word)[-1])
         for _, encoder, tokenizer in text_encoders(pipe)
     ]
 

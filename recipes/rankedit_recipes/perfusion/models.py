@@ -13,12 +13,17 @@ import torch
 from PIL import Image
 
 from rankedit_recipes.perfusion.captions import make_captions
+from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.scoring import ClipScorer
 from rankedit_recipes.perfusion.statistics import read_captions
 from rankedit_recipes.perfusion.text import Pipeline
 
 SANDBOX = "sandbox"
+
+SANDBOX_CONFIG = Config(lock="coarse", adjective="new", steps=500, value_rate=0.3, flip=False)
+"""How concepts are learned on the sandbox: `docs/decisions/coarse-key-lock.md` says why. Nothing is
+mirrored, for its patterns have a left and a right."""
 
 
 def open_pipeline(model: str, *, device: str = "", dtype: str = "float32") -> Pipeline:
@@ -48,6 +53,17 @@ def open_pipeline(model: str, *, device: str = "", dtype: str = "float32") -> Pi
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def open_config(path: Path | None, model: str) -> Config:
+    """Settings of learning from a TOML file; without one the defaults, or the sandbox's own.
+
+    Raises:
+        PerfusionError: the file cannot be read or has wrong settings.
+    """
+    if path is not None:
+        return Config.from_toml(path)
+    return SANDBOX_CONFIG if model == SANDBOX else Config()
+
+
 def open_captions(path: Path | None, model: str) -> list[str]:
     """Captions from a file; without one those of the sandbox, or of a small grammar."""
     if path is not None:
@@ -57,11 +73,11 @@ def open_captions(path: Path | None, model: str) -> list[str]:
 
 def sandbox_captions(count: int = 2000) -> list[str]:
     """Captions of the sandbox's world, as its generator was trained on."""
-    from rankedit_recipes.sandbox.images.captions import caption
+    from rankedit_recipes.sandbox.images.captions import DESCRIBED, caption
     from rankedit_recipes.sandbox.images.scenes import draw_scene
 
     rng = random.Random("perfusion captions")
-    return [caption(draw_scene(rng), rng) for _ in range(count)]
+    return [caption(draw_scene(rng), rng, described=DESCRIBED) for _ in range(count)]
 
 
 def open_scorer(clip: str) -> ClipScorer:

@@ -12,6 +12,8 @@ import rankedit as rk
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import picture_size
 from rankedit_recipes.perfusion.denoising import denoiser_of, latent_shape, plain, run_denoiser
+from rankedit_recipes.perfusion.learner import learned_names
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline, device_of, encode, text_encoders
@@ -42,7 +44,9 @@ def check_words(pipe: Pipeline, task: LearnTask) -> None:
         PerfusionError: the placeholder is no new word, or the category no known one.
     """
     check_trigger(pipe, task.placeholder)
-    check_category(pipe, task.category)
+    naming = Naming(task.placeholder, task.category, task.config.adjective)
+    for word in {naming.category, naming.origin}:
+        check_category(pipe, word)
 
 
 def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
@@ -51,7 +55,7 @@ def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     config = task.config
     targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
     modules = targets.modules(denoiser)
-    learned = list(targets.values) + (list(targets.keys) if config.lock == "trained" else [])
+    learned = learned_names(pipe, config.lock)
     widths = {name: rk.Projection(modules[name]).out_features for name in learned}
     rows = sum(embedding_width(encoder) for _, encoder, _ in text_encoders(pipe))
     numbers = sum(widths.values()) + 2 * targets.width + rows

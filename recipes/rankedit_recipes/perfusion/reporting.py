@@ -91,6 +91,7 @@ class Report:
         concept = self.concept
         return {
             "word": concept.trigger,
+            "in prompts": concept.phrase,
             "category": concept.category,
             "key lock": concept.lock,
             "gate": f"bias {concept.bias:g}, temperature {concept.temperature:g}",

@@ -68,7 +68,7 @@ def sweep(
     """
     loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
     pairs = list(itertools.product(prompts, seeds))
-    asked = filled([prompt for prompt, _ in pairs], loaded.trigger)
+    asked = filled([prompt for prompt, _ in pairs], loaded.phrase)
     words = in_words([prompt for prompt, _ in pairs], loaded.category)
     chosen = [seed for _, seed in pairs]
     settings = list(itertools.product(biases, temperatures))

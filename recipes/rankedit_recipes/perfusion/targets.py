@@ -45,6 +45,8 @@ class Targets:
     Attributes:
         keys: names of the key projections, in the model's order.
         values: names of the value projections, in the same order.
+        finest: key projections of the layers that look at the picture in most places, its finest
+            level; all of them where there is one level only.
         width: width of what they read.
         direct: whether they read the text encoder's output itself; if not (PixArt, Sana), a
             projection of it that they share.
@@ -52,6 +54,7 @@ class Targets:
 
     keys: tuple[str, ...]
     values: tuple[str, ...]
+    finest: tuple[str, ...]
     width: int
     direct: bool
 
@@ -118,7 +121,9 @@ def _probed(pipe: Pipeline, denoiser: nn.Module) -> Targets:
     keys, values = zip(*pairs, strict=True)
     read = inputs_read[0]
     direct = read.shape == texts[0].embeds.shape and torch.equal(read, texts[0].embeds.to(read))
-    return Targets(keys, values, read.shape[-1], direct)
+    places = [calls.places(key) for key in keys]
+    finest = tuple(key for key, n in zip(keys, places, strict=True) if n == max(places))
+    return Targets(keys, values, finest, read.shape[-1], direct)
 
 
 class _Calls:
@@ -154,6 +159,13 @@ class _Calls:
             self._parents[name] = (args, kwargs)
 
         return hook
+
+    def places(self, name: str) -> int:
+        """How many places of the picture the attention of a projection looks from."""
+        args, kwargs = self._parents[name.rpartition(".")[0]]
+        picture = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        channels = picture.shape[1 if picture.ndim == 4 else -1]
+        return picture[0].numel() // channels
 
     def families(self) -> list[list[str]]:
         """Projections by parent, where several of one parent read the same tensor."""

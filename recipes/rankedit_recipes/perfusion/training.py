@@ -27,6 +27,7 @@ from rankedit_recipes.perfusion.freezing import frozen
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.loss import noise_scheduler
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo, Source, load_photos
 from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, in_words
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
@@ -69,7 +70,8 @@ def learn(
     """Teach a pipeline a new thing from a few photos of it, one is enough to begin.
 
     Learned are the embedding of the new word and one value vector for each value projection; keys
-    are those of the category. The pipeline is left as it was; `apply` puts the concept into it.
+    are those of the category where the lock holds them. The pipeline is left as it was; `apply`
+    puts the concept into it.
 
     Args:
         pipe: a pipeline with cross-attention on its text and a scheduler of diffusion or flow
@@ -90,12 +92,14 @@ def learn(
     """
     config = config or Config()
     check_trigger(pipe, placeholder)
-    check_category(pipe, category)
+    naming = Naming(placeholder, category, config.adjective)
+    for word in {category, naming.origin}:
+        check_category(pipe, word)
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
         statistics = second_moment(pipe, statistics, tokens=config.tokens, progress=progress)
     with frozen(pipe, checkpointing=config.checkpointing):
-        training = _Training(pipe, loaded, (placeholder, category), statistics, config)
+        training = _Training(pipe, loaded, naming, statistics, config)
         training.validation = validation
         if run is not None:
             Path(run).mkdir(parents=True, exist_ok=True)
@@ -111,12 +115,12 @@ class _Training:
         self,
         pipe: Pipeline,
         photos: list[Photo],
-        words: tuple[str, str],
+        naming: Naming,
         moment: rk.SecondMoment,
         config: Config,
     ) -> None:
         self._pipe, self._config, self._photos = pipe, config, photos
-        self._word, self._category = words
+        self._naming, self._word = naming, naming.trigger
         # Both refuse what cannot be learned on before anything is computed.
         noise_scheduler(pipe)
         _check_precision(pipe)
@@ -124,8 +128,8 @@ class _Training:
         self._base = base_of(pipe)
         size = picture_size(pipe, config.size)
         self._data: Latents = cached_latents(pipe, photos, size)
-        self._learner = Learner(pipe, self._category, self._metric, config)
-        self._prompts = filled(config.templates, self._word)
+        self._learner = Learner(pipe, naming, self._metric, config)
+        self._prompts = filled(config.templates, naming.phrase)
         self._progress = Progress()
         self._file: CheckpointFile | None = None
         self.validation: Validation | None = None
@@ -169,10 +173,12 @@ class _Training:
         stepper.attached.set(bias=bias, temperature=temperature)
         seeds = range(len(judge.prompts))
         with torch.no_grad():
-            made = generate(self._pipe, filled(judge.prompts, self._word), seeds, judge.sampling)
+            made = generate(
+                self._pipe, filled(judge.prompts, self._naming.phrase), seeds, judge.sampling
+            )
         stepper.attached.set(bias=self._config.bias, temperature=self._config.temperature)
         shown = [photo.square(self._data.size).image for photo in self._photos]
-        scores = judge.scorer(made, in_words(judge.prompts, self._category), shown)
+        scores = judge.scorer(made, in_words(judge.prompts, self._naming.category), shown)
         better = scores.balance > state.best_balance
         state.validations.append([state.step, scores.picture, scores.text, scores.balance])
         if better:
@@ -197,7 +203,7 @@ class _Training:
         judged = "" if judge is None else repr((judge.prompts, judge.sampling))
         task = "|".join(
             (self._config.digest(), self._data.digest, self._base, self._metric.fingerprint,
-             self._word, self._category, judged)
+             self._word, self._naming.category, judged)
         )  # fmt: skip
         self._file = CheckpointFile(folder / CHECKPOINT, hashlib.sha256(task.encode()).hexdigest())
         kept = self._file.read(self._shapes())
@@ -245,7 +251,8 @@ class _Training:
         key = learner.key.detach().cpu()
         return Concept(
             trigger=self._word,
-            category=self._category,
+            category=self._naming.category,
+            adjective=self._naming.adjective,
             key=key[0],
             image=self._metric.solve(key).float()[0],
             targets={n: t.detach().cpu()[0] for n, t in learner.targets.items()},

@@ -1,0 +1,120 @@
+"""A word before the category, and keys that are locked at the coarse levels only."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rankedit_recipes import perfusion
+from rankedit_recipes.perfusion.concept import Concept, origin_encoding
+from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.statistics import second_moment
+from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.perfusion.text import encode
+from rankedit_recipes.perfusion.words import embedding_of
+
+import rankedit as rk
+from tests.perfusion import pipelines
+from tests.perfusion.concepts import CAPTIONS, random_concept
+
+DRAWN = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.stable_diffusion()
+
+
+def taught(pipe, **settings) -> Concept:
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8))]
+    config = perfusion.Config(**({"steps": 2, "batch": 2} | settings))
+    return perfusion.learn(
+        pipe, photos, placeholder="<bean>", category="cat", config=config, progress=False,
+        statistics=second_moment(pipe, CAPTIONS, progress=False),
+    )  # fmt: skip
+
+
+def picture(pipe, prompt):
+    return pipe(prompt, generator=torch.Generator().manual_seed(0), **DRAWN).images
+
+
+def outputs(pipe, naming, templates) -> dict:
+    """What the bare key projections give at the word that a concept stands for, float64."""
+    found = find_targets(pipe)
+    modules = found.modules(denoiser_of(pipe))
+    key = origin_encoding(pipe, naming, templates)[None]
+    with torch.no_grad():
+        return {name: rk.linear_output(modules[name], key).double() for name in found.keys}
+
+
+def test_an_adjective_begins_as_its_word_where_that_word_stands(pipe):
+    naming = Naming("<bean>", "cat", "red")
+    concept = taught(pipe, adjective="red", templates=("a {} on the beach",), steps=1)
+    start = origin_encoding(pipe, naming, ("a {} on the beach",))
+    ids = list(pipe.tokenizer("a red cat on the beach").input_ids)
+    place = ids.index(pipe.tokenizer.get_vocab().get("red</w>", pipe.tokenizer("red").input_ids[1]))
+    there = encode(pipe, ["a red cat on the beach"]).embeds[0, place]
+    torch.testing.assert_close(start, there, rtol=0, atol=1e-6)
+    assert float((concept.key - start).norm()) < 0.05 * float(start.norm())
+    assert (concept.phrase, concept.category, concept.adjective) == ("<bean> cat", "cat", "red")
+    row = embedding_of(pipe.text_encoder, pipe.tokenizer("red").input_ids[-2])
+    moved = float((concept.embeddings[0] - row).abs().max())
+    assert 0 < moved < 0.5 * float(row.abs().max())
+
+
+def test_an_adjective_is_kept_in_the_file_and_locks_to_its_word(pipe, tmp_path):
+    concept = random_concept(pipe, adjective="red")
+    concept.save(tmp_path / "c.safetensors")
+    loaded = Concept.load(tmp_path / "c.safetensors")
+    assert loaded.naming == concept.naming
+    there, category = (
+        outputs(pipe, naming, concept.templates)
+        for naming in (concept.naming, Naming("<bean>", "cat"))
+    )
+    with perfusion.apply(pipe, concept) as applied:
+        for name in find_targets(pipe).keys:
+            locked = applied.edits[name].targets
+            torch.testing.assert_close(locked, there[name].to(locked), rtol=1e-5, atol=1e-5)
+            apart = float((locked - category[name]).norm())
+            assert apart > 0.01 * float(category[name].norm())
+
+
+def test_the_global_lock_puts_the_adjective_back(pipe):
+    # With the gate shut and the row of the word it stands for, the prompt is the plain one.
+    row = embedding_of(pipe.text_encoder, pipe.tokenizer("red").input_ids[-2])
+    concept = replace(random_concept(pipe, adjective="red"), embeddings=[row])
+    with perfusion.apply(pipe, concept, lock="global", floor=2.0):
+        inside = picture(pipe, "a photo of a <bean> cat")
+    np.testing.assert_allclose(inside, picture(pipe, "a photo of a red cat"), atol=1e-4)
+
+
+def test_the_finest_level_is_found_by_running_the_model(pipe):
+    found = find_targets(pipe)
+    assert set(found.finest) == {name for name in found.keys if "mid_block" not in name}
+    assert 0 < len(found.finest) < len(found.keys)
+
+
+def test_the_coarse_lock_learns_the_finest_keys_only(pipe):
+    concept = taught(pipe, lock="coarse", adjective="red")
+    found = find_targets(pipe)
+    assert set(concept.targets) == {*found.finest, *found.values}
+    locked = outputs(pipe, concept.naming, concept.templates)
+    with perfusion.apply(pipe, concept) as applied:
+        for name in found.keys:
+            distance = float((applied.edits[name].targets - locked[name]).norm())
+            assert (distance < 1e-4 * float(locked[name].norm())) == (name not in found.finest)
+
+
+def test_a_model_of_one_level_has_no_coarse_lock():
+    with pytest.raises(PerfusionError, match=r"in one resolution; choose the lock 'local'"):
+        taught(pipelines.pixart(), lock="coarse")
+
+
+def test_an_adjective_that_the_model_does_not_know_is_refused():
+    world = pipelines.pixart()
+    with pytest.raises(PerfusionError, match="does not know"):
+        taught(world, adjective="qwxz")
