@@ -82,7 +82,8 @@ class Answers:
         """New prompts with one concept."""
         word, local = self._over(self.concepts, "word"), self._over(self.concepts, "five")
         whole = self._over(self.concepts, "five", lock="global")
-        one = self._over(self.concepts, "one")
+        locked = self._over(self.concepts, "five", lock="local")
+        one, told = self._over(self.concepts, "one"), self._over(self.concepts, "described")
         other = [
             mine / base for mine, base in zip(local["other"], word["other"], strict=True) if base
         ]
@@ -94,7 +95,8 @@ class Answers:
             at_least("second object, of what the base model reaches", other, 0.8),
             at_least("identity from one photo, of that from five", [once], 0.85),
         ]
-        tables = {"local lock": local, "global lock": whole, "one photo": one, "word alone": word}
+        tables = {"as learned": local, "all keys locked": locked, "global lock": whole}
+        tables |= {"one photo": one, "word alone": word, "described in words": told}
         for title, table in tables.items():
             lines += [at_least(f"{title}: {name}", table[name], None) for name in FIGURES]
         return lines
@@ -156,9 +158,10 @@ class Answers:
     def part(self, number: int, parts: int) -> None:
         """Answer what concerns some of the concepts, and print nothing."""
         for concept in self.concepts[number - 1 :: parts]:
-            for kind in ("word", "five", "one"):
+            for kind in ("word", "described", "five", "one"):
                 self.promises.means(concept, kind)
-            self.promises.means(concept, "five", lock="global")
+            for lock in ("local", "global"):
+                self.promises.means(concept, "five", lock=lock)
         for concept in self.concepts[:SWEPT][number - 1 :: parts]:
             for bias in BIASES:
                 self.promises.means(concept, "five", bias=bias)

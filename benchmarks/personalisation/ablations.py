@@ -15,6 +15,7 @@ from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.joining import GateForm, joint_edits, settings_of
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
@@ -28,8 +29,8 @@ class ZeroValues(Learner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         with torch.no_grad():
-            for target in self.targets.values():
-                target.zero_()
+            for name in find_targets(args[0]).values:
+                self.targets[name].zero_()
 
 
 class Ungated(Learner):

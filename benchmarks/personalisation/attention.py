@@ -85,15 +85,16 @@ def word_maps(pipe: Any, maps: Tensor, texts: list[str], word: str) -> Tensor:
 
 
 def studied(
-    world: Any, concept: Any, phrase: str, asked: list[tuple[Prompt, int]]
+    world: Any, concept: Any, phrase: str, asked: list[tuple[Prompt, int]], word: str = ""
 ) -> dict[str, Any]:
     """Maps of a word that stands for a concept, beside the pictures, and two shares.
 
     Args:
         world: the study's world, with the concept in its pipeline.
         concept: the concept.
-        phrase: the word.
+        phrase: what prompts say.
         asked: prompts with a second object, and seeds; one batch.
+        word: the word in it whose attention is meant; the phrase itself if not given.
 
     Returns:
         `maps`, `pixels`; `taken`: mean attention of a pixel that the word takes; `inside`: the part
@@ -102,7 +103,7 @@ def studied(
     with recorded(world.pipe, len(asked)) as recorder:
         pixels = world.draw(asked, phrase)
     texts = [prompt.text.format(phrase) for prompt, _ in asked]
-    maps = word_maps(world.pipe, recorder.maps, texts, phrase)
+    maps = word_maps(world.pipe, recorder.maps, texts, word or phrase)
     verdict = judge(world.judges.finder, pixels)
     boxes = verdict.boxes[:, CATEGORIES.index(concept.category)]
     inside = (maps * _box_masks(boxes)).sum((1, 2)) / maps.sum((1, 2))

@@ -7,9 +7,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
 from torch import Tensor
 
@@ -29,6 +31,9 @@ GATES: Mapping[str, Mapping[str, Any]] = {
     "with a dead zone": {"floor": 0.3},
 }
 """Ways to keep a concept from what it is not asked for."""
+
+VIEWS = 12
+"""Of the photo where there is one only."""
 
 FIGURES = ("identity", "category", "scene", "other", "colour", "relation", "text")
 Means = dict[str, float]
@@ -68,8 +73,8 @@ class Promises:
             subject = self.world.subject(concept, photos)
             made = perfusion.learn(
                 self.world.pipe, list(subject.photos), placeholder=subject.word,
-                category=subject.category, statistics=self.world.moment, config=self.config,
-                progress=False,
+                category=subject.category, statistics=self.world.moment, progress=False,
+                config=self.config if photos > 1 else replace(self.config, views=VIEWS),
             )  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             made.save(file)
@@ -94,16 +99,18 @@ class Promises:
 
         Args:
             concept: which.
-            kind: `"word"`: the category's word alone; `"one"`: learned from one photo; `"beside"`:
-                while a second concept is loaded; anything else: learned from five photos.
+            kind: `"word"`: the category's word alone; `"described"`: all that words can say of it;
+                `"one"`: learned from one photo; `"beside"`: while a second concept is loaded;
+                anything else: learned from five photos.
             how: arguments of `perfusion.apply`.
         """
         told = "-".join([kind, *(f"{name}={value}" for name, value in how.items())])
 
         def answer() -> Means:
             asked = self.world.asked(concept)
-            if kind == "word":
-                pixels = self._drawn([], asked, concept.category)
+            if kind in ("word", "described"):
+                words = CategoryWord() if kind == "word" else Described(concept)
+                pixels = self._drawn([], asked, words.phrase(self.world.subject(concept)))
             else:
                 made = [self.learned(concept, 1 if kind == "one" else 5)]
                 if kind == "beside":

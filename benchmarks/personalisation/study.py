@@ -245,7 +245,8 @@ class Study:
                 return None
             made = [a for a in self.artefacts(method, concept, choice) if a.step == choice.step]
             with method.apply(self.world.pipe, made[-1], choice.scale):
-                found[name] = studied(self.world, concept, method.phrase(made[-1].subject), asked)
+                own = made[-1].subject
+                found[name] = studied(self.world, concept, method.phrase(own), asked, own.word)
         return found
 
     def ablated(self, one: Ablation, concept: sandbox.Concept) -> list[dict] | None:

@@ -246,6 +246,7 @@ def test_configurations_are_checked_and_survive_a_file(tmp_path):
         "steps = 'x'": "steps must be of type int",
         "steps = 0": "steps must be at least 1",
         "batch = 3\naccumulate = 2": "multiple of accumulate",
+        "templates = ['a {} | b']": r"a template must not have '\|'",
         "lock = 'loose'": "lock must be one of local, global, coarse, trained",
         "value_rate = -1": "value_rate must be positive",
         "key_momentum = 2.0": r"key_momentum must be in \[0, 1\]",

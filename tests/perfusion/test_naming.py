@@ -1,5 +1,6 @@
 """A word before the category, and keys that are locked at the coarse levels only."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes import perfusion
+from rankedit_recipes.perfusion import commands, models
 from rankedit_recipes.perfusion.concept import Concept, origin_encoding
+from rankedit_recipes.perfusion.data import _with_moved, cached_latents
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
@@ -109,12 +112,90 @@ def test_the_coarse_lock_learns_the_finest_keys_only(pipe):
             assert (distance < 1e-4 * float(locked[name].norm())) == (name not in found.finest)
 
 
+def test_a_lock_that_is_asked_for_holds_learned_keys_too(pipe):
+    concept = taught(pipe, lock="trained", adjective="red")
+    locked = outputs(pipe, concept.naming, concept.templates)
+    with perfusion.apply(pipe, concept, lock="local") as applied:
+        for name, there in locked.items():
+            assert name in concept.targets
+            held = applied.edits[name].targets
+            torch.testing.assert_close(held, there.to(held), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_that_leaves_the_category_out_is_warned_of():
+    phrases = {"<bean>": "<bean> cat", "<mug>": "<mug>"}
+    with pytest.warns(rk.RankeditWarning, match="say '<bean> cat' in 'a <bean> and a <mug>'"):
+        commands.check_prompts(["a <bean> and a <mug>"], phrases)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        commands.check_prompts(["a <bean> cat and a <mug>"], phrases)
+
+
+def test_the_sandbox_has_settings_of_its_own(tmp_path):
+    assert models.open_config(None, "sandbox") == models.SANDBOX_CONFIG
+    assert models.open_config(None, "some/model") == perfusion.Config()
+    file = tmp_path / "own.toml"
+    file.write_text('lock = "global"\n')
+    assert models.open_config(file, "sandbox") == replace(models.SANDBOX_CONFIG, lock="global")
+    assert models.open_config(file, "some/model") == perfusion.Config(lock="global")
+
+
 def test_a_model_of_one_level_has_no_coarse_lock():
     with pytest.raises(PerfusionError, match=r"in one resolution; choose the lock 'local'"):
         taught(pipelines.pixart(), lock="coarse")
 
 
+def test_an_adjective_of_the_templates_own_words_is_refused(pipe):
+    with pytest.raises(PerfusionError, match=r"'my' stands in the template 'a picture of my"):
+        taught(pipe, adjective="my")
+
+
+@pytest.mark.parametrize("lock", ["coarse", "trained", "loose"])
+def test_only_locks_that_hold_every_key_can_be_asked_for(pipe, lock):
+    with pytest.raises(PerfusionError, match="lock must be 'local', 'global' or None"):
+        perfusion.apply(pipe, random_concept(pipe), lock=lock)
+
+
+def test_two_adjectives_are_told_apart_and_merged(pipe):
+    bean, mug = (
+        replace(random_concept(pipe, word, kind, seed=seed, adjective="red"), lock="local")
+        for seed, (word, kind) in enumerate((("<bean>", "cat"), ("<mug>", "cup")))
+    )
+    with perfusion.apply(pipe, [bean, mug]) as applied:
+        assert applied.phrases == {"<bean>": "<bean> cat", "<mug>": "<mug> cup"}
+        assert applied.lock == "local"
+        told = perfusion.explain(pipe, "a <bean> cat and a <mug> cup", show=False)
+        assert told.similarity["values"].shape[1] == 2
+
+
+def test_more_views_are_the_photo_moved_and_its_mask_with_it(pipe):
+    rng = np.random.default_rng(1)
+    photo = perfusion.Photo(
+        "a",
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)),
+        Image.fromarray(np.pad(np.full((12, 12), 255, np.uint8), 6)),
+    )
+    one = cached_latents(pipe, [photo], 24)
+    many = cached_latents(pipe, [photo], 24, views=5, seed=3)
+    again = cached_latents(pipe, [photo], 24, views=5, seed=3)
+    assert (len(one.latents), len(many.latents)) == (2, 10)
+    assert torch.equal(many.latents, again.latents)
+    assert torch.equal(many.latents[0], one.latents[0])
+    assert torch.equal(many.latents[5], one.latents[1])  # the mirrored half begins with the photo
+    others = [float((view - one.latents[0]).abs().max()) for view in many.latents[1:5]]
+    assert min(others) > 0
+    assert one.digest != many.digest
+    pictures, masks = _with_moved(torch.rand(1, 3, 24, 24), torch.ones(1, 1, 24, 24), 9, 0)
+    for picture, mask in zip(pictures[1:], masks[1:], strict=True):
+        ys, xs = mask[0].nonzero(as_tuple=True)
+        inside = picture[:, ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        height, width = inside.shape[1:]
+        assert min(height, width) >= 20  # moved by 4 pixels, a sixth, at most
+        y, x = (0 if ys.min() > 0 else 24 - height), (0 if xs.min() > 0 else 24 - width)
+        torch.testing.assert_close(inside, pictures[0][:, y : y + height, x : x + width])
+
+
 def test_an_adjective_that_the_model_does_not_know_is_refused():
     world = pipelines.pixart()
-    with pytest.raises(PerfusionError, match="does not know"):
+    with pytest.raises(PerfusionError, match="the adjective must be a word or two"):
         taught(world, adjective="qwxz")

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.perfusion.concept import Concept, Lock
+from rankedit_recipes.perfusion.concept import Concept, HeldLock, Lock
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.joining import (
@@ -41,13 +41,14 @@ def apply(
     bias: Numbers = None,
     temperature: Numbers = None,
     strength: Numbers = 1.0,
-    lock: Lock | None = None,
+    lock: HeldLock | None = None,
     normalised: bool = False,
     floor: float | None = None,
 ) -> Applied:
     """Put concepts into a pipeline, merged by an exact joint projection.
 
-    Prompts may then use their trigger words. Weights, `state_dict` and pictures of the pipeline are
+    Prompts may then say `Concept.phrase`: the trigger word, and the category behind it if the word
+    was learned as an adjective. Weights, `state_dict` and pictures of the pipeline are
     bit for bit what they were once the concepts are taken out again.
 
     Args:
@@ -58,8 +59,9 @@ def apply(
             concept, or by trigger word. By default each concept's own.
         temperature: of the gates, likewise.
         strength: factor of what each concept changes, likewise; 0 switches it off.
-        lock: `"local"`: the key at the concept's word is the category's; `"global"`: keys of the
-            whole prompt are those of the category's prompt; by default as each was learned.
+        lock: `"local"`: the key at the concept's word is that of the word it stands for (the
+            category, or the adjective); `"global"`: keys of the whole prompt are those of the
+            prompt with that word; by default as each was learned.
             Either holds learned keys too. With `"global"` the gates' defaults are those of the
             global lock.
         normalised: gates that are exactly 0 away from the concept and 1 at it; the paper's leave
@@ -77,6 +79,11 @@ def apply(
         raise PerfusionError(
             "apply: concepts are already in this pipeline; add to them with perfusion.load(pipe, "
             "...), or take them out with perfusion.unload(pipe) first."
+        )
+    if lock not in (None, *get_args(HeldLock)):
+        raise PerfusionError(
+            "apply: lock must be 'local', 'global' or None, for what each concept was learned "
+            f"with, got {lock!r}."
         )
     listed = [concepts] if isinstance(concepts, (Concept, str, PathLike)) else list(concepts)
     loaded = [c if isinstance(c, Concept) else Concept.load(c) for c in listed]
@@ -163,10 +170,12 @@ class Applied:
         return dict(self._settings)
 
     @property
-    def lock(self) -> Lock:
-        """How keys are made."""
+    def lock(self) -> Lock | None:
+        """How keys are made; None if concepts of several locks are in, none of them global."""
         locks = {concept.lock for concept in self._concepts.values()}
-        return self._form.lock or ("global" if "global" in locks else "local")
+        if self._form.lock or "global" in locks:
+            return self._form.lock or "global"
+        return locks.pop() if len(locks) == 1 else None
 
     def key_reads(self, read: Tensor) -> Tensor:
         """What key projections read where values read `[batch, tokens, in]`; differs if global."""

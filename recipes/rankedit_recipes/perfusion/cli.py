@@ -44,7 +44,7 @@ Bias = Annotated[
 Temperature = Annotated[float | None, typer.Option(help="Of the gate: higher makes it softer.")]
 Lock = Annotated[
     Literal["local", "global"] | None,
-    typer.Option(help="Keys of the concept's word, or of the whole prompt, follow the category."),
+    typer.Option(help="Lock all keys of the word, or of the whole prompt, to what it stands for."),
 ]
 Clip = Annotated[
     str, typer.Option(help="CLIP model that scores, a folder or hub name; the sandbox has its own.")
@@ -67,7 +67,7 @@ Captions = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(help="TOML file of settings, see --print-config; the sandbox has its own."),
+    typer.Option(help="TOML file of settings, see --print-config; on top of the model's own."),
 ]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")

@@ -26,6 +26,8 @@ from rankedit_recipes.perfusion.text import (
 )
 
 Lock = Literal["local", "global", "coarse", "trained"]
+HeldLock = Literal["local", "global"]
+"""Locks that can be asked for when a concept is applied: they hold every key."""
 
 TEMPLATES = (
     "a photo of a {}",
@@ -185,12 +187,19 @@ def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) ->
     That is the category's, or the adjective's before the category, at its position.
 
     Raises:
-        PerfusionError: a template lacks `{}`, or cuts the word off.
+        PerfusionError: a template lacks `{}`, cuts the word off, or has that word itself.
     """
     prompts = filled(naming.slots(templates), naming.origin)
     with torch.no_grad():
         read = reads(pipe, encode(pipe, prompts))
     places = required_positions(pipe, prompts, naming.origin, read.shape[1])
+    for template, found in zip(templates, places, strict=True):
+        if len(found) != template.count("{}"):
+            raise PerfusionError(
+                f"perfusion: {naming.origin!r} stands in the template {template!r} itself, so that "
+                "it cannot be told from the concept's word; choose another adjective, or give "
+                "templates without it."
+            )
     return at_positions(read, places).float().mean(0)
 
 

@@ -20,6 +20,7 @@ Rates = Literal["relative", "absolute"]
 Precision = Literal["float32", "bfloat16"]
 _CHOICES = {"lock": Lock, "tokens": Tokens, "reduction": Reduction, "rates": Rates}
 _CHOICES["precision"] = Precision
+_COUNTS = ("steps", "batch", "accumulate", "views", "validate_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Config:
         reduction: of the masked loss, `Σ m·err/Σ m` ("weighted"), `mean(m·err)` or `mean(m²·err)`;
             the paper does not say.
         min_snr: cut of the min-SNR weights; 0 for none.
+        views: of each photo; more than one moves it about, which one photo alone needs (12).
         flip: mirror photos at random; wrong for things that have a left and a right.
         templates: prompts to learn in, with `{}` for the word.
         tokens: which positions the statistics count; see `second_moment`.
@@ -78,6 +80,7 @@ class Config:
     key_gradient: bool = False
     reduction: Reduction = "weighted"
     min_snr: float = 0.0
+    views: int = 1
     flip: bool = True
     templates: tuple[str, ...] = TEMPLATES
     tokens: Tokens = "all"
@@ -98,9 +101,15 @@ class Config:
                     f"{getattr(self, name)!r}."
                 )
         self._check_numbers()
+        barred = [template for template in self.templates if "|" in template]
+        if barred:
+            raise PerfusionError(
+                "Config: a template must not have '|', which separates templates in concept files; "
+                f"got {barred[0]!r}."
+            )
 
     def _check_numbers(self) -> None:
-        for name in ("steps", "batch", "accumulate", "validate_every", "checkpoint_every"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise PerfusionError(
                     f"Config: {name} must be at least 1, got {getattr(self, name)}."
@@ -135,15 +144,15 @@ class Config:
         return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(self).items())
 
     @classmethod
-    def from_toml(cls, path: str | PathLike[str]) -> Config:
-        """Read a TOML file; what it leaves out keeps its default.
+    def from_toml(cls, path: str | PathLike[str], base: Config | None = None) -> Config:
+        """Read a TOML file; what it leaves out is as in `base`, or has its default.
 
         Raises:
             PerfusionError: no such file, not TOML, or an unknown or ill-typed setting.
         """
         file = Path(path)
         try:
-            return cls().changed(tomllib.loads(file.read_text(encoding="utf-8")))
+            return (base or cls()).changed(tomllib.loads(file.read_text(encoding="utf-8")))
         except OSError as error:
             raise PerfusionError(f"Config.from_toml: '{file}' cannot be read: {error}.") from error
         except tomllib.TOMLDecodeError as error:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.perfusion.concept import PRESETS, Concept, Lock, base_of, origin_encoding
+from rankedit_recipes.perfusion.concept import (
+    PRESETS,
+    Concept,
+    HeldLock,
+    base_of,
+    origin_encoding,
+)
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.targets import find_targets
@@ -40,14 +46,14 @@ class GateForm:
         floor: similarity below which the edit does exactly nothing.
     """
 
-    lock: Lock | None = None
+    lock: HeldLock | None = None
     normalised: bool = False
     floor: float | None = None
 
 
 def settings_of(
     concepts: Sequence[Concept],
-    lock: Lock | None,
+    lock: HeldLock | None,
     bias: Numbers,
     temperature: Numbers,
     strength: Numbers,
@@ -173,7 +179,7 @@ def joint_edits(
         parts = []
         for concept, category in zip(concepts, categories, strict=True):
             # A lock that was asked for holds all keys, those too that were learned.
-            held = form.lock in ("local", "global") and name in targets.keys
+            held = form.lock is not None and name in targets.keys
             target = None if held else concept.targets.get(name)
             if target is None:
                 with torch.no_grad():

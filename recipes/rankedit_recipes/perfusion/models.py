@@ -54,14 +54,13 @@ def open_pipeline(model: str, *, device: str = "", dtype: str = "float32") -> Pi
 
 
 def open_config(path: Path | None, model: str) -> Config:
-    """Settings of learning from a TOML file; without one the defaults, or the sandbox's own.
+    """Settings of learning: the defaults, or the sandbox's own, and a TOML file's on top.
 
     Raises:
         PerfusionError: the file cannot be read or has wrong settings.
     """
-    if path is not None:
-        return Config.from_toml(path)
-    return SANDBOX_CONFIG if model == SANDBOX else Config()
+    own = SANDBOX_CONFIG if model == SANDBOX else Config()
+    return own if path is None else Config.from_toml(path, own)
 
 
 def open_captions(path: Path | None, model: str) -> list[str]:

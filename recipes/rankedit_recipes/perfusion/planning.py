@@ -17,7 +17,7 @@ from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline, device_of, encode, text_encoders
-from rankedit_recipes.perfusion.words import check_category, check_trigger, embedding_width
+from rankedit_recipes.perfusion.words import check_naming, embedding_width
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,14 @@ class LearnTask:
 
 
 def check_words(pipe: Pipeline, task: LearnTask) -> None:
-    """Refuse words that cannot be learned with, before anything takes time.
+    """Refuse words and a lock that cannot be learned with, before anything takes time.
 
     Raises:
-        PerfusionError: the placeholder is no new word, or the category no known one.
+        PerfusionError: the placeholder is no new word, the category or the adjective no known one,
+            or the model has no levels for the coarse lock.
     """
-    check_trigger(pipe, task.placeholder)
-    naming = Naming(task.placeholder, task.category, task.config.adjective)
-    for word in {naming.category, naming.origin}:
-        check_category(pipe, word)
+    check_naming(pipe, Naming(task.placeholder, task.category, task.config.adjective))
+    learned_names(pipe, task.config.lock)
 
 
 def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:

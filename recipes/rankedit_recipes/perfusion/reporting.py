@@ -92,6 +92,7 @@ class Report:
         return {
             "word": concept.trigger,
             "in prompts": concept.phrase,
+            "stands for": concept.naming.origin,
             "category": concept.category,
             "key lock": concept.lock,
             "gate": f"bias {concept.bias:g}, temperature {concept.temperature:g}",

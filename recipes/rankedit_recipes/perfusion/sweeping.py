@@ -10,7 +10,7 @@ from PIL import Image
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.perfusion.applying import ConceptLike, apply
-from rankedit_recipes.perfusion.concept import Concept, Lock, filled
+from rankedit_recipes.perfusion.concept import Concept, HeldLock, filled
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, Scores, in_words
 from rankedit_recipes.perfusion.text import Pipeline
@@ -44,7 +44,7 @@ def sweep(
     biases: Sequence[float] = BIASES,
     temperatures: Sequence[float] = TEMPERATURES,
     seeds: Sequence[int] = (0,),
-    lock: Lock | None = None,
+    lock: HeldLock | None = None,
     sampling: Sampling | None = None,
     progress: bool = True,
 ) -> list[Point]:

@@ -25,7 +25,7 @@ from rankedit_recipes.perfusion.denoising import denoiser_of, plain
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.freezing import frozen
 from rankedit_recipes.perfusion.generating import Sampling, generate
-from rankedit_recipes.perfusion.learner import Learner
+from rankedit_recipes.perfusion.learner import Learner, learned_names
 from rankedit_recipes.perfusion.loss import noise_scheduler
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo, Source, load_photos
@@ -33,7 +33,7 @@ from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, in_wo
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.stepping import Stepper
 from rankedit_recipes.perfusion.text import Pipeline
-from rankedit_recipes.perfusion.words import NewWords, check_category, check_trigger
+from rankedit_recipes.perfusion.words import NewWords, check_naming
 
 CHECKPOINT = "checkpoint.safetensors"
 CONCEPT = "concept.safetensors"
@@ -91,10 +91,9 @@ def learn(
         KeyboardInterrupt: Ctrl-C; with a run folder the newest state is written first.
     """
     config = config or Config()
-    check_trigger(pipe, placeholder)
     naming = Naming(placeholder, category, config.adjective)
-    for word in {category, naming.origin}:
-        check_category(pipe, word)
+    check_naming(pipe, naming)
+    learned_names(pipe, config.lock)  # refused now rather than after the statistics
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
         statistics = second_moment(pipe, statistics, tokens=config.tokens, progress=progress)
@@ -127,7 +126,9 @@ class _Training:
         self._metric = metric_of(moment, config.ridge)
         self._base = base_of(pipe)
         size = picture_size(pipe, config.size)
-        self._data: Latents = cached_latents(pipe, photos, size)
+        self._data: Latents = cached_latents(
+            pipe, photos, size, views=config.views, seed=config.seed
+        )
         self._learner = Learner(pipe, naming, self._metric, config)
         self._prompts = filled(config.templates, naming.phrase)
         self._progress = Progress()

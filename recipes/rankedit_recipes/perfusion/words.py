@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.text import Pipeline, Tokenizer, text_encoders, word_tokens
 
 # CLIP configurations of before 2023 say 2 here; their models then take the highest token number
@@ -73,11 +74,11 @@ def check_trigger(pipe: Pipeline, trigger: str) -> None:
         extended_tokenizer(tokenizer, [trigger])
 
 
-def check_category(pipe: Pipeline, category: str) -> None:
-    """Refuse a category that the model has no words for: it is where learning starts.
+def check_category(pipe: Pipeline, category: str, role: str = "category") -> None:
+    """Refuse a category, or an adjective, that the model has no words for: learning starts there.
 
     Raises:
-        PerfusionError: empty, or with a word that a tokenizer does not know.
+        PerfusionError: empty, or with a word that a tokenizer does not know; names the role.
     """
     for suffix, _, tokenizer in text_encoders(pipe):
         unknown = [
@@ -86,10 +87,23 @@ def check_category(pipe: Pipeline, category: str) -> None:
             if tokenizer.unk_token_id in word_tokens(tokenizer, word)
         ]
         if unknown or not word_tokens(tokenizer, category):
+            known = {"category": "cat"}.get(role, "new")
             raise PerfusionError(
-                f"perfusion: the category must be a word or two that the model knows, such as "
-                f"'cat', got {category!r}; tokenizer{suffix} does not know {unknown}."
+                f"perfusion: the {role} must be a word or two that the model knows, such as "
+                f"{known!r}, got {category!r}; tokenizer{suffix} does not know {unknown}."
             )
+
+
+def check_naming(pipe: Pipeline, naming: Naming) -> None:
+    """Refuse words that nothing can be learned with.
+
+    Raises:
+        PerfusionError: the trigger is no new word, or the category or the adjective no known one.
+    """
+    check_trigger(pipe, naming.trigger)
+    check_category(pipe, naming.category)
+    if naming.adjective:
+        check_category(pipe, naming.adjective, "adjective")
 
 
 def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokenizer:
