@@ -16,7 +16,7 @@ from rankedit_recipes.perfusion.naming import Naming
 import rankedit as rk
 from personalisation.methods import Artefact, Kept, Settings, Subject
 
-BIASES = (1.4, 1.2, 1.0, 0.85, 0.7, 0.55, 0.4, 0.2, 0.0)
+BIASES = (1.4, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """From text first to concept first."""
 
 
@@ -34,7 +34,7 @@ class Perfusion:
 
     rates: Sequence[float] = (0.1, 0.3, 0.9)
     scales: Sequence[float] = BIASES
-    usual = PRESETS["local"][0]
+    usual = PRESETS["coarse"][0]
 
     def __init__(
         self,

@@ -28,12 +28,12 @@ BIASES = (1.4, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 GATES: Mapping[str, Mapping[str, Any]] = {
     "the paper's gate": {},
     "the normalised gate": {"normalised": True},
-    "with a dead zone": {"floor": 0.3},
+    "with a dead zone": {"floor": 0.5},
 }
 """Ways to keep a concept from what it is not asked for."""
 
-VIEWS = 12
-"""Of the photo where there is one only."""
+ONE_PHOTO_STEPS = 200
+"""One photo is learned sooner, and learned by heart after that."""
 
 FIGURES = ("identity", "category", "scene", "other", "colour", "relation", "text")
 Means = dict[str, float]
@@ -74,7 +74,7 @@ class Promises:
             made = perfusion.learn(
                 self.world.pipe, list(subject.photos), placeholder=subject.word,
                 category=subject.category, statistics=self.world.moment, progress=False,
-                config=self.config if photos > 1 else replace(self.config, views=VIEWS),
+                config=self.config if photos > 1 else replace(self.config, steps=ONE_PHOTO_STEPS),
             )  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             made.save(file)

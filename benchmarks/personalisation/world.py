@@ -57,7 +57,7 @@ class Plan:
     search_prompts: int = 24
     off: int = 24
     ablations: int = 8
-    ablation_scales: tuple[float, ...] = (1.0, 0.7, 0.4, 0.0)
+    ablation_scales: tuple[float, ...] = (1.0, 0.8, 0.6)
     pairs: int = 8
     pair_pictures: int = 24
     sampling: int = 20
@@ -88,7 +88,7 @@ class Plan:
 
 QUICK = Plan(
     concepts=2, prompts=6, seeds=2, steps=(60, 120), batch=4, search=0, off=6, ablations=1,
-    ablation_scales=(0.55,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
+    ablation_scales=(0.8,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion import commands, models
 from rankedit_recipes.perfusion.concept import Concept, origin_encoding
-from rankedit_recipes.perfusion.data import _with_moved, cached_latents
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
@@ -166,33 +165,6 @@ def test_two_adjectives_are_told_apart_and_merged(pipe):
         assert applied.lock == "local"
         told = perfusion.explain(pipe, "a <bean> cat and a <mug> cup", show=False)
         assert told.similarity["values"].shape[1] == 2
-
-
-def test_more_views_are_the_photo_moved_and_its_mask_with_it(pipe):
-    rng = np.random.default_rng(1)
-    photo = perfusion.Photo(
-        "a",
-        Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)),
-        Image.fromarray(np.pad(np.full((12, 12), 255, np.uint8), 6)),
-    )
-    one = cached_latents(pipe, [photo], 24)
-    many = cached_latents(pipe, [photo], 24, views=5, seed=3)
-    again = cached_latents(pipe, [photo], 24, views=5, seed=3)
-    assert (len(one.latents), len(many.latents)) == (2, 10)
-    assert torch.equal(many.latents, again.latents)
-    assert torch.equal(many.latents[0], one.latents[0])
-    assert torch.equal(many.latents[5], one.latents[1])  # the mirrored half begins with the photo
-    others = [float((view - one.latents[0]).abs().max()) for view in many.latents[1:5]]
-    assert min(others) > 0
-    assert one.digest != many.digest
-    pictures, masks = _with_moved(torch.rand(1, 3, 24, 24), torch.ones(1, 1, 24, 24), 9, 0)
-    for picture, mask in zip(pictures[1:], masks[1:], strict=True):
-        ys, xs = mask[0].nonzero(as_tuple=True)
-        inside = picture[:, ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        height, width = inside.shape[1:]
-        assert min(height, width) >= 20  # moved by 4 pixels, a sixth, at most
-        y, x = (0 if ys.min() > 0 else 24 - height), (0 if xs.min() > 0 else 24 - width)
-        torch.testing.assert_close(inside, pictures[0][:, y : y + height, x : x + width])
 
 
 def test_an_adjective_that_the_model_does_not_know_is_refused():

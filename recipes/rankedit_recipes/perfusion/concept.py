@@ -42,7 +42,7 @@ TEMPLATES = (
 PRESETS: Mapping[Lock, tuple[float, float]] = {
     "local": (0.7, 0.15),
     "global": (0.5, 0.15),
-    "coarse": (0.7, 0.15),
+    "coarse": (0.8, 0.15),
     "trained": (0.7, 0.15),
 }
 FORMAT = "1"

@@ -20,7 +20,7 @@ Rates = Literal["relative", "absolute"]
 Precision = Literal["float32", "bfloat16"]
 _CHOICES = {"lock": Lock, "tokens": Tokens, "reduction": Reduction, "rates": Rates}
 _CHOICES["precision"] = Precision
-_COUNTS = ("steps", "batch", "accumulate", "views", "validate_every", "checkpoint_every")
+_COUNTS = ("steps", "batch", "accumulate", "validate_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class Config:
         reduction: of the masked loss, `Σ m·err/Σ m` ("weighted"), `mean(m·err)` or `mean(m²·err)`;
             the paper does not say.
         min_snr: cut of the min-SNR weights; 0 for none.
-        views: of each photo; more than one moves it about, which one photo alone needs (12).
         flip: mirror photos at random; wrong for things that have a left and a right.
         templates: prompts to learn in, with `{}` for the word.
         tokens: which positions the statistics count; see `second_moment`.
@@ -80,7 +79,6 @@ class Config:
     key_gradient: bool = False
     reduction: Reduction = "weighted"
     min_snr: float = 0.0
-    views: int = 1
     flip: bool = True
     templates: tuple[str, ...] = TEMPLATES
     tokens: Tokens = "all"

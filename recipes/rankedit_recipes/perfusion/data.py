@@ -11,22 +11,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from rankedit_recipes.perfusion.denoising import config_of, denoiser_of
 from rankedit_recipes.perfusion.photos import Photo
 from rankedit_recipes.perfusion.text import Pipeline, device_of
 
-_FARTHEST = 6
-"""A photo is moved by at most this fraction of its edge."""
-
 
 @dataclass(frozen=True)
 class Latents:
-    """All photos as the denoiser sees them, moved ones behind them, and all of them mirrored.
+    """All photos as the denoiser sees them, and mirrored ones behind them.
 
     Attributes:
-        latents: `[2n, channels, height, width]`, scaled, of n views; the second half is mirrored.
+        latents: `[2n, channels, height, width]`, scaled; the second half is mirrored.
         masks: `[2n, 1, height, width]`, largest entry 1; ones where no mask is known.
         size: edge of the pictures in pixels.
         digest: hash of the pictures.
@@ -57,23 +54,11 @@ def picture_size(pipe: Pipeline, asked: int) -> int:
     return int(edge) * int(pipe.vae_scale_factor)
 
 
-def cached_latents(
-    pipe: Pipeline, photos: Sequence[Photo], size: int, *, views: int = 1, seed: int = 0
-) -> Latents:
-    """Encode photos and their mirror images once; the autoencoder is not needed after that.
-
-    Args:
-        pipe: the pipeline.
-        photos: the photos.
-        size: edge in pixels.
-        views: of each photo: itself, and itself moved at random by up to a sixth of its edge, which
-            keeps a training on one photo from learning where the thing stands.
-        seed: of the moves.
-    """
+def cached_latents(pipe: Pipeline, photos: Sequence[Photo], size: int) -> Latents:
+    """Encode photos and their mirror images once; the autoencoder is not needed after that."""
     squares = [photo.square(size) for photo in photos]
     pictures = torch.stack([_pixels(square.image) for square in squares])
     masks = torch.stack([_mask(square) for square in squares])
-    pictures, masks = _with_moved(pictures, masks, views, seed)
     pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
     digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
     latents = torch.cat([_encoded(pipe, picture[None]) for picture in pictures])
@@ -81,29 +66,6 @@ def cached_latents(
     small = interpolate(masks, latents.shape[-2:], mode="area")
     small = small / small.amax((-3, -2, -1), keepdim=True).clamp_min(1e-6)
     return Latents(latents, small.to(latents.device), size, digest.hexdigest()[:16])
-
-
-def _with_moved(pictures: Tensor, masks: Tensor, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures and masks with moved copies behind; what comes in at the border is mirrored."""
-    size = pictures.shape[-1]
-    farthest = size // _FARTHEST
-    generator = torch.Generator().manual_seed(seed)
-    # Mirrored borders show parts of the thing again: the mask counts the thing itself only.
-    wide = pad(pictures, (farthest,) * 4, mode="reflect"), pad(masks, (farthest,) * 4)
-    found = [(pictures, masks)]
-    for _ in range(views - 1):
-        offsets = torch.randint(2 * farthest + 1, (len(pictures), 2), generator=generator).tolist()
-        moved = [
-            torch.stack(
-                [
-                    one[:, y : y + size, x : x + size]
-                    for one, (x, y) in zip(every, offsets, strict=True)
-                ]
-            )
-            for every in wide
-        ]
-        found.append((moved[0], moved[1]))
-    return torch.cat([p for p, _ in found]), torch.cat([m for _, m in found])
 
 
 def draw(

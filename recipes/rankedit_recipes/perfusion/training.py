@@ -126,9 +126,7 @@ class _Training:
         self._metric = metric_of(moment, config.ridge)
         self._base = base_of(pipe)
         size = picture_size(pipe, config.size)
-        self._data: Latents = cached_latents(
-            pipe, photos, size, views=config.views, seed=config.seed
-        )
+        self._data: Latents = cached_latents(pipe, photos, size)
         self._learner = Learner(pipe, naming, self._metric, config)
         self._prompts = filled(config.templates, naming.phrase)
         self._progress = Progress()
