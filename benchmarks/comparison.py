@@ -24,6 +24,8 @@ from personalisation.page import write_results
 from personalisation.study import Study
 from personalisation.working import limit_threads, work
 from personalisation.world import QUICK, Plan, World
+from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.sandbox.images.loading import WEIGHTS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "perfusion"
@@ -34,14 +36,16 @@ def planned(folder: Path, plan: Plan) -> Plan:
     """The plan of a folder, written at its first use.
 
     Raises:
-        SystemExit: the folder holds a study of another plan.
+        SystemExit: the folder holds a study of another plan, recipe or base model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file, text = folder / PLAN, json.dumps(asdict(plan), indent=1)
+    weights = json.loads((WEIGHTS / "provenance.json").read_text())["sha256"]
+    about = {"plan": asdict(plan), "recipe": SANDBOX_CONFIG.digest(), "weights": weights}
+    file, text = folder / PLAN, json.dumps(about, indent=1)
     if file.exists() and json.loads(file.read_text()) != json.loads(text):
         raise SystemExit(
-            f"comparison: '{folder}' holds a study of another plan; give another --out, or the "
-            f"settings in '{file}'."
+            f"comparison: '{folder}' holds a study of another plan, recipe or base model; give "
+            f"another --out, or the settings in '{file}'."
         )
     file.write_text(text)
     return plan

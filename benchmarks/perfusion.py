@@ -197,6 +197,7 @@ def main() -> None:
     Console().print(table)
     document = {**answers.promises.world.provenance(), "lines": [vars(line) for line in lines]}
     (given.out / "results.json").write_text(json.dumps(document, indent=1))
+    print(f"concept files: {answers.promises.folder / 'concepts'}")
 
 
 if __name__ == "__main__":

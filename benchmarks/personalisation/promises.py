@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes.perfusion.concept import base_of
 from torch import Tensor
 
 from personalisation.costs import picture_times, step_times
@@ -49,7 +50,9 @@ class Promises:
 
     def __init__(self, world: World, config: perfusion.Config) -> None:
         self.world, self.config = world, config
-        self.folder = world.folder.parent
+        # Answers of another base model or other settings are never mistaken for these.
+        about = f"{base_of(world.pipe)}-{config.digest()}"
+        self.folder = world.folder.parent / about
 
     def kept(self, name: str, answer: Callable[[], Any]) -> Any:
         """An answer from the folder, or worked out and written there."""
