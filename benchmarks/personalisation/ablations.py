@@ -29,7 +29,7 @@ class ZeroValues(Learner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         with torch.no_grad():
-            for name in find_targets(args[0]).values:
+            for name in set(find_targets(args[0]).values) & set(self.targets):
                 self.targets[name].zero_()
 
 

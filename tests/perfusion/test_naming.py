@@ -45,12 +45,12 @@ def picture(pipe, prompt):
 
 
 def outputs(pipe, naming, templates) -> dict:
-    """What the bare key projections give at the word that a concept stands for, float64."""
+    """What the bare projections give at the word that a concept stands for, float64."""
     found = find_targets(pipe)
     modules = found.modules(denoiser_of(pipe))
     key = origin_encoding(pipe, naming, templates)[None]
     with torch.no_grad():
-        return {name: rk.linear_output(modules[name], key).double() for name in found.keys}
+        return {name: rk.linear_output(module, key).double() for name, module in modules.items()}
 
 
 def test_an_adjective_begins_as_its_word_where_that_word_stands(pipe):
@@ -100,23 +100,27 @@ def test_the_finest_level_is_found_by_running_the_model(pipe):
     assert 0 < len(found.finest) < len(found.keys)
 
 
-def test_the_coarse_lock_learns_the_finest_keys_only(pipe):
+def test_the_coarse_lock_learns_the_finest_level_only(pipe):
     concept = taught(pipe, lock="coarse", adjective="red")
     found = find_targets(pipe)
-    assert set(concept.targets) == {*found.finest, *found.values}
+    pairs = dict(zip(found.keys, found.values, strict=True))
+    finest = {*found.finest, *(pairs[key] for key in found.finest)}
+    assert set(concept.targets) == finest
+    assert 0 < len(finest) < len(found.keys) + len(found.values)
     locked = outputs(pipe, concept.naming, concept.templates)
     with perfusion.apply(pipe, concept) as applied:
-        for name in found.keys:
-            distance = float((applied.edits[name].targets - locked[name]).norm())
-            assert (distance < 1e-4 * float(locked[name].norm())) == (name not in found.finest)
+        for name, there in locked.items():
+            distance = float((applied.edits[name].targets - there).norm())
+            assert (distance < 1e-4 * float(there.norm())) == (name not in finest)
 
 
 def test_a_lock_that_is_asked_for_holds_learned_keys_too(pipe):
     concept = taught(pipe, lock="trained", adjective="red")
     locked = outputs(pipe, concept.naming, concept.templates)
     with perfusion.apply(pipe, concept, lock="local") as applied:
-        for name, there in locked.items():
+        for name in find_targets(pipe).keys:
             assert name in concept.targets
+            there = locked[name]
             held = applied.edits[name].targets
             torch.testing.assert_close(held, there.to(held), rtol=1e-5, atol=1e-5)
 

@@ -58,8 +58,8 @@ class Concept:
         category: what kind of thing it is, in words that the model knows.
         key: `i* [in]`: the encoding at which the gate opens.
         image: `i* A [in]`: its image under the metric of the statistics.
-        targets: by name of a projection the learned output `[out]`: all values, and the keys that
-            were learned. Locked keys are made of the category when the concept is applied.
+        targets: by name of a projection the learned output `[out]`. What is locked is made of the
+            word that the trigger stands for when the concept is applied.
         embeddings: of the word, one `[width]` for each text encoder.
         adjective: empty, or the word whose place before the category the trigger takes.
         lock: how keys are made.

@@ -31,10 +31,11 @@ class Config:
         steps: optimiser steps. The paper trains for up to 400.
         batch: photos in a step (16 in the paper), drawn with repetition.
         accumulate: the batch is worked on in this many parts.
-        lock: how keys are made: `"local"`: they stay those of the category; `"global"`: likewise,
-            and the whole prompt's follow the category when the concept is applied; `"coarse"`: only
-            the layers of the finest level learn theirs, so that those that decide where things are
-            stay locked; `"trained"`: all are learned, which overfits (the paper's ablation).
+        lock: what stays as it is: `"local"`: keys are those of the category; `"global"`: likewise,
+            and the whole prompt's follow the category when the concept is applied; `"coarse"`: keys
+            and values of the coarse levels, which decide what is where, are those of the word that
+            the new one stands for, and the finest level learns both; `"trained"`: nothing, keys are
+            learned too, which overfits (the paper's ablation).
         adjective: empty: the word stands for the category ("a <bean>"). Else it stands before it
             ("a <bean> cat"), begins as this word ("new") and is locked to it.
         value_rate: learning rate of values.

@@ -130,7 +130,7 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
     _check_one_base(concepts)
     targets, base = find_targets(pipe), base_of(pipe)
     for concept in concepts:
-        lacking = [name for name in targets.values if name not in concept.targets]
+        lacking = set(targets.learned(concept.lock)) - set(concept.targets)
         foreign = set(concept.targets) - {*targets.keys, *targets.values}
         if lacking or foreign or len(concept.key) != targets.width:
             raise PerfusionError(

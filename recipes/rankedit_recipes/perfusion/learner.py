@@ -72,8 +72,8 @@ class Learner:
 
     Attributes:
         rows: embeddings of the word, one for each text encoder.
-        targets: values, and the keys that are learned, `[1, out]` by projection.
-        locked: the keys that are not learned.
+        targets: the outputs that are learned, `[1, out]` by projection.
+        locked: those that are not.
         key: `i* [1, in]`.
         optimiser: over `rows` and `targets`.
     """
@@ -185,7 +185,7 @@ class Learner:
 
 
 def learned_names(pipe: Pipeline, lock: Lock) -> list[str]:
-    """Projections whose outputs are learned: all values, and the keys that the lock leaves free.
+    """Projections whose outputs are learned: those that the lock leaves free.
 
     Raises:
         PerfusionError: a lock of the coarse levels, on a model that has one level only.
@@ -197,8 +197,7 @@ def learned_names(pipe: Pipeline, lock: Lock) -> list[str]:
             f"{type(denoiser_of(pipe)).__name__} look at the picture in one resolution; choose the "
             "lock 'local', or 'trained'."
         )
-    free = {"coarse": found.finest, "trained": found.keys}.get(lock, ())
-    return [*free, *found.values]
+    return list(found.learned(lock))
 
 
 def _first_rows(pipe: Pipeline, word: str) -> list[Tensor]:

@@ -58,6 +58,13 @@ class Targets:
     width: int
     direct: bool
 
+    def learned(self, lock: str) -> tuple[str, ...]:
+        """The projections whose outputs a lock leaves to be learned; the others stay."""
+        if lock == "coarse":
+            pairs = zip(self.keys, self.values, strict=True)
+            return (*self.finest, *(value for key, value in pairs if key in self.finest))
+        return (*(self.keys if lock == "trained" else ()), *self.values)
+
     def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """All of them by name."""
         known = dict(plain(denoiser).named_modules())

@@ -69,9 +69,9 @@ def learn(
 ) -> Concept:
     """Teach a pipeline a new thing from a few photos of it, one is enough to begin.
 
-    Learned are the embedding of the new word and one value vector for each value projection; keys
-    are those of the category where the lock holds them. The pipeline is left as it was; `apply`
-    puts the concept into it.
+    Learned are the embedding of the new word and one value vector for each value projection (under
+    the coarse lock of the finest level only, and keys there). What the lock holds stays that of the
+    word that the new one stands for. The pipeline is left as it was; `apply` puts the concept in.
 
     Args:
         pipe: a pipeline with cross-attention on its text and a scheduler of diffusion or flow
