@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from personalisation.fronts import front
-from personalisation.promises import BIASES, FIGURES, GATES, Promises
+from personalisation.promises import BIASES, FIGURES, FLOOR, GATES, Promises
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
 from rankedit_recipes.perfusion.models import SANDBOX, open_config
@@ -128,7 +128,11 @@ class Answers:
             least = math.inf if gate == "with a dead zone" else 20.0
             name = f"off the concept, {gate}: another seed changes so many times more, least"
             lines.append(at_least(name, [min(ratios)], least))
-        return lines
+        dead = self._over(self.concepts[:SWEPT], "five", floor=FLOOR)
+        return [
+            *lines,
+            *(at_least(f"dead zone: {name}", dead[name], None) for name in ("identity", "text")),
+        ]
 
     def merged(self) -> list[Line]:
         """Two concepts at once."""
@@ -167,6 +171,7 @@ class Answers:
                 self.promises.means(concept, "five", bias=bias)
             for gate in GATES:
                 self.promises.off(concept, gate)
+            self.promises.means(concept, "five", floor=FLOOR)
 
 
 def _of(found: Sequence[dict], name: str) -> list[float]:

@@ -26,10 +26,13 @@ from rankedit.atomic import atomic_write
 BIASES = (1.4, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """From text first to concept first."""
 
+FLOOR = 0.8
+"""Similarity under which nothing is changed: above that of other words, below the concept's own."""
+
 GATES: Mapping[str, Mapping[str, Any]] = {
     "the paper's gate": {},
     "the normalised gate": {"normalised": True},
-    "with a dead zone": {"floor": 0.5},
+    "with a dead zone": {"floor": FLOOR},
 }
 """Ways to keep a concept from what it is not asked for."""
 
