@@ -1,11 +1,12 @@
 """Zero-shot transfer: concepts learned on the sandbox's model, used on a fine-tuned copy of it.
 
-    python benchmarks/transfer.py --concepts perfusion-study --out outputs/transfer
+    python benchmarks/transfer.py --concepts FOLDER --out outputs/transfer
 
-The copy's UNet is fine-tuned on pictures of the same world in another style: squares of four
-pixels, few tones, an evening light from violet above to orange below. The concept files are loaded
-into it as they are. Identity is judged on the scale of the study, with photos in the style of the
-model that draws: 0 is a random skin of the same category, 1 another real photo of the concept.
+The folder is the one that `benchmarks/perfusion.py` names at its end. The copy's UNet is fine-tuned
+on pictures of the same world in another style: squares of four pixels, few tones, an evening light
+from violet above to orange below. The concept files are loaded into it as they are. Identity is
+judged on the scale of the study, with photos in the style of the model that draws: 0 is a random
+skin of the same category, 1 another real photo of the concept.
 Everything is a function of the seeds; the copy is trained once and kept: remove it when the
 sandbox's own weights have changed.
 """
