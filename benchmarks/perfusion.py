@@ -200,8 +200,12 @@ def main() -> None:
     for line in lines:
         table.add_row(*line.cells())
     Console().print(table)
-    document = {**answers.promises.world.provenance(), "lines": [vars(line) for line in lines]}
-    (given.out / "results.json").write_text(json.dumps(document, indent=1))
+    told = [dict(vars(line)) for line in lines]
+    for line in told:  # JSON has no infinity: a change of exactly nothing is null
+        line["value"] = line["value"] if math.isfinite(line["value"]) else None
+    document = {**answers.promises.world.provenance(), "lines": told}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    (given.out / "results.json").write_text(text)
     print(f"concept files: {answers.promises.folder / 'concepts'}")
 
 
