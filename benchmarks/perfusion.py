@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 from personalisation.fronts import front
-from personalisation.promises import BIASES, FIGURES, FLOOR, GATES, Promises
+from personalisation.perfusions import BIASES
+from personalisation.promises import FIGURES, FLOOR, GATES, Promises
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
 from rankedit_recipes.perfusion.models import SANDBOX, open_config
@@ -80,22 +81,22 @@ class Answers:
 
     def fidelity(self) -> list[Line]:
         """New prompts with one concept."""
-        word, local = self._over(self.concepts, "word"), self._over(self.concepts, "five")
+        word, learned = self._over(self.concepts, "word"), self._over(self.concepts, "five")
         whole = self._over(self.concepts, "five", lock="global")
         locked = self._over(self.concepts, "five", lock="local")
         one, told = self._over(self.concepts, "one"), self._over(self.concepts, "described")
         other = [
-            mine / base for mine, base in zip(local["other"], word["other"], strict=True) if base
+            mine / base for mine, base in zip(learned["other"], word["other"], strict=True) if base
         ]
-        once = statistics.mean(one["identity"]) / statistics.mean(local["identity"])
+        once = statistics.mean(one["identity"]) / statistics.mean(learned["identity"])
         lines = [
-            at_least("identity", local["identity"], 0.8),
-            at_least("scene obeyed", local["scene"], 0.9),
-            at_least("category kept", local["category"], 0.95),
+            at_least("identity", learned["identity"], 0.8),
+            at_least("scene obeyed", learned["scene"], 0.9),
+            at_least("category kept", learned["category"], 0.95),
             at_least("second object, of what the base model reaches", other, 0.8),
             at_least("identity from one photo, of that from five", [once], 0.85),
         ]
-        tables = {"as learned": local, "all keys locked": locked, "global lock": whole}
+        tables = {"as learned": learned, "all keys locked": locked, "global lock": whole}
         tables |= {"one photo": one, "word alone": word, "described in words": told}
         for title, table in tables.items():
             lines += [at_least(f"{title}: {name}", table[name], None) for name in FIGURES]

@@ -23,9 +23,6 @@ from personalisation.prompts import Prompt
 from personalisation.world import World
 from rankedit.atomic import atomic_write
 
-BIASES = (1.4, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""From text first to concept first."""
-
 FLOOR = 0.8
 """Similarity under which nothing is changed: above that of other words, below the concept's own."""
 

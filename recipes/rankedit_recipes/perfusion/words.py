@@ -87,7 +87,7 @@ def check_category(pipe: Pipeline, category: str, role: str = "category") -> Non
             if tokenizer.unk_token_id in word_tokens(tokenizer, word)
         ]
         if unknown or not word_tokens(tokenizer, category):
-            known = {"category": "cat"}.get(role, "new")
+            known = "cat" if role == "category" else "new"
             raise PerfusionError(
                 f"perfusion: the {role} must be a word or two that the model knows, such as "
                 f"{known!r}, got {category!r}; tokenizer{suffix} does not know {unknown}."
