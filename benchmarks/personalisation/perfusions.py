@@ -34,7 +34,7 @@ class Perfusion:
 
     rates: Sequence[float] = (0.1, 0.3, 0.9)
     scales: Sequence[float] = BIASES
-    usual = PRESETS["coarse"][0]
+    usual = PRESETS["coarse"].bias
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Perfusion:
         config: perfusion.Config | None = None,
         *,
         lock: Lock | None = None,
-        temperature: float = PRESETS["local"][1],
+        temperature: float = PRESETS["local"].temperature,
     ) -> None:
         self.statistics, self.name = statistics, name
         self.config = config or SANDBOX_CONFIG

@@ -345,3 +345,98 @@ def test_the_weights_of_concepts_scale_what_each_adds_and_removes(count):
     expected = sum(float(w) * part for w, part in zip(weights, parts, strict=True))
     added = weighted.added(x, weighted.bind(lambda k: k @ weight.T))
     torch.testing.assert_close(added.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------ what is remembered
+
+
+@pytest.fixture
+def weighted():
+    """Two concepts' edit of a layer, and the layer with it."""
+    generator = torch.Generator().manual_seed(0)
+    keys, targets = (torch.randn(2, n, generator=generator) for n in (8, 5))
+    layer = torch.nn.Linear(8, 5)
+    edit = Weighted(rk.GatedEdit(keys, targets, rk.Metric.identity(8)), torch.ones(2))
+    with rk.attach(layer, edit) as attached:
+        yield layer, edit, attached
+
+
+def computed(monkeypatch):
+    """How often coefficients are worked out from here on."""
+    calls = []
+    plain = Weighted._coefficients
+    monkeypatch.setattr(
+        Weighted, "_coefficients", lambda *args: calls.append(1) or plain(*args)
+    )  # fmt: skip
+    return calls
+
+
+def anew(layer, edit, x):
+    """The layer's output for an input that was never seen."""
+    edit.reading.forget()
+    found = layer(x.clone())
+    edit.reading.forget()
+    return found
+
+
+@torch.no_grad()
+def test_coefficients_are_worked_out_once_for_an_input(weighted, monkeypatch):
+    layer, edit, _ = weighted
+    calls = computed(monkeypatch)
+    x = torch.randn(3, 4, 8)
+    first = layer(x)
+    assert torch.equal(layer(x), first)
+    assert torch.equal(layer(x.view(3, 4, 8)), first)  # another view of the same numbers
+    assert len(calls) == 1
+    torch.testing.assert_close(first, anew(layer, edit, x), rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, _: x.clone(),
+        lambda x, _: x.mul_(2),
+        lambda x, _: x[:1].add_(1),
+        lambda x, _: x[1:],
+        lambda x, _: x.flip(0),
+        lambda x, _: x.transpose(0, 1),
+        lambda x, _: x.reshape(4, 3, 8),
+        lambda x, attached: attached.set(bias=0.1) or x,
+        lambda x, attached: attached.set(temperature=0.5) or x,
+        lambda x, attached: attached.set(weights=torch.tensor([1.0, 0.5])) or x,
+    ],
+)  # fmt: skip
+def test_another_input_or_setting_is_worked_out_anew(weighted, change):
+    layer, edit, attached = weighted
+    x = torch.randn(3, 4, 8)
+    layer(x)
+    other = change(x, attached)
+    found = layer(other)
+    assert torch.equal(found, anew(layer, edit, other))
+
+
+def test_graphs_are_never_remembered(weighted):
+    layer, _, _ = weighted
+    x = torch.randn(4, 8, requires_grad=True)
+    for _ in range(2):  # a graph that was kept would have been freed
+        layer(x).sum().backward()
+    with torch.inference_mode():
+        seen = torch.randn(4, 8)
+        layer(seen)
+    inputs = torch.randn(4, 8)
+    with torch.inference_mode():
+        layer(inputs)
+    layer(inputs).sum().backward()
+
+
+def test_a_picture_works_its_coefficients_out_once_for_keys_and_once_for_values(
+    pipe, bean, mug, monkeypatch
+):
+    calls = computed(monkeypatch)
+    with apply(pipe, [bean, mug]) as applied:
+        first = picture(pipe, "a <bean> and a <mug>")
+        assert len(calls) == 2
+        applied.set(bias=0.2)
+        assert not np.array_equal(picture(pipe, "a <bean> and a <mug>"), first)
+        assert len(calls) == 4

@@ -175,3 +175,52 @@ def test_an_adjective_that_the_model_does_not_know_is_refused():
     world = pipelines.pixart()
     with pytest.raises(PerfusionError, match="the adjective must be a word or two"):
         taught(world, adjective="qwxz")
+
+
+# ------------------------------------------------------------------------ the dead zone
+
+
+def test_the_coarse_lock_has_a_dead_zone_and_the_file_keeps_it(pipe, tmp_path):
+    concept = taught(pipe, lock="coarse", adjective="red")
+    assert concept.floor == perfusion.PRESETS["coarse"].floor > 0
+    assert taught(pipe).floor is perfusion.PRESETS["local"].floor is None
+    concept.save(tmp_path / "bean.safetensors")
+    kept = Concept.load(tmp_path / "bean.safetensors")
+    assert kept.floor == concept.floor
+    with perfusion.apply(pipe, kept):
+        own = perfusion.explain(pipe, "a red <bean> cat on the grass", show=False)
+    similarity, opening = own.similarity["values"][:, 0], own.opening["values"][:, 0]
+    dead = similarity < concept.floor
+    assert dead.any()
+    assert not dead.all()
+    assert float(opening[dead].abs().max()) == 0
+    assert float(opening[~dead].abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("floors", "asked", "expected"),
+    [
+        ((0.6, 0.4), {}, 0.4),
+        ((0.6, None), {}, None),
+        ((None, None), {}, None),
+        ((0.6, 0.4), {"floor": None}, None),
+        ((0.6, None), {"floor": 0.7}, 0.7),
+        ((0.6, 0.4), {"lock": "global"}, None),
+        ((0.6, 0.4), {"lock": "global", "floor": 0.2}, 0.2),
+    ],
+)
+def test_concepts_share_the_lowest_of_their_dead_zones(pipe, floors, asked, expected):
+    made = [
+        replace(random_concept(pipe, word, kind, seed=seed), floor=floor)
+        for seed, (word, kind, floor) in enumerate(
+            zip(("<bean>", "<mug>"), ("cat", "cup"), floors, strict=True)
+        )
+    ]
+    with perfusion.apply(pipe, made, **asked) as applied:
+        assert {edit.floor for edit in applied.edits.values()} == {expected}
+
+
+def test_a_dead_zone_that_is_no_number_is_refused(pipe):
+    concept = random_concept(pipe, "<bean>", "cat")
+    with pytest.raises(PerfusionError, match=r"floor must be a similarity such as 0\.5.*got 'low'"):
+        perfusion.apply(pipe, concept, floor="low")

@@ -229,6 +229,13 @@ def test_every_command_in_a_row(world):
     with Image.open(made.split()[0]) as picture:
         assert picture.size == (16, 16)
     ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--plot", "gate.png")
+    assert "dead zone 0.5" in ran("info", "concept.safetensors")
+    shut = ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--floor", "9")
+    assert "0.000" in shut
+    assert "0.000" not in ran("explain", "concept.safetensors", "--prompt", "a <bean> cat",
+                              "--floor", "none")  # fmt: skip
+    ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--floor", "low",
+        fails="--floor must be a number, 'own' or 'none', got 'low'")  # fmt: skip
     with Image.open("gate.png") as picture:
         assert picture.size[0] > 100
     scores = ran("evaluate", "concept.safetensors", "--photos", "photos", "--seeds", "1",

@@ -10,8 +10,8 @@ Key-locked rank-one editing (Tewel, Gal, Chechik, Atzmon, SIGGRAPH 2023, arXiv 2
         pipe("a photo of a <bean> next to a <mug>")
 """
 
+from rankedit_recipes.perfusion.applied import Applied
 from rankedit_recipes.perfusion.applying import (
-    Applied,
     active,
     apply,
     load,

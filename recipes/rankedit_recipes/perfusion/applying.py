@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
-from typing import Any, Self, get_args
-from weakref import WeakKeyDictionary
+from typing import get_args
 
-import torch
-from torch import Tensor
-
-import rankedit as rk
-from rankedit_recipes.perfusion.concept import Concept, HeldLock, Lock
-from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.applied import Applied, ConceptLike, in_use
+from rankedit_recipes.perfusion.concept import Concept, HeldLock
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.joining import (
-    GateForm,
-    Numbers,
-    Settings,
-    check,
-    check_compatible,
-    columns,
-    joint_edits,
-    settings_of,
-)
-from rankedit_recipes.perfusion.locking import GlobalLock
+from rankedit_recipes.perfusion.joining import Floor, GateForm, Numbers, settings_of
 from rankedit_recipes.perfusion.text import Pipeline
-from rankedit_recipes.perfusion.weighting import Weighted
-from rankedit_recipes.perfusion.words import NewWords
-
-ConceptLike = Concept | str | PathLike[str]
 
 
 def apply(
@@ -43,7 +22,7 @@ def apply(
     strength: Numbers = 1.0,
     lock: HeldLock | None = None,
     normalised: bool = False,
-    floor: float | None = None,
+    floor: Floor = "own",
 ) -> Applied:
     """Put concepts into a pipeline, merged by an exact joint projection.
 
@@ -66,7 +45,9 @@ def apply(
             global lock.
         normalised: gates that are exactly 0 away from the concept and 1 at it; the paper's leave
             about 1 % of the concept everywhere.
-        floor: dead zone: where no concept's similarity reaches it, nothing at all is changed.
+        floor: dead zone: where no concept's similarity reaches it, nothing at all is changed. A
+            number for all, None for no dead zone; by default the lowest of the concepts' own, none
+            if one of them has none.
 
     Returns:
         A context manager; or call `set`, `load`, `unload` and `detach` on it by hand.
@@ -75,7 +56,7 @@ def apply(
         PerfusionError: concepts are in already, belong to a model of another kind, share a word,
             or cannot be told apart.
     """
-    if pipe in _active:
+    if pipe in in_use:
         raise PerfusionError(
             "apply: concepts are already in this pipeline; add to them with perfusion.load(pipe, "
             "...), or take them out with perfusion.unload(pipe) first."
@@ -85,16 +66,18 @@ def apply(
             "apply: lock must be 'local', 'global' or None, for what each concept was learned "
             f"with, got {lock!r}."
         )
+    if floor not in (None, "own") and not isinstance(floor, int | float):
+        raise PerfusionError(
+            "apply: floor must be a similarity such as 0.5, None for no dead zone, or 'own' for "
+            f"the concepts' own, got {floor!r}."
+        )
     listed = [concepts] if isinstance(concepts, (Concept, str, PathLike)) else list(concepts)
     loaded = [c if isinstance(c, Concept) else Concept.load(c) for c in listed]
     form = GateForm(lock, normalised, floor)
     applied = Applied(pipe, form)
     applied.replace_all(loaded, settings_of(loaded, lock, bias, temperature, strength))
-    _active[pipe] = applied
+    in_use[pipe] = applied
     return applied
-
-
-_active: WeakKeyDictionary[Pipeline, Applied] = WeakKeyDictionary()
 
 
 def active(pipe: Pipeline) -> Applied:
@@ -103,11 +86,11 @@ def active(pipe: Pipeline) -> Applied:
     Raises:
         PerfusionError: there are none.
     """
-    if pipe not in _active:
+    if pipe not in in_use:
         raise PerfusionError(
             "perfusion: no concept is in this pipeline; put one in with perfusion.apply or load."
         )
-    return _active[pipe]
+    return in_use[pipe]
 
 
 def load(pipe: Pipeline, concept: ConceptLike, **settings: float) -> Applied:
@@ -118,9 +101,9 @@ def load(pipe: Pipeline, concept: ConceptLike, **settings: float) -> Applied:
         concept: a concept or its file.
         **settings: `bias`, `temperature`, `strength` of this concept.
     """
-    if pipe not in _active:
+    if pipe not in in_use:
         return apply(pipe, concept, **settings)  # type: ignore[arg-type]
-    applied = _active[pipe]
+    applied = in_use[pipe]
     applied.load(concept, **settings)
     return applied
 
@@ -137,166 +120,3 @@ def unload(pipe: Pipeline, *triggers: str) -> None:
 def set_concepts(pipe: Pipeline, *triggers: str, **settings: float) -> None:
     """Change `bias`, `temperature` or `strength` of concepts in a pipeline; see `Applied.set`."""
     active(pipe).set(*triggers, **settings)
-
-
-class Applied:
-    """Concepts in a pipeline. Made by `apply`."""
-
-    def __init__(self, pipe: Pipeline, form: GateForm) -> None:
-        self._pipe, self._form = pipe, form
-        self._concepts: dict[str, Concept] = {}
-        self._settings: dict[str, Settings] = {}
-        self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
-        self.edits: dict[str, rk.GatedEdit] = {}
-
-    @property
-    def phrases(self) -> dict[str, str]:
-        """What prompts say to have a concept, by its word."""
-        return {word: concept.phrase for word, concept in self._concepts.items()}
-
-    @property
-    def triggers(self) -> tuple[str, ...]:
-        """The words of the concepts that are in."""
-        return tuple(self._concepts)
-
-    @property
-    def concepts(self) -> dict[str, Concept]:
-        """The concepts that are in, by their words."""
-        return dict(self._concepts)
-
-    @property
-    def settings(self) -> dict[str, Settings]:
-        """What `set` changes, by word."""
-        return dict(self._settings)
-
-    @property
-    def lock(self) -> Lock | None:
-        """How keys are made; None if concepts of several locks are in, none of them global."""
-        locks = {concept.lock for concept in self._concepts.values()}
-        if self._form.lock or "global" in locks:
-            return self._form.lock or "global"
-        return locks.pop() if len(locks) == 1 else None
-
-    def key_reads(self, read: Tensor) -> Tensor:
-        """What key projections read where values read `[batch, tokens, in]`; differs if global."""
-        locks = [part for part in self._parts if isinstance(part, GlobalLock)]
-        return locks[0].key_reads(read) if locks else read
-
-    def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
-        """An edit of this pipeline with the gate's settings as they are now."""
-        numbers = columns(self._settings)
-        gate = rk.Sigmoid(numbers["bias"], numbers["temperature"])
-        return edit.with_gate(gate, normalised=self._form.normalised, floor=self._form.floor)
-
-    def set(
-        self,
-        *triggers: str,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-    ) -> None:
-        """Change settings in place: nothing is reloaded or compiled again.
-
-        Args:
-            *triggers: only these concepts; all by default.
-            bias: of the gate.
-            temperature: of the gate; positive.
-            strength: factor of what the concept changes.
-
-        Raises:
-            PerfusionError: an unknown word, or a temperature that is not positive.
-        """
-        chosen = triggers or self.triggers
-        self._check_known("set", chosen)
-        given = {"bias": bias, "temperature": temperature, "strength": strength}
-        changes = {name: value for name, value in given.items() if value is not None}
-        changed = {word: replace(self._settings[word], **changes) for word in chosen}
-        check(changed)
-        self._settings |= changed
-        attachment = next(part for part in self._parts if isinstance(part, rk.Attachment))
-        numbers: dict[str, Any] = columns(self._settings)
-        attachment.set(**numbers)
-
-    def load(self, concept: ConceptLike, **settings: float) -> None:
-        """Add a concept; those that are in keep their settings."""
-        loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
-        if loaded.trigger in self._concepts:
-            raise PerfusionError(
-                f"load: a concept with the word {loaded.trigger!r} is in this pipeline already; "
-                "give this one another: concept.renamed('<other>')."
-            )
-        own = settings_of([loaded], self._form.lock, None, None, 1.0)[loaded.trigger]
-        wanted = {**self._settings, loaded.trigger: replace(own, **settings)}
-        self.replace_all([*self._concepts.values(), loaded], wanted)
-
-    def unload(self, *triggers: str) -> None:
-        """Take concepts out: those of the words given, or all."""
-        self._check_known("unload", triggers)
-        kept = [c for word, c in self._concepts.items() if triggers and word not in triggers]
-        settings = {concept.trigger: self._settings[concept.trigger] for concept in kept}
-        if kept:
-            self.replace_all(kept, settings)
-        else:
-            self.detach()
-
-    def detach(self) -> None:
-        """Take everything out. Doing it again changes nothing."""
-        self._clear()
-        self._concepts, self._settings, self.edits = {}, {}, {}
-        if _active.get(self._pipe) is self:
-            del _active[self._pipe]
-
-    def replace_all(self, concepts: Sequence[Concept], settings: Mapping[str, Settings]) -> None:
-        """Exchange what is in; if that fails, what was in stays."""
-        check(settings)
-        before = (list(self._concepts.values()), self._settings)
-        self._clear()
-        try:
-            self._install(concepts, dict(settings))
-        except BaseException:
-            self._clear()
-            if before[0]:
-                self._install(*before)
-            raise
-
-    def _install(self, concepts: Sequence[Concept], settings: dict[str, Settings]) -> None:
-        check_compatible(self._pipe, concepts)
-        self._concepts = {concept.trigger: concept for concept in concepts}
-        self._settings = settings
-        # Locked keys are read before anything is installed: from the pipeline as it is.
-        self.edits = joint_edits(self._pipe, concepts, settings, self._form)
-        strengths = torch.tensor([settings[c.trigger].strength for c in concepts])
-        rows = {c.trigger: c.embeddings for c in concepts}
-        self._parts.append(NewWords(self._pipe, rows))
-        weighted = {name: Weighted(edit, strengths) for name, edit in self.edits.items()}
-        self._parts.append(rk.attach(denoiser_of(self._pipe), weighted))
-        if self.lock == "global":
-            categories = {c.trigger: c.naming.origin for c in concepts}
-            self._parts.append(GlobalLock(self._pipe, categories))
-
-    def _clear(self) -> None:
-        for part in reversed(self._parts):
-            if isinstance(part, rk.Attachment):
-                part.detach()
-            else:
-                part.remove()
-        self._parts = []
-
-    def _check_known(self, call: str, triggers: Sequence[str]) -> None:
-        for word in triggers:
-            if word not in self._concepts:
-                raise PerfusionError(
-                    f"{call}: no concept with the word {word!r} is in this pipeline, but "
-                    f"{list(self._concepts)}."
-                )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()

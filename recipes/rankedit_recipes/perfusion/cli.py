@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,36 @@ from rankedit_recipes.perfusion.models import (
     open_pipeline,
     open_scorer,
 )
+from rankedit_recipes.perfusion.options import (
+    Bias,
+    Captions,
+    Category,
+    Clip,
+    ConceptFile,
+    Concepts,
+    ConfigFile,
+    DeadZone,
+    Device,
+    DryRun,
+    Dtype,
+    Guidance,
+    LearnSteps,
+    Lock,
+    Model,
+    OneConcept,
+    OptionalPhotos,
+    Photos,
+    Placeholder,
+    PrintConfig,
+    Resume,
+    Run,
+    Seed,
+    Setting,
+    Steps,
+    Temperature,
+    Validate,
+    gate,
+)
 from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.scoring import Scorer
 
@@ -27,68 +57,6 @@ app = typer.Typer(
     add_completion=False,
     help="Teach a text-to-image model a new thing from a few photos (Perfusion).",
 )
-
-Model = Annotated[
-    str,
-    typer.Option(help="'sandbox', a diffusers folder, or a name on the hub.", show_default=True),
-]
-Device = Annotated[str, typer.Option(help="Such as cpu or cuda; chosen if not given.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
-Concepts = Annotated[list[Path], typer.Argument(help="Concept files.", exists=True)]
-OneConcept = Annotated[Path, typer.Argument(help="A concept file.", exists=True)]
-Steps = Annotated[int, typer.Option(help="Sampling steps of a picture.")]
-Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance.")]
-Bias = Annotated[
-    float | None, typer.Option(help="Of the gate: higher lets less of the concept through.")
-]
-Temperature = Annotated[float | None, typer.Option(help="Of the gate: higher makes it softer.")]
-Lock = Annotated[
-    Literal["local", "global"] | None,
-    typer.Option(help="Lock all keys of the word, or of the whole prompt, to what it stands for."),
-]
-Clip = Annotated[
-    str, typer.Option(help="CLIP model that scores, a folder or hub name; the sandbox has its own.")
-]
-Photos = Annotated[Path, typer.Option(help="Folder of photos of the concept.", exists=True)]
-
-
-OptionalPhotos = Annotated[
-    Path | None,
-    typer.Argument(help="Folder of photos of the thing, or a photo; one is enough to begin."),
-]
-ConceptFile = Annotated[Path, typer.Option(help="Where the concept file goes.")]
-Placeholder = Annotated[str, typer.Option(help="The new word for it, in angle brackets.")]
-Category = Annotated[
-    str, typer.Option(help="What kind of thing it is, in a word that the model knows; needed.")
-]
-Captions = Annotated[
-    Path | None,
-    typer.Option(help="Text file of captions, one on a line; made up if not given.", exists=True),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(help="TOML file of settings, see --print-config; on top of the model's own."),
-]
-Setting = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")
-]
-LearnSteps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same file.")]
-Run = Annotated[
-    Path | None, typer.Option(help="Folder for checkpoints; next to the concept if not given.")
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the interrupted training of that folder.")
-]
-Validate = Annotated[
-    str, typer.Option(help="CLIP model that chooses the best state, as --clip of evaluate.")
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be learned, how large it gets; stop.")
-]
 
 
 @app.command()
@@ -146,6 +114,7 @@ def generate(
     temperature: Temperature = None,
     strength: Annotated[float, typer.Option(help="0 for none of it, 1 for all.")] = 1.0,
     lock: Lock = None,
+    floor: DeadZone = "own",
     steps: Steps = 25,
     guidance: Guidance = 6.0,
     device: Device = "",
@@ -153,7 +122,7 @@ def generate(
 ) -> None:
     """Make pictures with one or several concepts."""
     pipe = open_pipeline(model, device=device, dtype=dtype)
-    settings = {"bias": bias, "temperature": temperature, "strength": strength, "lock": lock}
+    settings = {**gate(bias, temperature, lock, floor), "strength": strength}
     sampling = commands.Sampling(steps=steps, guidance=guidance)
     for file in commands.pictures_to(
         pipe, concepts, prompt, range(seed, seed + seeds), settings, sampling, out
@@ -169,11 +138,12 @@ def explain(
     bias: Bias = None,
     temperature: Temperature = None,
     lock: Lock = None,
+    floor: DeadZone = "own",
     plot: Annotated[Path | None, typer.Option(help="Also as a picture, in this file.")] = None,
 ) -> None:
     """Show how far each concept's gate opens at each token of a prompt."""
     pipe = open_pipeline(model)
-    settings = {"bias": bias, "temperature": temperature, "lock": lock}
+    settings = gate(bias, temperature, lock, floor)
     commands.explain_to(pipe, concepts, prompt, settings, plot)
 
 
@@ -225,6 +195,7 @@ def evaluate(
     bias: Bias = None,
     temperature: Temperature = None,
     lock: Lock = None,
+    floor: DeadZone = "own",
     steps: Steps = 25,
     guidance: Guidance = 6.0,
     device: Device = "",
@@ -233,7 +204,7 @@ def evaluate(
     """Score pictures of a concept: like its photos, and like their prompts."""
     scorer = _scorer(clip, model)
     pipe = open_pipeline(model, device=device, dtype=dtype)
-    settings = {"bias": bias, "temperature": temperature, "lock": lock}
+    settings = gate(bias, temperature, lock, floor)
     scores = commands.scores_of(
         pipe, concept, photos, scorer, settings, range(seeds),
         commands.Sampling(steps=steps, guidance=guidance),

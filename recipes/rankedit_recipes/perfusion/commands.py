@@ -240,7 +240,7 @@ def described(path: Path) -> Iterator[str]:
     yield f"{path}: {path.stat().st_size:,} bytes"
     yield f"  word: {concept.trigger}, a {concept.category}; prompts say '{concept.phrase}'"
     yield f"  stands for {concept.naming.origin!r} of the model"
-    yield f"  key lock: {concept.lock}; bias {concept.bias:g}, temperature {concept.temperature:g}"
+    yield f"  key lock: {concept.lock}; {concept.gate}"
     yield f"  {len(concept.targets)} learned targets; encoding {len(concept.key)} wide"
     yield f"  embeddings: {', '.join(str(len(row)) for row in concept.embeddings)} wide"
     yield f"  base model {concept.base or 'unknown'}, statistics {concept.statistics or 'unknown'}"

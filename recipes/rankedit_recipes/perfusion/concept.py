@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -38,12 +38,28 @@ TEMPLATES = (
 )
 """Prompts in which a concept is learned and its category is read; `{}` is the word."""
 
+
+class Preset(NamedTuple):
+    """Settings of the gate when pictures are made.
+
+    Attributes:
+        bias: of the gate.
+        temperature: of the gate.
+        floor: the dead zone's; None for none.
+    """
+
+    bias: float
+    temperature: float = 0.15
+    floor: float | None = None
+
+
 # Inference settings of the paper: local lock 0.6 to 0.75, global lock 0.4 to 0.6; temperature 0.15.
-PRESETS: Mapping[Lock, tuple[float, float]] = {
-    "local": (0.7, 0.15),
-    "global": (0.5, 0.15),
-    "coarse": (0.8, 0.15),
-    "trained": (0.7, 0.15),
+# An adjective's key is close to the noun behind it: without a dead zone that noun loses its part.
+PRESETS: Mapping[Lock, Preset] = {
+    "local": Preset(0.7),
+    "global": Preset(0.5),
+    "coarse": Preset(0.8, floor=0.5),
+    "trained": Preset(0.7),
 }
 FORMAT = "1"
 _EMBEDDING = "embedding"
@@ -65,6 +81,8 @@ class Concept:
         lock: how keys are made.
         bias: the gate's, when generating.
         temperature: the gate's, when generating.
+        floor: the dead zone's, when generating: tokens whose similarity is below it are left
+            exactly as they are. None for no dead zone.
         templates: prompts in which the category is read.
         statistics: fingerprint of the metric; concepts of different statistics cannot be merged.
         base: fingerprint of the projections that it was learned on.
@@ -80,8 +98,9 @@ class Concept:
     embeddings: Sequence[Tensor]
     adjective: str = ""
     lock: Lock = "local"
-    bias: float = PRESETS["local"][0]
-    temperature: float = PRESETS["local"][1]
+    bias: float = PRESETS["local"].bias
+    temperature: float = PRESETS["local"].temperature
+    floor: float | None = PRESETS["local"].floor
     templates: tuple[str, ...] = TEMPLATES
     statistics: str = ""
     base: str = ""
@@ -98,7 +117,12 @@ class Concept:
         gate = rk.Sigmoid(self.bias, self.temperature)
         items: dict[str, rk.GatedEdit | Tensor] = {
             name: rk.GatedEdit.from_images(
-                self.key[None], target[None], self.image[None], gate, statistics=self.statistics
+                self.key[None],
+                target[None],
+                self.image[None],
+                gate,
+                floor=self.floor,
+                statistics=self.statistics,
             )
             for name, target in self.targets.items()
         }
@@ -150,6 +174,7 @@ class Concept:
             lock=_lock(path, texts["lock"]),
             bias=float(first.gate.bias),
             temperature=float(first.gate.temperature),
+            floor=first.floor,
             templates=tuple(templates.split("|")) if templates else TEMPLATES,
             statistics=first.statistics,
             base=texts.get("base", ""),
@@ -166,6 +191,12 @@ class Concept:
     def phrase(self) -> str:
         """What prompts say to have it: the trigger, and the category after an adjective."""
         return self.naming.phrase
+
+    @property
+    def gate(self) -> str:
+        """Its settings of the gate, in words."""
+        floor = "none" if self.floor is None else f"{self.floor:g}"
+        return f"bias {self.bias:g}, temperature {self.temperature:g}, dead zone {floor}"
 
     def renamed(self, trigger: str) -> Concept:
         """The same concept under another word."""

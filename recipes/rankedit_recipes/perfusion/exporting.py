@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 import rankedit as rk
 from rankedit.atomic import atomic_write
-from rankedit_recipes.perfusion.applying import ConceptLike
+from rankedit_recipes.perfusion.applied import ConceptLike
 from rankedit_recipes.perfusion.concept import Concept, filled
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.joining import GateForm, joint_edits, settings_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from rankedit_recipes.perfusion.concept import (
     PRESETS,
     Concept,
     HeldLock,
+    Preset,
     base_of,
     origin_encoding,
 )
@@ -24,6 +26,7 @@ from rankedit_recipes.perfusion.text import Pipeline
 from rankedit_recipes.perfusion.weighting import WEIGHTS
 
 Numbers = float | Sequence[float] | Mapping[str, float] | None
+Floor = float | Literal["own"] | None
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,28 @@ class GateForm:
         lock: how keys are made; None for each concept's own (global if one of them is). `"local"`
             and `"global"` lock learned keys too.
         normalised: the gate is exactly 0 away from the key and 1 at it.
-        floor: similarity below which the edit does exactly nothing.
+        floor: similarity below which the edit does exactly nothing; None for no dead zone,
+            `"own"` for the concepts' own: the lowest of theirs, none if one of them has none.
     """
 
     lock: HeldLock | None = None
     normalised: bool = False
-    floor: float | None = None
+    floor: Floor = "own"
+
+    def floor_of(self, concepts: Sequence[Concept]) -> float | None:
+        """The dead zone that some concepts get together."""
+        if self.floor != "own":
+            return self.floor
+        heights = [preset_of(concept, self.lock).floor for concept in concepts]
+        known = [height for height in heights if height is not None]
+        return min(known) if len(known) == len(heights) else None
+
+
+def preset_of(concept: Concept, lock: HeldLock | None) -> Preset:
+    """A concept's own settings of the gate; under another lock than its own those of that lock."""
+    if lock is not None and lock != concept.lock:
+        return PRESETS[lock]
+    return Preset(concept.bias, concept.temperature, concept.floor)
 
 
 def settings_of(
@@ -63,13 +82,9 @@ def settings_of(
     asked = [_by_word(numbers, words) for numbers in (bias, temperature, strength)]
     found = {}
     for concept in concepts:
-        own = (concept.bias, concept.temperature)
-        if lock is not None and lock != concept.lock:
-            own = PRESETS[lock]
-        word = concept.trigger
-        chosen = [
-            numbers.get(word, usual) for numbers, usual in zip(asked, (*own, 1.0), strict=True)
-        ]
+        own, word = preset_of(concept, lock), concept.trigger
+        usual = (own.bias, own.temperature, 1.0)
+        chosen = [numbers.get(word, other) for numbers, other in zip(asked, usual, strict=True)]
         found[word] = Settings(*chosen)
     return found
 
@@ -174,6 +189,7 @@ def joint_edits(
     targets = find_targets(pipe)
     modules = targets.modules(denoiser_of(pipe))
     categories = [origin_encoding(pipe, concept.naming, concept.templates) for concept in concepts]
+    floor = form.floor_of(concepts)
     edits = {}
     for name in (*targets.keys, *targets.values):
         parts = []
@@ -185,21 +201,18 @@ def joint_edits(
                 with torch.no_grad():
                     target = rk.linear_output(modules[name], category[None])[0]
             gate = rk.Sigmoid(settings[concept.trigger].bias, settings[concept.trigger].temperature)
-            parts.append(_gated(concept, target, gate, form))
+            part = rk.GatedEdit.from_images(
+                concept.key[None].cpu(),
+                target[None].float().cpu(),
+                concept.image[None].cpu(),
+                gate,
+                normalised=form.normalised,
+                floor=floor,
+                statistics=concept.statistics,
+            )
+            parts.append(part)
         edits[name] = _merged(parts, concepts)
     return edits
-
-
-def _gated(concept: Concept, target: Tensor, gate: rk.Sigmoid, form: GateForm) -> rk.GatedEdit:
-    return rk.GatedEdit.from_images(
-        concept.key[None].cpu(),
-        target[None].float().cpu(),
-        concept.image[None].cpu(),
-        gate,
-        normalised=form.normalised,
-        floor=form.floor,
-        statistics=concept.statistics,
-    )
 
 
 def _merged(parts: Sequence[rk.GatedEdit], concepts: Sequence[Concept]) -> rk.GatedEdit:

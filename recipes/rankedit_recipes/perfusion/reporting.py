@@ -95,7 +95,7 @@ class Report:
             "stands for": concept.naming.origin,
             "category": concept.category,
             "key lock": concept.lock,
-            "gate": f"bias {concept.bias:g}, temperature {concept.temperature:g}",
+            "gate": concept.gate,
             "projections with learned targets": str(len(concept.targets)),
             "base model": concept.base,
             "statistics": concept.statistics,

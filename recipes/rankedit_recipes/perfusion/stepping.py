@@ -69,7 +69,7 @@ class Stepper:
         self.attached.detach()
 
     def renew(self) -> None:
-        """Attach the edits as they are now; needed where the attached ones have a graph."""
+        """Attach the edits as they are now."""
         self.attached.detach()
         self.attached = rk.attach(denoiser_of(self._pipe), self._learner.edits())
 

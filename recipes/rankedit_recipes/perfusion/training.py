@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
+from rankedit_recipes.perfusion.applying import apply
 from rankedit_recipes.perfusion.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of, filled
 from rankedit_recipes.perfusion.config import Config
@@ -138,9 +139,9 @@ class _Training:
     def work(self, *, shown: bool) -> None:
         """All steps that are left."""
         config, state = self._config, self._progress
-        words = NewWords(self._pipe, {self._word: self._learner.rows})
+        self._words = NewWords(self._pipe, {self._word: self._learner.rows})
         with contextlib.ExitStack() as stack:
-            stack.callback(words.remove)
+            stack.callback(self._forget)
             stepper = Stepper(
                 self._pipe, self._learner, self._data, self._word, self._prompts, config
             )
@@ -159,6 +160,9 @@ class _Training:
                 if interrupt.asked:
                     raise KeyboardInterrupt(self._interrupted())
 
+    def _forget(self) -> None:
+        self._words.remove()
+
     # ---------------------------------------------------------------- judging
 
     def _validate(self, stepper: Stepper) -> None:
@@ -166,22 +170,27 @@ class _Training:
         due = state.step % self._config.validate_every == 0 or state.step == self._config.steps
         if judge is None or not due:
             return
-        if self._config.key_gradient:  # what is attached still has the key of before the step
-            stepper.renew()
-        bias, temperature = PRESETS["local"]
-        stepper.attached.set(bias=bias, temperature=temperature)
-        seeds = range(len(judge.prompts))
-        with torch.no_grad():
-            made = generate(
-                self._pipe, filled(judge.prompts, self._naming.phrase), seeds, judge.sampling
-            )
-        stepper.attached.set(bias=self._config.bias, temperature=self._config.temperature)
+        prompts = filled(judge.prompts, self._naming.phrase)
+        with self._as_it_will_be(stepper), torch.no_grad():
+            made = generate(self._pipe, prompts, range(len(prompts)), judge.sampling)
         shown = [photo.square(self._data.size).image for photo in self._photos]
         scores = judge.scorer(made, in_words(judge.prompts, self._naming.category), shown)
         better = scores.balance > state.best_balance
         state.validations.append([state.step, scores.picture, scores.text, scores.balance])
         if better:
             state.best_step, state.best = state.step, self._learner.state()
+
+    @contextlib.contextmanager
+    def _as_it_will_be(self, stepper: Stepper) -> Iterator[None]:
+        """The concept applied with its own settings, in place of what is being learned."""
+        stepper.detach()
+        self._words.remove()
+        try:
+            with apply(self._pipe, self._concept()):
+                yield
+        finally:
+            self._words = NewWords(self._pipe, {self._word: self._learner.rows})
+            stepper.renew()
 
     def _stale(self) -> bool:
         return 0 < self._config.patience <= self._progress.stale()
@@ -246,7 +255,7 @@ class _Training:
 
     def _concept(self) -> Concept:
         learner, config = self._learner, self._config
-        bias, temperature = PRESETS[config.lock]
+        preset = PRESETS[config.lock]
         key = learner.key.detach().cpu()
         return Concept(
             trigger=self._word,
@@ -257,8 +266,9 @@ class _Training:
             targets={n: t.detach().cpu()[0] for n, t in learner.targets.items()},
             embeddings=[row.detach().cpu() for row in learner.rows],
             lock=config.lock,
-            bias=bias,
-            temperature=temperature,
+            bias=preset.bias,
+            temperature=preset.temperature,
+            floor=preset.floor,
             templates=config.templates,
             statistics=learner.statistics,
             base=self._base,
