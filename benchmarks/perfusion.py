@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from personalisation.fronts import front
 from personalisation.perfusions import BIASES
-from personalisation.promises import FIGURES, FLOOR, GATES, Promises
+from personalisation.promises import FIGURES, GATES, Promises
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
 from rankedit_recipes.perfusion.models import SANDBOX, open_config
@@ -126,18 +126,19 @@ class Answers:
         lines = []
         for gate in GATES:
             ratios = [self.promises.off(concept, gate) for concept in self.concepts[:SWEPT]]
-            least = math.inf if gate == "with a dead zone" else 20.0
+            least = 20.0 if "floor" in GATES[gate] else math.inf
             name = f"off the concept, {gate}: another seed changes so many times more, least"
             lines.append(at_least(name, [min(ratios)], least))
-        dead = self._over(self.concepts[:SWEPT], "five", floor=FLOOR)
-        return [
-            *lines,
-            *(at_least(f"dead zone: {name}", dead[name], None) for name in ("identity", "text")),
-        ]
+        bare = self._over(self.concepts[:SWEPT], "five", floor=None)
+        names = ("identity", "text")
+        return [*lines, *(at_least(f"no dead zone: {name}", bare[name], None) for name in names)]
 
     def merged(self) -> list[Line]:
         """Two concepts at once."""
-        found = [self.promises.pair(one, two) for one, two in self.promises.pairs()]
+        every = self.promises.pairs()
+        found = [self.promises.pair(one, two, "merged") for one, two in every]
+        bare = [self.promises.pair(one, two, "merged", floor=None) for one, two in every]
+        told = [self.promises.pair(one, two, "described") for one, two in every]
         some = self.concepts[:SWEPT]
         alone = statistics.mean(self._over(some, "five")["identity"])
         beside = statistics.mean(self._over(some, "beside")["identity"])
@@ -145,6 +146,9 @@ class Answers:
             at_least("two merged: both there, each the right one", _of(found, "both_right"), 0.6),
             at_least("two merged: both there", _of(found, "both_present"), None),
             at_least("two merged: identity", _of(found, "identity"), None),
+            at_least("no dead zone: both there, each the right one", _of(bare, "both_right"), None),
+            at_least("no dead zone: both there", _of(bare, "both_present"), None),
+            at_least("described: both there, each the right one", _of(told, "both_right"), None),
             at_most("identity lost while another is loaded, points", 100 * (alone - beside), 5.0),
         ]
 
@@ -172,7 +176,9 @@ class Answers:
                 self.promises.means(concept, "five", bias=bias)
             for gate in GATES:
                 self.promises.off(concept, gate)
-            self.promises.means(concept, "five", floor=FLOOR)
+            self.promises.means(concept, "five", floor=None)
+        for one, two in self.promises.pairs()[number - 1 :: parts]:
+            self.promises.pair(one, two, "described")
 
 
 def _of(found: Sequence[dict], name: str) -> list[float]:

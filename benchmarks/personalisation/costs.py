@@ -58,7 +58,7 @@ def step_times(
         words = NewWords(pipe, {WORD: learner.rows})
         optimiser = torch.optim.AdamW(learner.rows, lr=1e-3)
         for step in range(count):
-            stepper = Stepper(pipe, learner, data, WORD, prompts, config)
+            stepper = Stepper(pipe, learner, data, naming, config)
             ours.append(seconds(lambda s=stepper, n=step: s.step(n)))
             stepper.detach()
             theirs.append(

@@ -23,20 +23,19 @@ from personalisation.prompts import Prompt
 from personalisation.world import World
 from rankedit.atomic import atomic_write
 
-FLOOR = 0.8
-"""Similarity under which nothing is changed: above that of other words, below the concept's own."""
-
 GATES: Mapping[str, Mapping[str, Any]] = {
-    "the paper's gate": {},
-    "the normalised gate": {"normalised": True},
-    "with a dead zone": {"floor": FLOOR},
+    "the paper's gate": {"floor": None},
+    "the normalised gate": {"normalised": True, "floor": None},
+    "the concept's own dead zone": {},
 }
 """Ways to keep a concept from what it is not asked for."""
 
 ONE_PHOTO_STEPS = 200
 """One photo is learned sooner, and learned by heart after that."""
 
-FIGURES = ("identity", "category", "scene", "other", "colour", "relation", "text")
+FIGURES = ("identity", "right", "category", "scene", "other", "colour", "relation", "text")
+"""What is asked of pictures; `right`: nearest to its own photos among those of all concepts."""
+
 Means = dict[str, float]
 
 
@@ -119,7 +118,10 @@ class Promises:
                 if kind == "beside":
                     made.append(self.learned(self._other(concept)))
                 pixels = self._drawn(made, asked, made[0].phrase, **how)
-            return _means(self.world.judges.marks(concept, pixels, [p for p, _ in asked]))
+            judges = self.world.judges
+            found = _means(judges.marks(concept, pixels, [p for p, _ in asked]))
+            near = judges.nearest((concept,), self.world.concepts(), pixels)["both_right"]
+            return {**found, "right": statistics.mean(near)}
 
         return dict(self.kept(f"{concept.name}-{told}", answer))
 
@@ -142,17 +144,30 @@ class Promises:
 
         return float(self.kept(f"{concept.name}-off-{gate.replace(' ', '-')}", answer))
 
-    def pair(self, one: sandbox.Concept, two: sandbox.Concept) -> Means:
-        """Two merged concepts in one picture: share of pictures that are right, and why not."""
+    def pair(self, one: sandbox.Concept, two: sandbox.Concept, kind: str, **how: Any) -> Means:
+        """Two things in one picture: share of pictures that are right, and why not.
+
+        Args:
+            one: a concept.
+            two: another one.
+            kind: `"described"`: all that words can say of them; else learned and merged.
+            how: arguments of `perfusion.apply`.
+        """
+        told = "-".join([kind, *(f"{name}={value}" for name, value in how.items())])
 
         def answer() -> Means:
-            made = [self.learned(one), self.learned(two)]
-            asked = pair_prompts(made[0].phrase, made[1].phrase, self.world.plan.pair_pictures)
-            pixels = self._drawn(made, asked, "")
+            if kind == "described":
+                made: list[perfusion.Concept] = []
+                words = [Described(c).phrase(self.world.subject(c)) for c in (one, two)]
+            else:
+                made = [self.learned(one), self.learned(two)]
+                words = [concept.phrase for concept in made]
+            asked = pair_prompts(words[0], words[1], self.world.plan.pair_pictures)
+            pixels = self._drawn(made, asked, "", **how)
             found = self.world.judges.nearest((one, two), self.world.concepts(), pixels)
             return {name: statistics.mean(values) for name, values in found.items()}
 
-        return dict(self.kept(f"pair-{one.name}-{two.name}", answer))
+        return dict(self.kept(f"pair-{one.name}-{two.name}-{told}", answer))
 
     def pairs(self) -> list[tuple[sandbox.Concept, sandbox.Concept]]:
         """Pairs of different categories, spread over all that there are."""
@@ -185,7 +200,7 @@ class Promises:
 def _means(marks: Marks) -> Means:
     found = {}
     for name in FIGURES:
-        told = [mark for mark in marks[name] if mark is not None]
+        told = [mark for mark in marks.get(name, ()) if mark is not None]
         if told:
             found[name] = statistics.mean(told)
     return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from rankedit_recipes.perfusion.concept import Concept, base_of, origin_encoding
+from rankedit_recipes.perfusion.concept import Concept, base_of
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.prompts import origin_encoding
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import text_encoders

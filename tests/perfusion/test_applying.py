@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rankedit_recipes.perfusion import concept as concepts_module
+from rankedit_recipes.perfusion import prompts as prompts_module
 from rankedit_recipes.perfusion.applying import apply, load, set_concepts, unload
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -89,7 +89,7 @@ def test_every_projection_gives_what_the_equations_say(pipe, bean, mug, which):
     targets = find_targets(pipe)
     modules = targets.modules(denoiser_of(pipe))
     weights = {name: module.weight.detach().clone() for name, module in modules.items()}
-    categories = [concepts_module.origin_encoding(pipe, c.naming, c.templates) for c in chosen]
+    categories = [prompts_module.origin_encoding(pipe, c.naming, c.templates) for c in chosen]
     inverse = inverse_of(pipe)
     with apply(pipe, chosen, bias=biases, temperature=temperatures):
         seen = recorded(pipe, PROMPT)

@@ -78,11 +78,11 @@ def test_learning_lowers_the_loss_of_a_batch(sana):
     config = Config(batch=2, templates=TEMPLATES, value_rate=0.3, size=64)
     data = cached_latents(sana, load_photos(photos(2)), 64)
     moment = second_moment(sana, CAPTIONS[:16], progress=False)
-    learner = Learner(sana, Naming("<bean>", "cat"), metric_of(moment), config)
+    naming = Naming("<bean>", "cat")
+    learner = Learner(sana, naming, metric_of(moment), config)
     with frozen(sana, checkpointing=False):
         words = NewWords(sana, {"<bean>": learner.rows})
-        prompts = [template.replace("{}", "<bean>") for template in TEMPLATES]
-        stepper = Stepper(sana, learner, data, "<bean>", prompts, config)
+        stepper = Stepper(sana, learner, data, naming, config)
         # What is drawn is a function of the step: the same batch every time.
         losses = [stepper.step(0) for _ in range(12)]
         stepper.detach()

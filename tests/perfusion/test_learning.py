@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes.perfusion import stepping, training
-from rankedit_recipes.perfusion.concept import Concept, origin_encoding
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -23,10 +23,12 @@ from rankedit_recipes.perfusion.generating import Sampling
 from rankedit_recipes.perfusion.learner import Learner
 from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, snr_weights, target_of
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.scoring import Scores
+from rankedit_recipes.perfusion.prompts import origin_encoding, word_encoding
+from rankedit_recipes.perfusion.scoring import Scores, Validation
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.training import Validation, learn
+from rankedit_recipes.perfusion.training import learn
+from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
 from tests.perfusion import pipelines
@@ -145,6 +147,27 @@ def test_the_gradient_through_the_key_is_that_of_the_equations(pipe, moment):
     y = (x.double() - similarity * exact) @ weight.T + gate * learner.targets[name].double()
     y.square().sum().backward()
     torch.testing.assert_close(key.grad.double(), exact.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("contexts", [(), ("a red cup and a {}", "a cup and a {}")])
+def test_the_kept_key_is_the_mean_over_templates_and_contexts(pipe, moment, tmp_path, contexts):
+    concept = taught(pipe, moment, contexts=contexts, run=tmp_path)
+    followed = rk.load(tmp_path / training.CHECKPOINT)["now.key"]
+    words = NewWords(pipe, {"<bean>": concept.embeddings})
+    prompts = [text.replace("{}", "<bean>") for text in (*TEMPLATES, *contexts)]
+    read = torch.stack([word_encoding(pipe, "<bean>", [prompt]) for prompt in prompts])
+    words.remove()
+    wanted = read.double().mean(0) if contexts else followed.double()
+    torch.testing.assert_close(concept.key.double(), wanted, rtol=2e-3, atol=2e-3)
+    image = metric_of(moment).solve(wanted[None])[0]
+    torch.testing.assert_close(
+        concept.image.double(), image, rtol=1e-2, atol=1e-2 * float(image.abs().max())
+    )
+
+
+def test_a_context_without_the_word_is_refused(pipe, moment):
+    with pytest.raises(PerfusionError, match=r"must be prompts with \{\} where the word goes"):
+        taught(pipe, moment, contexts=("a red cup",))
 
 
 @pytest.mark.parametrize("stop", [1, 3])

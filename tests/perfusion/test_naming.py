@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion import commands, models
-from rankedit_recipes.perfusion.concept import Concept, origin_encoding
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.prompts import origin_encoding
 from rankedit_recipes.perfusion.statistics import second_moment
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import encode

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rankedit_recipes.perfusion.concept import Concept, filled
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import Latents, cached_latents, draw
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.photos import Photo, load_photos
+from rankedit_recipes.perfusion.prompts import filled
 from rankedit_recipes.perfusion.statistics import read_captions, second_moment
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import encode, positions, required_positions, token_mask

@@ -10,12 +10,13 @@ import pytest
 import torch
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.perfusion import commands, stepping, training
-from rankedit_recipes.perfusion.concept import Concept, origin_encoding
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import load_photos
+from rankedit_recipes.perfusion.prompts import origin_encoding
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.targets import find_targets
 

@@ -19,7 +19,7 @@ from rankedit_recipes.perfusion.applying import (
     unload,
 )
 from rankedit_recipes.perfusion.captions import make_captions
-from rankedit_recipes.perfusion.concept import PRESETS, TEMPLATES, Concept
+from rankedit_recipes.perfusion.concept import PRESETS, Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.explaining import Explanation, explain
@@ -27,14 +27,16 @@ from rankedit_recipes.perfusion.exporting import export_embedding, export_lora
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.masks import ClipSegMasks, masked
 from rankedit_recipes.perfusion.photos import Photo, load_photos
+from rankedit_recipes.perfusion.prompts import CONTEXTS, TEMPLATES
 from rankedit_recipes.perfusion.reporting import Report
-from rankedit_recipes.perfusion.scoring import ClipScorer, Scorer, Scores
+from rankedit_recipes.perfusion.scoring import ClipScorer, Scorer, Scores, Validation
 from rankedit_recipes.perfusion.statistics import metric_of, read_captions, second_moment
 from rankedit_recipes.perfusion.sweeping import Point, pareto_front, sweep
 from rankedit_recipes.perfusion.targets import Targets, find_targets
-from rankedit_recipes.perfusion.training import Validation, learn
+from rankedit_recipes.perfusion.training import learn
 
 __all__ = [
+    "CONTEXTS",
     "PRESETS",
     "TEMPLATES",
     "Applied",

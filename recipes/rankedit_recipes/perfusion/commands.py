@@ -14,7 +14,7 @@ from PIL import Image
 
 import rankedit as rk
 from rankedit_recipes.perfusion.applying import apply
-from rankedit_recipes.perfusion.concept import Concept, filled
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.data import picture_size
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.explaining import explain
@@ -22,12 +22,19 @@ from rankedit_recipes.perfusion.exporting import export_embedding, export_lora
 from rankedit_recipes.perfusion.generating import Sampling, generate
 from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.planning import LearnTask, check_words, plan
+from rankedit_recipes.perfusion.prompts import filled
 from rankedit_recipes.perfusion.reporting import Report
-from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, Scores, in_words
+from rankedit_recipes.perfusion.scoring import (
+    VALIDATION_PROMPTS,
+    Scorer,
+    Scores,
+    Validation,
+    in_words,
+)
 from rankedit_recipes.perfusion.statistics import second_moment
 from rankedit_recipes.perfusion.sweeping import BIASES, TEMPERATURES, pareto_front, sweep
 from rankedit_recipes.perfusion.text import Pipeline
-from rankedit_recipes.perfusion.training import CHECKPOINT, HISTORY, Validation, learn
+from rankedit_recipes.perfusion.training import CHECKPOINT, HISTORY, learn
 
 __all__ = ["BIASES", "TEMPERATURES", "LearnTask", "Sampling", "plan"]
 

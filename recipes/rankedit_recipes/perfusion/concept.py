@@ -17,26 +17,13 @@ import rankedit as rk
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.targets import find_targets, reads
-from rankedit_recipes.perfusion.text import (
-    Pipeline,
-    at_positions,
-    encode,
-    required_positions,
-)
+from rankedit_recipes.perfusion.prompts import TEMPLATES
+from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.perfusion.text import Pipeline
 
 Lock = Literal["local", "global", "coarse", "trained"]
 HeldLock = Literal["local", "global"]
 """Locks that can be asked for when a concept is applied: they hold every key."""
-
-TEMPLATES = (
-    "a photo of a {}",
-    "a picture of a {}",
-    "a photo of the {}",
-    "a photo of one {}",
-    "a picture of my {}",
-)
-"""Prompts in which a concept is learned and its category is read; `{}` is the word."""
 
 
 class Preset(NamedTuple):
@@ -58,7 +45,7 @@ class Preset(NamedTuple):
 PRESETS: Mapping[Lock, Preset] = {
     "local": Preset(0.7),
     "global": Preset(0.5),
-    "coarse": Preset(0.8, floor=0.5),
+    "coarse": Preset(0.7, floor=0.5),
     "trained": Preset(0.7),
 }
 FORMAT = "1"
@@ -210,43 +197,6 @@ def base_of(pipe: Pipeline) -> str:
     for name, module in modules.items():
         digest.update(f"{name} {rk.fingerprint(module)}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) -> Tensor:
-    """The encoding `[in]` of the word that the new one stands for, averaged over the templates.
-
-    That is the category's, or the adjective's before the category, at its position.
-
-    Raises:
-        PerfusionError: a template lacks `{}`, cuts the word off, or has that word itself.
-    """
-    prompts = filled(naming.slots(templates), naming.origin)
-    with torch.no_grad():
-        read = reads(pipe, encode(pipe, prompts))
-    places = required_positions(pipe, prompts, naming.origin, read.shape[1])
-    for template, found in zip(templates, places, strict=True):
-        if len(found) != template.count("{}"):
-            raise PerfusionError(
-                f"perfusion: {naming.origin!r} stands in the template {template!r} itself, so that "
-                "it cannot be told from the concept's word; choose another adjective, or give "
-                "templates without it."
-            )
-    return at_positions(read, places).float().mean(0)
-
-
-def filled(templates: Sequence[str], word: str) -> list[str]:
-    """The templates with a word put in.
-
-    Raises:
-        PerfusionError: no template, or one without `{}`.
-    """
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong or not templates:
-        raise PerfusionError(
-            f"perfusion: templates must be prompts with {{}} where the word goes, got "
-            f"{wrong[0] if wrong else templates!r}."
-        )
-    return [template.replace("{}", word) for template in templates]
 
 
 def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Sized) -> None:

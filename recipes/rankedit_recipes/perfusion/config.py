@@ -10,8 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rankedit_recipes.perfusion.concept import TEMPLATES, Lock
+from rankedit_recipes.perfusion.concept import Lock
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.prompts import TEMPLATES
 from rankedit_recipes.perfusion.statistics import RIDGE
 from rankedit_recipes.perfusion.text import Tokens
 
@@ -54,6 +55,10 @@ class Config:
         min_snr: cut of the min-SNR weights; 0 for none.
         flip: mirror photos at random; wrong for things that have a left and a right.
         templates: prompts to learn in, with `{}` for the word.
+        contexts: prompts without photos, in which the word stands behind another thing, such as
+            `CONTEXTS`: the i* that is kept is the mean encoding of the learned word over templates
+            and these. The encoding of an adjective depends on what stands before it: its gate
+            would stay shut at a second place. Empty for the average of the training (the paper).
         tokens: which positions the statistics count; see `second_moment`.
         ridge: of the metric, in units of its mean eigenvalue.
         size: edge of the training pictures in pixels; 0 for what the model was made for.
@@ -82,6 +87,7 @@ class Config:
     min_snr: float = 0.0
     flip: bool = True
     templates: tuple[str, ...] = TEMPLATES
+    contexts: tuple[str, ...] = ()
     tokens: Tokens = "all"
     ridge: float = RIDGE
     size: int = 0

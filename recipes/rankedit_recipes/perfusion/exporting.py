@@ -10,9 +10,10 @@ from safetensors.torch import save
 import rankedit as rk
 from rankedit.atomic import atomic_write
 from rankedit_recipes.perfusion.applied import ConceptLike
-from rankedit_recipes.perfusion.concept import Concept, filled
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.joining import GateForm, joint_edits, settings_of
+from rankedit_recipes.perfusion.prompts import filled
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import Pipeline, encode
 from rankedit_recipes.perfusion.words import NewWords

@@ -17,10 +17,10 @@ from rankedit_recipes.perfusion.concept import (
     HeldLock,
     Preset,
     base_of,
-    origin_encoding,
 )
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.prompts import origin_encoding
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline
 from rankedit_recipes.perfusion.weighting import WEIGHTS

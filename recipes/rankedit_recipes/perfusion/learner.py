@@ -11,11 +11,12 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.edits import KeyOutputs
 from rankedit.shapes import Inputs, Outputs
-from rankedit_recipes.perfusion.concept import Lock, origin_encoding
+from rankedit_recipes.perfusion.concept import Lock
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.prompts import origin_encoding
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline, device_of, text_encoders, word_tokens
 from rankedit_recipes.perfusion.words import embedding_layers, embedding_of

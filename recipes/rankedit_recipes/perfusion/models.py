@@ -15,13 +15,16 @@ from PIL import Image
 from rankedit_recipes.perfusion.captions import make_captions
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.prompts import CONTEXTS
 from rankedit_recipes.perfusion.scoring import ClipScorer
 from rankedit_recipes.perfusion.statistics import read_captions
 from rankedit_recipes.perfusion.text import Pipeline
 
 SANDBOX = "sandbox"
 
-SANDBOX_CONFIG = Config(lock="coarse", adjective="new", steps=500, value_rate=0.3, flip=False)
+SANDBOX_CONFIG = Config(
+    lock="coarse", adjective="new", contexts=CONTEXTS, steps=500, value_rate=0.3, flip=False
+)
 """How concepts are learned on the sandbox: `docs/decisions/coarse-key-lock.md` says why. Nothing is
 mirrored, for its patterns have a left and a right."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from rankedit_recipes.perfusion.generating import Sampling
 
 VALIDATION_PROMPTS = (
     "a photo of a {}",
@@ -100,3 +102,18 @@ def _unit(features: Any) -> Tensor:  # noqa: ANN401 - a tensor, or since transfo
 def in_words(prompts: Sequence[str], category: str) -> list[str]:
     """Templates with the category, as scorers are asked."""
     return [prompt.replace("{}", category) for prompt in prompts]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a concept is judged while it is learned, and which state is kept.
+
+    Attributes:
+        scorer: gives picture and text similarity; the state with the best harmonic mean is kept.
+        prompts: templates with `{}` for the concept.
+        sampling: how the pictures are made.
+    """
+
+    scorer: Scorer
+    prompts: Sequence[str] = VALIDATION_PROMPTS
+    sampling: Sampling = field(default_factory=Sampling)

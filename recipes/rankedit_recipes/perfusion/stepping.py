@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +21,8 @@ from rankedit_recipes.perfusion.loss import (
     told_times,
     train_steps,
 )
+from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.prompts import filled
 from rankedit_recipes.perfusion.targets import find_targets, reads
 from rankedit_recipes.perfusion.text import (
     Encoded,
@@ -42,8 +43,7 @@ class Stepper:
         pipe: the pipeline, frozen.
         learner: what is learned; its edits are attached here.
         data: the photos.
-        word: the concept's word.
-        prompts: texts with the word in them.
+        naming: the concept's words.
         config: how to learn.
 
     Attributes:
@@ -55,12 +55,12 @@ class Stepper:
         pipe: Pipeline,
         learner: Learner,
         data: Latents,
-        word: str,
-        prompts: Sequence[str],
+        naming: Naming,
         config: Config,
     ) -> None:
         self._pipe, self._learner, self._data = pipe, learner, data
-        self._word, self._prompts, self._config = word, list(prompts), config
+        self._word, self._config = naming.trigger, config
+        self._prompts = filled(config.templates, naming.phrase)
         self._scheduler = noise_scheduler(pipe)
         self.attached = rk.attach(denoiser_of(pipe), learner.edits())
 

@@ -11,8 +11,9 @@ from PIL import Image
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.perfusion.applied import ConceptLike
 from rankedit_recipes.perfusion.applying import apply
-from rankedit_recipes.perfusion.concept import Concept, HeldLock, filled
+from rankedit_recipes.perfusion.concept import Concept, HeldLock
 from rankedit_recipes.perfusion.generating import Sampling, generate
+from rankedit_recipes.perfusion.prompts import filled
 from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, Scores, in_words
 from rankedit_recipes.perfusion.text import Pipeline
 

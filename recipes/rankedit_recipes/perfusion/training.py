@@ -7,7 +7,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -19,18 +18,19 @@ from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.perfusion.applying import apply
 from rankedit_recipes.perfusion.checkpoints import CheckpointFile, Progress
-from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of, filled
+from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import Latents, cached_latents, picture_size
 from rankedit_recipes.perfusion.denoising import denoiser_of, plain
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.generating import Sampling, generate
+from rankedit_recipes.perfusion.generating import generate
 from rankedit_recipes.perfusion.learner import Learner, learned_names
 from rankedit_recipes.perfusion.loss import noise_scheduler
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.photos import Photo, Source, load_photos
-from rankedit_recipes.perfusion.scoring import VALIDATION_PROMPTS, Scorer, in_words
+from rankedit_recipes.perfusion.prompts import filled, word_encoding
+from rankedit_recipes.perfusion.scoring import Validation, in_words
 from rankedit_recipes.perfusion.statistics import metric_of, second_moment
 from rankedit_recipes.perfusion.stepping import Stepper
 from rankedit_recipes.perfusion.text import Pipeline
@@ -39,21 +39,6 @@ from rankedit_recipes.perfusion.words import NewWords, check_naming
 CHECKPOINT = "checkpoint.safetensors"
 CONCEPT = "concept.safetensors"
 HISTORY = "history.json"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How a concept is judged while it is learned, and which state is kept.
-
-    Attributes:
-        scorer: gives picture and text similarity; the state with the best harmonic mean is kept.
-        prompts: templates with `{}` for the concept.
-        sampling: how the pictures are made.
-    """
-
-    scorer: Scorer
-    prompts: Sequence[str] = VALIDATION_PROMPTS
-    sampling: Sampling = field(default_factory=Sampling)
 
 
 def learn(
@@ -105,7 +90,7 @@ def learn(
             Path(run).mkdir(parents=True, exist_ok=True)
             training.keep_in(Path(run))
         training.work(shown=progress)
-    return training.result(None if run is None else Path(run))
+        return training.result(None if run is None else Path(run))
 
 
 class _Training:
@@ -129,7 +114,6 @@ class _Training:
         size = picture_size(pipe, config.size)
         self._data: Latents = cached_latents(pipe, photos, size)
         self._learner = Learner(pipe, naming, self._metric, config)
-        self._prompts = filled(config.templates, naming.phrase)
         self._progress = Progress()
         self._file: CheckpointFile | None = None
         self.validation: Validation | None = None
@@ -142,9 +126,7 @@ class _Training:
         self._words = NewWords(self._pipe, {self._word: self._learner.rows})
         with contextlib.ExitStack() as stack:
             stack.callback(self._forget)
-            stepper = Stepper(
-                self._pipe, self._learner, self._data, self._word, self._prompts, config
-            )
+            stepper = Stepper(self._pipe, self._learner, self._data, self._naming, config)
             stack.callback(stepper.detach)
             interrupt = stack.enter_context(Interrupt(enabled=self._file is not None))
             advance = stack.enter_context(
@@ -256,7 +238,7 @@ class _Training:
     def _concept(self) -> Concept:
         learner, config = self._learner, self._config
         preset = PRESETS[config.lock]
-        key = learner.key.detach().cpu()
+        key = self._kept_key().cpu()
         return Concept(
             trigger=self._word,
             category=self._naming.category,
@@ -274,6 +256,18 @@ class _Training:
             base=self._base,
             notes=self._notes(),
         )
+
+    def _kept_key(self) -> Tensor:
+        """`i* [1, in]` of the concept: the average of the training, or over all contexts."""
+        config, phrase = self._config, self._naming.phrase
+        if not config.contexts:
+            return self._learner.key.detach()
+        prompts = filled((*config.templates, *config.contexts), phrase)
+        words = NewWords(self._pipe, {self._word: self._learner.rows})
+        try:
+            return word_encoding(self._pipe, self._word, prompts)[None]
+        finally:
+            words.remove()
 
     def _notes(self) -> Mapping[str, str]:
         return {

@@ -1,0 +1,80 @@
+"""Prompts with a place for a concept's word, and what the text encoder makes of that word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.targets import reads
+from rankedit_recipes.perfusion.text import Pipeline, at_positions, encode, required_positions
+
+TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "a photo of the {}",
+    "a photo of one {}",
+    "a picture of my {}",
+)
+"""Prompts in which a concept is learned and its category is read; `{}` is the word."""
+
+CONTEXTS = (
+    "a photo of a red cup next to a {}",
+    "a photo of a tree to the left of a {}",
+    "a photo of a star above a {}",
+    "a picture of a blue house and a {}",
+    "a photo of a green fish next to the {}",
+)
+"""Prompts in which a concept stands behind another thing; `{}` is the word."""
+
+
+def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) -> Tensor:
+    """The encoding `[in]` of the word that the new one stands for, averaged over the templates.
+
+    That is the category's, or the adjective's before the category, at its position.
+
+    Raises:
+        PerfusionError: a template lacks `{}`, cuts the word off, or has that word itself.
+    """
+    prompts = filled(naming.slots(templates), naming.origin)
+    with torch.no_grad():
+        read = reads(pipe, encode(pipe, prompts))
+    places = required_positions(pipe, prompts, naming.origin, read.shape[1])
+    for template, found in zip(templates, places, strict=True):
+        if len(found) != template.count("{}"):
+            raise PerfusionError(
+                f"perfusion: {naming.origin!r} stands in the template {template!r} itself, so that "
+                "it cannot be told from the concept's word; choose another adjective, or give "
+                "templates without it."
+            )
+    return at_positions(read, places).float().mean(0)
+
+
+def word_encoding(pipe: Pipeline, word: str, prompts: Sequence[str]) -> Tensor:
+    """The encoding `[in]` of a word that is in the pipeline, averaged over prompts with it.
+
+    Raises:
+        PerfusionError: a prompt lacks it, or is cut off before it.
+    """
+    with torch.no_grad():
+        read = reads(pipe, encode(pipe, prompts))
+    places = required_positions(pipe, prompts, word, read.shape[1])
+    return at_positions(read, places).float().mean(0)
+
+
+def filled(templates: Sequence[str], word: str) -> list[str]:
+    """The templates with a word put in.
+
+    Raises:
+        PerfusionError: no template, or one without `{}`.
+    """
+    wrong = [template for template in templates if "{}" not in template]
+    if wrong or not templates:
+        raise PerfusionError(
+            f"perfusion: templates must be prompts with {{}} where the word goes, got "
+            f"{wrong[0] if wrong else templates!r}."
+        )
+    return [template.replace("{}", word) for template in templates]
