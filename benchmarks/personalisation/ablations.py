@@ -74,7 +74,7 @@ class GateOff(Changed):
         """The concepts' edits without their gates."""
         concepts = [perfusion.Concept.load(artefact.file) for artefact in artefacts]
         settings = settings_of(concepts, None, None, None, 1.0)
-        gated = joint_edits(pipe, concepts, settings, GateForm())
+        gated = joint_edits(pipe, concepts, settings, GateForm(floor=None))
         edits = {name: edit.with_gate(rk.Identity()) for name, edit in gated.items()}
         words = NewWords(pipe, {c.trigger: c.embeddings for c in concepts})
         try:
@@ -153,5 +153,7 @@ def ablations(
             Perfusion(moment, "temperature 0.1 at inference", temperature=0.1), untrained=True
         ),
         changed("key gradient", key_gradient=True),
+        changed("key of first places only", contexts=()),
+        Ablation(Perfusion(moment, "no dead zone", floor=None), untrained=True),
     ]
     return {one.method.name: one for one in found}

@@ -10,6 +10,7 @@ from typing import Any
 
 from rankedit_recipes import perfusion
 from rankedit_recipes.perfusion.concept import PRESETS, Lock
+from rankedit_recipes.perfusion.joining import Floor
 from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
 from rankedit_recipes.perfusion.naming import Naming
 
@@ -30,6 +31,7 @@ class Perfusion:
             from the study.
         lock: at inference; the concept's own by default.
         temperature: of the gate at inference.
+        floor: of the dead zone at inference; the concept's own by default.
     """
 
     rates: Sequence[float] = (0.1, 0.3, 0.9)
@@ -44,10 +46,11 @@ class Perfusion:
         *,
         lock: Lock | None = None,
         temperature: float = PRESETS["local"].temperature,
+        floor: Floor = "own",
     ) -> None:
         self.statistics, self.name = statistics, name
         self.config = config or SANDBOX_CONFIG
-        self.lock, self.temperature = lock, temperature
+        self.lock, self.temperature, self.floor = lock, temperature, floor
 
     def phrase(self, subject: Subject) -> str:
         """The new word, before the category if it is an adjective."""
@@ -95,6 +98,6 @@ class Perfusion:
     def together(self, pipe: Any, artefacts: Sequence[Artefact], scale: float) -> Iterator[None]:
         """Several concepts, merged by the joint projection."""
         concepts = [perfusion.Concept.load(artefact.file) for artefact in artefacts]
-        how = {"bias": scale, "temperature": self.temperature, "lock": self.lock}
-        with perfusion.apply(pipe, concepts, **how):
+        how = {"temperature": self.temperature, "lock": self.lock, "floor": self.floor}
+        with perfusion.apply(pipe, concepts, bias=scale, **how):
             yield
