@@ -21,6 +21,7 @@ import torch
 from personalisation.fronts import front
 from personalisation.perfusions import BIASES
 from personalisation.promises import FIGURES, GATES, Promises
+from personalisation.telling import tables
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
 from rankedit_recipes.perfusion.models import SANDBOX, open_config
@@ -213,6 +214,7 @@ def main() -> None:
     document = {**answers.promises.world.provenance(), "lines": told}
     text = json.dumps(document, indent=1, allow_nan=False)
     (given.out / "results.json").write_text(text)
+    (given.out / "tables.md").write_text("\n\n".join(tables(told, BIASES)) + "\n")
     print(f"concept files: {answers.promises.folder / 'concepts'}")
 
 

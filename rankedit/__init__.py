@@ -23,7 +23,7 @@ from rankedit.files.format import EditFile
 from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
 from rankedit.files.storage import check_base, load, save
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
 from rankedit.learning.values import (
     LearnedValues,
     OutputSite,
@@ -63,6 +63,7 @@ __all__ = [
     "Gate",
     "GatedEdit",
     "Identity",
+    "JointSigmoid",
     "LearnedValues",
     "Ledger",
     "LowRank",

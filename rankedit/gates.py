@@ -89,6 +89,18 @@ class Sigmoid(Gate):
 
 
 @dataclass(frozen=True)
+class JointSigmoid(Sigmoid):
+    """`σ((c − bias)/temperature)` on the joint coordinates; for one key, `Sigmoid`.
+
+    A key has coordinate 0 on every other key, however similar the two are: its input opens its own
+    gate and no other one, where the similarity of two keys would open both.
+    """
+
+    name = "joint-sigmoid"
+    reads = "coordinates"
+
+
+@dataclass(frozen=True)
 class Identity(Gate):
     """`g(c) = c`: the edit is linear, and equals the equality edit of its keys (ROME for one)."""
 

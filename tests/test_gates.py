@@ -44,6 +44,31 @@ def test_identity_is_the_identity_on_the_coordinates():
     assert (rk.Identity.reads, rk.Sigmoid.reads) == ("coordinates", "similarity")
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_joint_gates_open_for_their_own_key_only_however_alike_keys_are(alike, normalised):
+    keys = torch.tensor([[1.0, 0.0, 0.0], [alike, (1 - alike**2) ** 0.5, 0.0]])
+    targets = torch.eye(2)
+    metric = rk.Metric.identity(3)
+    gate = rk.JointSigmoid(bias=0.7, temperature=0.15)
+    joint = rk.GatedEdit(keys, targets, metric, gate, normalised=normalised)
+    shut, wide = joint.opening(torch.tensor([0.0, 0.0, 1.0]))[0], joint.opening(keys[0])[0]
+    wanted = torch.stack([wide, shut, shut, wide]).reshape(2, 2)
+    torch.testing.assert_close(joint.opening(keys), wanted, rtol=1e-3, atol=1e-5)
+    assert float(wide) > 0.88 > 0.01 > float(shut)
+    apart = joint.with_gate(rk.Sigmoid(bias=0.7, temperature=0.15))
+    assert (float(apart.opening(keys)[0, 1]) > 0.01) == (alike > 0)
+
+
+def test_a_joint_gate_of_one_key_is_the_plain_one():
+    key, x = torch.tensor([[1.0, 2.0]]), torch.randn(7, 2, generator=torch.Generator())
+    edits = [
+        rk.GatedEdit(key, torch.ones(1, 1), rk.Metric.identity(2), kind(0.6, 0.2))
+        for kind in (rk.Sigmoid, rk.JointSigmoid)
+    ]
+    assert torch.equal(edits[0].opening(x), edits[1].opening(x))
+
+
 class TestParameters:
     def test_are_float32_tensors_by_name(self):
         found = gates.parameters(rk.Sigmoid(bias=torch.tensor([0.5, 0.6]).double()))

@@ -15,7 +15,7 @@ from rankedit.errors import EditFileError
 from rankedit.files.format import read_file
 from rankedit.files.storage import load, save
 from rankedit.gated import GatedEdit
-from rankedit.gates import Identity, Sigmoid
+from rankedit.gates import Identity, JointSigmoid, Sigmoid
 from rankedit.metric import Metric
 from rankedit.moments import Provenance, SecondMoment
 from tests.attacks.forging import (
@@ -31,7 +31,7 @@ from tests.attacks.forging import (
 )
 from tests.attacks.hostile_files import HOSTILE
 
-GATES = {gate.name: gate for gate in (Sigmoid, Identity)}
+GATES = {gate.name: gate for gate in (Sigmoid, JointSigmoid, Identity)}
 LIMIT_SECONDS = 0.1
 LIMIT_BYTES = 16 << 20
 

@@ -12,7 +12,7 @@ from rankedit.errors import EditFileError
 from rankedit.files.container import DTYPES
 from rankedit.files.storage import load, save
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
 from rankedit.merging import merge
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
@@ -90,6 +90,7 @@ def test_half_precision_keeps_tensors_far_beyond_its_range(path):
         Sigmoid(0.6, 0.15),
         Sigmoid(torch.tensor([0.5, 0.7]), 0.1),
         Sigmoid(torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.2])),
+        JointSigmoid(torch.tensor([0.5, 0.7]), 0.1),
         Identity(),
     ],
 )
@@ -145,7 +146,7 @@ class Ramp(Gate):
 def test_a_gate_of_ones_own_is_found_only_when_its_class_is_passed(path):
     save({"x": gated_edit(gate=Ramp(0.2))}, path)
     assert load(path, gates=[Ramp])["x"].gate == Ramp(0.2)
-    with pytest.raises(EditFileError, match=r"gate 'ramp', known are identity, sigmoid.*gates="):
+    with pytest.raises(EditFileError, match=r"gate 'ramp', known are identity, .*gates="):
         load(path)
     with pytest.raises(EditFileError, match="must be classes derived from Gate"):
         load(path, gates=[Ramp(0.2)])

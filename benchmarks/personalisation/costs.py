@@ -99,9 +99,12 @@ def picture_times(
     made: Sequence[perfusion.Concept],
     draw_one: Callable[[], object],
     *,
-    count: int = 12,
-) -> list[float]:
-    """Median seconds of a picture without concepts, with the first, with all, in turns.
+    count: int = 30,
+) -> tuple[float, list[float]]:
+    """Median seconds of a picture without concepts, and median ratios with the first and with all.
+
+    Pictures are made in turns, and each is compared with the one without concepts of its turn: what
+    else the machine does slows both.
 
     Args:
         pipe: the pipeline.
@@ -119,4 +122,6 @@ def picture_times(
                 continue
             with perfusion.apply(pipe, concepts):
                 times.append(seconds(draw_one))
-    return [statistics.median(times) for times in found]
+    base, *others = found
+    ratios = [[t / b for t, b in zip(times, base, strict=True)] for times in others]
+    return statistics.median(base), [statistics.median(ratio) for ratio in ratios]

@@ -186,11 +186,11 @@ class Promises:
             ours, theirs = step_times(world.pipe, world.moment, one)
             made = [self.learned(one), self.learned(two)]
             prompt = Prompt("a photo of a cat on the grass", "grass")
-            none, single, double = picture_times(
+            none, (single, double) = picture_times(
                 world.pipe, made, lambda: world.draw([(prompt, 1)], "")
             )
             return {
-                "step": ours / theirs, "one": single / none, "two": double / none,
+                "step": ours / theirs, "one": single, "two": double,
                 "step_seconds": ours, "picture_seconds": none, "threads": torch.get_num_threads(),
             }  # fmt: skip
 

@@ -33,7 +33,7 @@ from rankedit.files.format import (
 )
 from rankedit.files.header import Limits, checked_name
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, Sigmoid
+from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.selecting import find, named_modules
 from rankedit.moments import SecondMoment
@@ -157,8 +157,8 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
 
     Args:
         path: the file.
-        gates: classes of gates of your own that edits in the file may use; `Sigmoid` and
-            `Identity` are known.
+        gates: classes of gates of your own that edits in the file may use; `Sigmoid`,
+            `JointSigmoid` and `Identity` are known.
 
     Returns:
         A dictionary with the attributes `metadata` and `base`. Tensors are on the CPU; those that
@@ -178,7 +178,7 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
-    classes: list[type[Gate]] = [Sigmoid, Identity, *own]
+    classes: list[type[Gate]] = [Sigmoid, JointSigmoid, Identity, *own]
     for gate in classes:
         if not (isinstance(gate, type) and issubclass(gate, Gate)):
             raise EditFileError(f"load: gates must be classes derived from Gate, got {gate!r:.80}.")

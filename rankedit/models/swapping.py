@@ -11,9 +11,10 @@ move with the model, and `state_dict` does not see them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, SupportsIndex
 
@@ -50,8 +51,13 @@ class Slot:
     joins: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        """The slot itself: it is immutable, and the copied layer has buffers of its own."""
-        return self
+        """The slot itself: it is immutable, and the copied layer has buffers of its own.
+
+        But for an edit that says itself how it is copied.
+        """
+        if not hasattr(type(self.edit), "__deepcopy__"):
+            return self
+        return replace(self, edit=copy.deepcopy(self.edit, memo))
 
 
 class EditedProjection(nn.Module):

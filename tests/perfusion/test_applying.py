@@ -61,17 +61,18 @@ def recorded(pipe, prompt):
 
 
 def oracle(x, weight, inverse, keys, targets, biases, temperatures):
-    """Equation 3, and 4 with 10 for several concepts, written out in float64."""
+    """Equation 3, and 4 for several concepts, gates on joint coordinates, in float64."""
     x = x.double()
-    lengths = np.array([float(k @ inverse @ k) for k in keys])
     lower = torch.linalg.cholesky(inverse)
     basis, _ = torch.linalg.qr(torch.stack([lower.T @ k for k in keys], dim=1))
     directions = torch.linalg.solve(lower.T, basis)  # u = L^-T ũ
     rest = x - (x @ inverse @ directions) @ directions.T
     output = rest @ weight.double().T
-    for j, key in enumerate(keys):
-        similarity = (x @ inverse @ key) / lengths[j]
-        gate = torch.sigmoid((similarity - biases[j]) / temperatures[j])
+    stacked = torch.stack(list(keys))
+    gram = stacked @ inverse @ stacked.T
+    coordinates = torch.linalg.solve(gram, x @ inverse @ stacked.T, left=False)
+    for j in range(len(keys)):
+        gate = torch.sigmoid((coordinates[..., j] - biases[j]) / temperatures[j])
         output = output + gate[..., None] * targets[j].double()
     return output
 
@@ -373,9 +374,9 @@ def computed(monkeypatch):
 
 def anew(layer, edit, x):
     """The layer's output for an input that was never seen."""
-    edit.reading.forget()
+    edit.remembered.forget()
     found = layer(x.clone())
-    edit.reading.forget()
+    edit.remembered.forget()
     return found
 
 
@@ -395,25 +396,76 @@ def test_coefficients_are_worked_out_once_for_an_input(weighted, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x, _: x.clone(),
         lambda x, _: x.mul_(2),
-        lambda x, _: x[:1].add_(1),
-        lambda x, _: x[1:],
-        lambda x, _: x.flip(0),
+        lambda x, _: (x[:1].add_(1), x)[1],
+        lambda x, _: x[1:] if len(x) == 4 else x,
         lambda x, _: x.transpose(0, 1),
-        lambda x, _: x.reshape(4, 3, 8),
         lambda x, attached: attached.set(bias=0.1) or x,
         lambda x, attached: attached.set(temperature=0.5) or x,
         lambda x, attached: attached.set(weights=torch.tensor([1.0, 0.5])) or x,
     ],
 )  # fmt: skip
-def test_another_input_or_setting_is_worked_out_anew(weighted, change):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_input_or_setting_is_worked_out_anew(weighted, change, dtype):
     layer, edit, attached = weighted
-    x = torch.randn(3, 4, 8)
+    layer.to(dtype)
+    x = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     layer(x)
     other = change(x, attached)
     found = layer(other)
     assert torch.equal(found, anew(layer, edit, other))
+
+
+@torch.no_grad()
+def test_views_of_one_tensor_are_told_apart(weighted):
+    _, edit, _ = weighted
+    tensors = edit.bind(lambda keys: torch.zeros(len(keys), 5))
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    views = [x[:4], x[4:], x[::2], x[:4, :], x.T, x.reshape(2, 4, 8), x]
+    for view in [*views, *reversed(views)]:
+        found = edit.added(view, tensors)
+        edit.remembered.forget()
+        torch.testing.assert_close(found, edit.added(view.clone(), tensors), rtol=1e-6, atol=1e-6)
+        edit.added(view, tensors)
+
+
+@torch.no_grad()
+def test_a_copied_model_keeps_settings_and_memory_of_its_own(weighted):
+    layer, _, attached = weighted
+    both = torch.nn.ModuleList([layer])
+    twin = copy.deepcopy(both)[0]
+    x = torch.randn(4, 8)
+    before = twin(x)
+    attached.set(bias=-3.0)
+    assert not torch.equal(layer(x), before)
+    assert torch.equal(twin(x), before)
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(twin)(x), before)
+    made = copy.deepcopy(twin)
+    assert torch.equal(made(x), before)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_follows_other_inputs(weighted):
+    layer, edit, _ = weighted
+    x, other = torch.randn(2, 4, 8)
+    layer(x)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(other), anew(layer, edit, other))
+
+
+def test_learned_weights_are_not_remembered():
+    keys = torch.eye(2)
+    edit = Weighted(rk.GatedEdit(keys, keys, rk.Metric.identity(2)), torch.ones(2).requires_grad_())
+    tensors = edit.bind(lambda k: k)
+    x = torch.randn(3, 2)
+    with torch.no_grad():
+        edit.added(x, tensors)
+    for _ in range(2):
+        edit.weights.grad = None
+        edit.added(x, tensors).sum().backward()
+        assert float(edit.weights.grad.abs().sum()) > 0
 
 
 def test_graphs_are_never_remembered(weighted):
@@ -440,3 +492,25 @@ def test_a_picture_works_its_coefficients_out_once_for_keys_and_once_for_values(
         applied.set(bias=0.2)
         assert not np.array_equal(picture(pipe, "a <bean> and a <mug>"), first)
         assert len(calls) == 4
+
+
+# ------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("floor", [float("nan"), float("inf"), True, "low"])
+def test_a_dead_zone_that_is_no_similarity_is_refused(pipe, bean, floor):
+    with pytest.raises(PerfusionError, match=r"floor must be a similarity such as 0\.5"):
+        apply(pipe, bean, floor=floor)
+
+
+def test_settings_that_fail_change_nothing(pipe, bean, mug):
+    with apply(pipe, bean) as applied:
+        before = applied.settings
+        with pytest.raises(rk.RankeditError):
+            applied.set(bias=float("inf"))
+        assert applied.settings == before
+        with pytest.raises(PerfusionError, match="unknown setting 'floor'; a concept has a bias"):
+            applied.load(mug, floor=0.3)
+        assert applied.triggers == ("<bean>",)
+    with pytest.raises(PerfusionError, match="no concept with the word '<bean>'"):
+        applied.set("<bean>", bias=0.5)

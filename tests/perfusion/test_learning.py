@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rankedit_recipes.perfusion import stepping, training
-from rankedit_recipes.perfusion.concept import Concept
+from rankedit_recipes.perfusion.applied import in_use
+from rankedit_recipes.perfusion.applying import active, apply
+from rankedit_recipes.perfusion.concept import PRESETS, Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -32,7 +35,7 @@ from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
 from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, TEMPLATES
+from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept
 
 SMALL = {"steps": 4, "batch": 4, "templates": TEMPLATES, "checkpoint_every": 1}
 
@@ -166,8 +169,42 @@ def test_the_kept_key_is_the_mean_over_templates_and_contexts(pipe, moment, tmp_
 
 
 def test_a_context_without_the_word_is_refused(pipe, moment):
-    with pytest.raises(PerfusionError, match=r"must be prompts with \{\} where the word goes"):
-        taught(pipe, moment, contexts=("a red cup",))
+    with pytest.raises(PerfusionError, match=r"contexts must be prompts with \{\} .* 'a red cup'"):
+        Config(contexts=("a red cup",))
+    long = "very " * 200 + "big {}"
+    with (
+        mock.patch.object(stepping.Stepper, "step", side_effect=AssertionError),
+        pytest.raises(PerfusionError, match="<bean>"),
+    ):
+        taught(pipe, moment, contexts=(long,))
+
+
+def test_a_pipeline_with_concepts_is_refused_and_left_alone(pipe, moment):
+    refusal = pytest.raises(PerfusionError, match=r"concepts in it \(<mug>\); take them out")
+    with apply(pipe, random_concept(pipe, "<mug>", "cup")), refusal:
+        taught(pipe, moment)
+    taught(pipe, moment, steps=1)
+
+
+def test_a_state_is_judged_as_it_will_be_used(pipe, moment, monkeypatch):
+    seen = []
+    plain = training.generate
+
+    def generate(*arguments):
+        applied = active(pipe)
+        floors = {edit.floor for edit in applied.edits.values()}
+        seen.append((applied.settings["<bean>"], floors, applied.concepts["<bean>"].key))
+        return plain(*arguments)
+
+    monkeypatch.setattr(training, "generate", generate)
+    judge = Validation(lambda *_: Scores(0.5, 0.5), ("a photo of a {}",), Sampling(1, size=16))
+    settings = {"lock": "coarse", "adjective": "red", "contexts": ("a cup and a {}",), "steps": 1}
+    kept = taught(pipe, moment, validation=judge, validate_every=1, **settings)
+    ((used, floors, key),) = seen
+    assert (used.bias, used.temperature) == (kept.bias, kept.temperature)
+    assert floors == {kept.floor} == {PRESETS["coarse"].floor}
+    torch.testing.assert_close(key, kept.key, rtol=2e-3, atol=2e-3)
+    assert pipe not in in_use
 
 
 @pytest.mark.parametrize("stop", [1, 3])

@@ -206,7 +206,7 @@ def test_the_coarse_lock_has_a_dead_zone_and_the_file_keeps_it(pipe, tmp_path):
         ((None, None), {}, None),
         ((0.6, 0.4), {"floor": None}, None),
         ((0.6, None), {"floor": 0.7}, 0.7),
-        ((0.6, 0.4), {"lock": "global"}, None),
+        ((0.6, 0.4), {"lock": "global"}, 0.4),
         ((0.6, 0.4), {"lock": "global", "floor": 0.2}, 0.2),
     ],
 )
@@ -219,9 +219,3 @@ def test_concepts_share_the_lowest_of_their_dead_zones(pipe, floors, asked, expe
     ]
     with perfusion.apply(pipe, made, **asked) as applied:
         assert {edit.floor for edit in applied.edits.values()} == {expected}
-
-
-def test_a_dead_zone_that_is_no_number_is_refused(pipe):
-    concept = random_concept(pipe, "<bean>", "cat")
-    with pytest.raises(PerfusionError, match=r"floor must be a similarity such as 0\.5.*got 'low'"):
-        perfusion.apply(pipe, concept, floor="low")

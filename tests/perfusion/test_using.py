@@ -229,7 +229,7 @@ def test_every_command_in_a_row(world):
     with Image.open(made.split()[0]) as picture:
         assert picture.size == (16, 16)
     ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--plot", "gate.png")
-    assert "dead zone 0.5" in ran("info", "concept.safetensors")
+    assert "dead zone 0.6" in ran("info", "concept.safetensors")
     shut = ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--floor", "9")
     wide = ran("explain", "concept.safetensors", "--prompt", "a <bean> cat", "--floor", "none")
     assert shut.count("0.000") > wide.count("0.000")

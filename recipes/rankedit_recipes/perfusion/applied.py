@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ from rankedit_recipes.perfusion.joining import (
 from rankedit_recipes.perfusion.locking import GlobalLock
 from rankedit_recipes.perfusion.targets import find_targets
 from rankedit_recipes.perfusion.text import Pipeline
-from rankedit_recipes.perfusion.weighting import Reading, Weighted
+from rankedit_recipes.perfusion.weighting import Remembered, Weighted
 from rankedit_recipes.perfusion.words import NewWords
 
 ConceptLike = Concept | str | PathLike[str]
@@ -44,7 +44,7 @@ class Applied:
         self._concepts: dict[str, Concept] = {}
         self._settings: dict[str, Settings] = {}
         self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
-        self._readings: list[Reading] = []
+        self._remembered: list[Remembered] = []
         self.edits: dict[str, rk.GatedEdit] = {}
 
     @property
@@ -83,7 +83,7 @@ class Applied:
     def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
         """An edit of this pipeline with the gate's settings as they are now."""
         numbers = columns(self._settings)
-        gate = rk.Sigmoid(numbers["bias"], numbers["temperature"])
+        gate = rk.JointSigmoid(numbers["bias"], numbers["temperature"])
         return edit.with_gate(gate)
 
     def set(
@@ -110,12 +110,14 @@ class Applied:
         changes = {name: value for name, value in given.items() if value is not None}
         changed = {word: replace(self._settings[word], **changes) for word in chosen}
         check(changed)
-        self._settings |= changed
-        attachment = next(part for part in self._parts if isinstance(part, rk.Attachment))
-        numbers: dict[str, Any] = columns(self._settings)
-        attachment.set(**numbers)
-        for reading in self._readings:
-            reading.forget()
+        wanted = self._settings | changed
+        numbers: dict[str, Any] = columns(wanted)
+        for part in self._parts:
+            if isinstance(part, rk.Attachment):
+                part.set(**numbers)
+        self._settings = wanted
+        for kept in self._remembered:
+            kept.forget()
 
     def load(self, concept: ConceptLike, **settings: float) -> None:
         """Add a concept; those that are in keep their settings."""
@@ -124,6 +126,12 @@ class Applied:
             raise PerfusionError(
                 f"load: a concept with the word {loaded.trigger!r} is in this pipeline already; "
                 "give this one another: concept.renamed('<other>')."
+            )
+        unknown = sorted(settings.keys() - {field.name for field in fields(Settings)})
+        if unknown:
+            raise PerfusionError(
+                f"load: unknown setting {unknown[0]!r}; a concept has a bias, a temperature and a "
+                "strength of its own, while lock, normalised and floor are given to apply for all."
             )
         own = settings_of([loaded], self._form.lock, None, None, 1.0)[loaded.trigger]
         wanted = {**self._settings, loaded.trigger: replace(own, **settings)}
@@ -169,7 +177,7 @@ class Applied:
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._pipe, rows))
         # Keys and values may read two encodings: each kind remembers its own.
-        keys, values = self._readings = [Reading(), Reading()]
+        keys, values = self._remembered = [Remembered(), Remembered()]
         named = find_targets(self._pipe).keys
         weighted = {
             name: Weighted(edit, strengths, keys if name in named else values)
@@ -186,7 +194,7 @@ class Applied:
                 part.detach()
             else:
                 part.remove()
-        self._parts, self._readings = [], []
+        self._parts, self._remembered = [], []
 
     def _check_known(self, call: str, triggers: Sequence[str]) -> None:
         for word in triggers:

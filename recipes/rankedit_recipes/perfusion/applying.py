@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from typing import get_args
@@ -66,7 +67,7 @@ def apply(
             "apply: lock must be 'local', 'global' or None, for what each concept was learned "
             f"with, got {lock!r}."
         )
-    if floor not in (None, "own") and not isinstance(floor, int | float):
+    if not (floor in (None, "own") or _finite(floor)):
         raise PerfusionError(
             "apply: floor must be a similarity such as 0.5, None for no dead zone, or 'own' for "
             f"the concepts' own, got {floor!r}."
@@ -78,6 +79,10 @@ def apply(
     applied.replace_all(loaded, settings_of(loaded, lock, bias, temperature, strength))
     in_use[pipe] = applied
     return applied
+
+
+def _finite(number: object) -> bool:
+    return type(number) in (int, float) and math.isfinite(number)  # type: ignore[arg-type]
 
 
 def active(pipe: Pipeline) -> Applied:

@@ -41,11 +41,12 @@ class Preset(NamedTuple):
 
 
 # Inference settings of the paper: local lock 0.6 to 0.75, global lock 0.4 to 0.6; temperature 0.15.
-# An adjective's key is close to the noun behind it: without a dead zone that noun loses its part.
+# The coarse lock is made for adjectives, and their keys are like the noun behind them: without a
+# dead zone that noun loses its part.
 PRESETS: Mapping[Lock, Preset] = {
     "local": Preset(0.7),
     "global": Preset(0.5),
-    "coarse": Preset(0.7, floor=0.5),
+    "coarse": Preset(0.7, floor=0.6),
     "trained": Preset(0.7),
 }
 FORMAT = "1"

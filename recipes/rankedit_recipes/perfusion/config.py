@@ -35,8 +35,8 @@ class Config:
         lock: what stays as it is: `"local"`: keys are those of the category; `"global"`: likewise,
             and the whole prompt's follow the category when the concept is applied; `"coarse"`: keys
             and values of the coarse levels, which decide what is where, are those of the word that
-            the new one stands for, and the finest level learns both; `"trained"`: nothing, keys are
-            learned too, which overfits (the paper's ablation).
+            the new one stands for, and the finest level learns both, and the concept has a dead
+            zone; `"trained"`: nothing, keys are learned too, which overfits (the paper's ablation).
         adjective: empty: the word stands for the category ("a <bean>"). Else it stands before it
             ("a <bean> cat"), begins as this word ("new") and is locked to it.
         value_rate: learning rate of values.
@@ -106,6 +106,12 @@ class Config:
                     f"{getattr(self, name)!r}."
                 )
         self._check_numbers()
+        wordless = [context for context in self.contexts if "{}" not in context]
+        if wordless:
+            raise PerfusionError(
+                f"Config: contexts must be prompts with {{}} where the word goes, got "
+                f"{wordless[0]!r}."
+            )
         barred = [template for template in self.templates if "|" in template]
         if barred:
             raise PerfusionError(

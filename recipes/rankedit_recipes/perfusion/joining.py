@@ -64,9 +64,9 @@ class GateForm:
 
 
 def preset_of(concept: Concept, lock: HeldLock | None) -> Preset:
-    """A concept's own settings of the gate; under another lock than its own those of that lock."""
+    """A concept's own settings; under another lock than its own, bias and temperature of that."""
     if lock is not None and lock != concept.lock:
-        return PRESETS[lock]
+        return PRESETS[lock]._replace(floor=concept.floor)
     return Preset(concept.bias, concept.temperature, concept.floor)
 
 
@@ -183,6 +183,9 @@ def joint_edits(
 ) -> dict[str, rk.GatedEdit]:
     """The merged edit of each projection, keys locked to the categories of the concepts.
 
+    Gates read joint coordinates: a word whose encoding is like another concept's key opens its own
+    gate only.
+
     Raises:
         PerfusionError: concepts with parallel keys, or made under other statistics.
     """
@@ -200,7 +203,8 @@ def joint_edits(
             if target is None:
                 with torch.no_grad():
                     target = rk.linear_output(modules[name], category[None])[0]
-            gate = rk.Sigmoid(settings[concept.trigger].bias, settings[concept.trigger].temperature)
+            own = settings[concept.trigger]
+            gate = rk.JointSigmoid(own.bias, own.temperature)
             part = rk.GatedEdit.from_images(
                 concept.key[None].cpu(),
                 target[None].float().cpu(),

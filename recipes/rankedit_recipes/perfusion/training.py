@@ -16,6 +16,7 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
+from rankedit_recipes.perfusion.applied import in_use
 from rankedit_recipes.perfusion.applying import apply
 from rankedit_recipes.perfusion.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of
@@ -76,6 +77,11 @@ def learn(
         PerfusionError: something about the photos, words or the model; says what to do.
         KeyboardInterrupt: Ctrl-C; with a run folder the newest state is written first.
     """
+    if pipe in in_use:
+        raise PerfusionError(
+            f"learn: the pipeline has concepts in it ({', '.join(in_use[pipe].triggers)}); take "
+            "them out first: perfusion.unload(pipe)."
+        )
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
     check_naming(pipe, naming)
@@ -114,6 +120,7 @@ class _Training:
         size = picture_size(pipe, config.size)
         self._data: Latents = cached_latents(pipe, photos, size)
         self._learner = Learner(pipe, naming, self._metric, config)
+        self._kept_key()  # a context that cuts the word off is refused now, not after all steps
         self._progress = Progress()
         self._file: CheckpointFile | None = None
         self.validation: Validation | None = None

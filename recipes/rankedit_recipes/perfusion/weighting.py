@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ class _Seen(NamedTuple):
     coefficients: Tensor
 
 
-class Reading:
+class Remembered:
     """Remembers the coefficients of the last input of edits that differ in their rows only.
 
-    All layers of a denoiser read one encoding of the text, in every step of sampling: gates and
-    coordinates are computed once for a picture, not once for each layer and step.
+    All layers of a denoiser read one encoding of the text, and most denoisers in all steps of
+    sampling: gates and coordinates are computed once for a picture, not for each layer and step.
+    An input is known by its identity and its version; writes that count no version (through
+    `x.data`) are not noticed.
     """
 
     def __init__(self) -> None:
@@ -45,14 +47,15 @@ class Reading:
             settings: what else they depend on and may change, in place.
             compute: gives them.
         """
-        # Nothing may be kept that is part of a graph, nor in code that is traced and runs anew.
-        if torch.compiler.is_compiling() or type(x) is not Tensor:
+        if _traced(x) or torch.is_inference_mode_enabled():
             return compute()
-        if x.requires_grad or x.is_inference() or torch.is_inference_mode_enabled():
-            return compute()
+        versions = []  # in one pass: this runs for every layer and step
+        for tensor in (x, *settings):
+            if tensor.requires_grad or tensor.is_inference():
+                return compute()
+            versions.append(tensor._version)
         root = x if x._base is None else x._base
-        versions = (x._version, *(setting._version for setting in settings))
-        view = (x.shape, x.stride(), x.storage_offset(), x.dtype, *versions)
+        view = (x.shape, x.stride(), x.storage_offset(), x.dtype, versions)
         seen = self._seen
         if seen is not None and seen.root is root and seen.view == view:
             return seen.coefficients
@@ -64,8 +67,18 @@ class Reading:
         """Compute anew next time."""
         self._seen = None
 
-    def __reduce__(self) -> tuple[type[Reading], tuple[()]]:
-        return Reading, ()
+    def __reduce__(self) -> tuple[type[Remembered], tuple[()]]:
+        # Copies have settings of their own, which versions do not tell from these.
+        return Remembered, ()
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether what runs now is recorded, to run again for other inputs."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return True
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +88,16 @@ class Weighted:
     Attributes:
         edit: the joint edit.
         weights: `[n]`, one strength for each key; 1 is the edit itself.
-        reading: shared by edits whose keys, gates and weights are the same.
+        remembered: shared by edits whose keys, gates and weights are the same.
     """
 
     edit: rk.GatedEdit
     weights: Tensor
-    reading: Reading = field(default_factory=Reading)
+    remembered: Remembered = field(default_factory=Remembered)
+    _changing: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_changing", tuple(sorted(self.settings())))
 
     @property
     def in_features(self) -> int:
@@ -91,6 +108,10 @@ class Weighted:
     def out_features(self) -> int:
         """Width of the outputs."""
         return self.edit.out_features
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weighted:
+        """The same edit, which remembers what it sees by itself: one memory for all of a model."""
+        return replace(self, remembered=copy.deepcopy(self.remembered, memo))
 
     def bind(self, outputs: Callable[[Keys], Values]) -> dict[str, Tensor]:
         """The edit's tensors, the strengths, and as rows `[2n, out]` the targets and `−W i_j`."""
@@ -108,12 +129,8 @@ class Weighted:
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
         """Gates and coordinates of the concepts, each scaled, with the rows."""
         settings = [tensors[name] for name in self._changing]
-        found = self.reading.of(x, settings, lambda: self._coefficients(x, tensors))
+        found = self.remembered.of(x, settings, lambda: self._coefficients(x, tensors))
         return ((found, tensors[_ROWS]),)
-
-    @cached_property
-    def _changing(self) -> tuple[str, ...]:
-        return tuple(sorted(self.settings()))
 
     def _coefficients(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Tensor:
         rows = tensors[_ROWS]
