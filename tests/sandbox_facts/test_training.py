@@ -123,7 +123,7 @@ def test_a_killed_training_of_two_workers_goes_on(tmp_path):
     command = [sys.executable, "-m", "rankedit_recipes.sandbox.facts.train", "--preset", "tiny"]
     command += ["--workers", "2", "--steps", "400", "--minutes", "0", "--folder", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # two workers wait for each other where cores are busy
     while latest_checkpoint(tmp_path) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
