@@ -126,7 +126,7 @@ def parameters(gate: Gate) -> dict[str, Tensor]:
         value = getattr(gate, field.name)
         check_has_data(type(gate).__name__, field.name, value)
         tensor = torch.as_tensor(value, dtype=torch.float32)
-        finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor)
+        finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor.detach())
         if tensor.ndim > 1 or not bool(finite):
             raise ShapeError(
                 f"{type(gate).__name__}: {field.name} must be a finite number or a vector with one "
