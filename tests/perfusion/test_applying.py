@@ -471,8 +471,13 @@ def test_learned_weights_are_not_remembered():
 def test_graphs_are_never_remembered(weighted):
     layer, _, _ = weighted
     x = torch.randn(4, 8, requires_grad=True)
+    found = []
     for _ in range(2):  # a graph that was kept would have been freed
+        x.grad = None
         layer(x).sum().backward()
+        found.append(x.grad)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], layer.weight.sum(0).expand_as(x))  # the edit's part, too
     with torch.inference_mode():
         seen = torch.randn(4, 8)
         layer(seen)
@@ -480,6 +485,7 @@ def test_graphs_are_never_remembered(weighted):
     with torch.inference_mode():
         layer(inputs)
     layer(inputs).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_a_picture_works_its_coefficients_out_once_for_keys_and_once_for_values(

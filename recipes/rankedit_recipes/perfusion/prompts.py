@@ -39,10 +39,7 @@ def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) ->
     Raises:
         PerfusionError: a template lacks `{}`, cuts the word off, or has that word itself.
     """
-    prompts = filled(naming.slots(templates), naming.origin)
-    with torch.no_grad():
-        read = reads(pipe, encode(pipe, prompts))
-    places = required_positions(pipe, prompts, naming.origin, read.shape[1])
+    read, places = _read(pipe, naming.origin, filled(naming.slots(templates), naming.origin))
     for template, found in zip(templates, places, strict=True):
         if len(found) != template.count("{}"):
             raise PerfusionError(
@@ -59,10 +56,14 @@ def word_encoding(pipe: Pipeline, word: str, prompts: Sequence[str]) -> Tensor:
     Raises:
         PerfusionError: a prompt lacks it, or is cut off before it.
     """
+    return at_positions(*_read(pipe, word, prompts)).float().mean(0)
+
+
+def _read(pipe: Pipeline, word: str, prompts: Sequence[str]) -> tuple[Tensor, list[list[int]]]:
+    """What cross-attention reads of prompts `[n, tokens, in]`, and where the word is in each."""
     with torch.no_grad():
         read = reads(pipe, encode(pipe, prompts))
-    places = required_positions(pipe, prompts, word, read.shape[1])
-    return at_positions(read, places).float().mean(0)
+    return read, required_positions(pipe, prompts, word, read.shape[1])
 
 
 def filled(templates: Sequence[str], word: str) -> list[str]:
