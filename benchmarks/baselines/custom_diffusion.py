@@ -37,7 +37,7 @@ class CustomDiffusion:
 
     name = "Custom Diffusion"
     rates = (2e-4, 8e-4, 3.2e-3)
-    scales = (0.5, 0.75, 1.0)
+    scales = searched = (0.5, 0.75, 1.0)
     usual = 1.0
 
     def phrase(self, subject: Subject) -> str:

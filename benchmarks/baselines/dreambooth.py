@@ -20,7 +20,7 @@ class DreamBooth:
 
     name = "DreamBooth"
     rates = (8e-5, 3.2e-4, 1.28e-3)
-    scales = (0.5, 0.75, 1.0)
+    scales = searched = (0.5, 0.75, 1.0)
     usual = 1.0
 
     def phrase(self, subject: Subject) -> str:

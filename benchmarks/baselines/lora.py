@@ -43,7 +43,7 @@ def loaded(unet: Any, tensors: Mapping[str, Tensor], name: str, scale: float) ->
     """A LoRA in a U-Net for the block, beside those that are in already."""
     before = dict(getattr(unet, "_study_scales", {}))
     flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    own = {key: value.float() for key, value in tensors.items()}
+    own = {key: value.to(unet.dtype) for key, value in tensors.items()}
     with warnings.catch_warnings():  # several adapters are what is wanted
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         unet.load_lora_adapter(own, prefix=None, adapter_name=name)
@@ -76,7 +76,7 @@ class DreamBoothLora:
     """
 
     rates = (2e-3, 8e-3, 3.2e-2)
-    scales = (0.5, 0.75, 1.0)
+    scales = searched = (0.5, 0.75, 1.0)
     usual = 1.0
 
     def __init__(self, rank: int) -> None:
@@ -117,7 +117,7 @@ class TokenLora:
 
     name = "rank-1 LoRA on K and V, with a new word"
     rates = (1e-3, 4e-3, 1.6e-2)
-    scales = (0.5, 0.75, 1.0)
+    scales = searched = (0.5, 0.75, 1.0)
     usual = 1.0
 
     def phrase(self, subject: Subject) -> str:

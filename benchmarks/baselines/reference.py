@@ -17,7 +17,7 @@ class CategoryWord:
 
     name = "category word"
     rates = (0.0,)
-    scales = (1.0,)
+    scales = searched = (1.0,)
     usual = 1.0
 
     def phrase(self, subject: Subject) -> str:

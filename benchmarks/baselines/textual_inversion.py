@@ -41,7 +41,7 @@ class TextualInversion:
 
     name = "textual inversion"
     rates = (5e-4, 2e-3, 8e-3)
-    scales = (0.5, 0.75, 1.0)
+    scales = searched = (0.5, 0.75, 1.0)
     usual = 1.0
 
     def phrase(self, subject: Subject) -> str:

@@ -100,10 +100,10 @@ def studied(
         `maps`, `pixels`; `taken`: mean attention of a pixel that the word takes; `inside`: the part
         of it that falls into the box of the concept's object, as the judge finds it.
     """
-    with recorded(world.pipe, len(asked)) as recorder:
+    with recorded(world.sampler, len(asked)) as recorder:
         pixels = world.draw(asked, phrase)
     texts = [prompt.text.format(phrase) for prompt, _ in asked]
-    maps = word_maps(world.pipe, recorder.maps, texts, word or phrase)
+    maps = word_maps(world.sampler, recorder.maps, texts, word or phrase)
     verdict = judge(world.judges.finder, pixels)
     boxes = verdict.boxes[:, CATEGORIES.index(concept.category)]
     inside = (maps * _box_masks(boxes)).sum((1, 2)) / maps.sum((1, 2))

@@ -94,12 +94,14 @@ class Method(Protocol):
         name: as tables show it.
         rates: candidates of the search.
         scales: what `apply` is varied over, without training again.
+        searched: those of them that the search judges; with the steps the same number for all.
         usual: the scale where none was searched for.
     """
 
     name: str
     rates: Sequence[float]
     scales: Sequence[float]
+    searched: Sequence[float]
     usual: float
 
     def phrase(self, subject: Subject) -> str:

@@ -92,7 +92,7 @@ class _Jointly(CustomDiffusion):
 def _together(
     study: Study, name: str, method: Any, made: Sequence[Artefact], scale: float
 ) -> AbstractContextManager[None]:
-    pipe = study.world.pipe
+    pipe = study.world.sampler
     if name == MERGED:
         return method.merged(pipe, made, study.world.moment)
     if name == JOINT:

@@ -36,6 +36,7 @@ class Perfusion:
 
     rates: Sequence[float] = (0.1, 0.3, 0.9)
     scales: Sequence[float] = BIASES
+    searched: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     usual = PRESETS["coarse"].bias
 
     def __init__(

@@ -107,7 +107,7 @@ def samples(study: Study, concept: Any, count: int = 6, zoom: int = 2) -> Image.
     file = study.folder / "figures" / f"samples-{concept.name}.png"
     if file.exists():
         return Image.open(file)
-    asked = study.world.asked(concept)[:: study.plan.seeds][:count]
+    asked = study.world.asked(concept, 1)[:count]
     rows = {"photos": torch.stack([_array(p.image) for p in concept.photos(count)])}
     for name, method in study.methods.items():
         choice = study.choice(method)
@@ -115,7 +115,7 @@ def samples(study: Study, concept: Any, count: int = 6, zoom: int = 2) -> Image.
             continue
         made = [a for a in study.artefacts(method, concept, choice) if a.step == choice.step]
         made = made or study.artefacts(method, concept, choice)[-1:]
-        with method.apply(study.world.pipe, made[-1], choice.scale):
+        with method.apply(study.world.sampler, made[-1], choice.scale):
             rows[name] = study.world.draw(asked, method.phrase(made[-1].subject))
     sheet = _sheet(rows, zoom)
     file.parent.mkdir(parents=True, exist_ok=True)

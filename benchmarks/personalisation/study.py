@@ -115,8 +115,8 @@ class Study:
         asked = self.world.searched(concept)
         found = []
         for artefact in made:
-            for scale in method.scales:
-                marks = self.marks(method, artefact, scale, concept, asked, seeds=1)
+            for scale in method.searched:
+                marks = self.marks(method, artefact, scale, concept, asked)
                 found.append({"rate": rate, "step": artefact.step, "scale": scale, "marks": marks})
         return found
 
@@ -140,32 +140,34 @@ class Study:
         made = self.artefacts(method, concept, choice)
         if method is self.perfusion:
             made, choice = made[-1:], Choice(choice.rate, made[-1].step, choice.scale)
-        asked = self.world.asked(concept)
         scales = list(method.scales) if self.plan.every_scale or method is self.perfusion else []
         points = []
         for artefact in made:
             for scale in dict.fromkeys([*scales, choice.scale]):
-                marks = self.marks(method, artefact, scale, concept, asked, self.plan.seeds)
+                final = (artefact.step, scale) == (choice.step, choice.scale)
+                seeds = self.plan.seeds if final else self.plan.curve_seeds
+                asked = self.world.asked(concept, seeds)
+                marks = self.marks(method, artefact, scale, concept, asked, seeds)
                 points.append({"step": artefact.step, "scale": scale, "marks": marks})
-        chosen = next(artefact for artefact in made if artefact.step == choice.step)
-        cost = json.loads((chosen.file.parent / "training.json").read_text())
+        best = next(artefact for artefact in made if artefact.step == choice.step)
+        cost = json.loads((best.file.parent / "training.json").read_text())
         share = choice.step / self.plan.steps[-1]
         return {
             "choice": vars(choice),
             "points": points,
-            "off": self.off(method, chosen, choice.scale, concept),
-            "kilobytes": chosen.bytes / 1000,
+            "off": self.off(method, best, choice.scale, concept),
+            "kilobytes": best.bytes / 1000,
             "train_seconds": cost["seconds"] * share,
             "train_megabytes": cost["megabytes"],
-            "overhead": self.overhead(method, chosen, choice.scale),
+            "overhead": self.overhead(method, best, choice.scale),
         }
 
     def marks(
         self, method: Method, artefact: Artefact, scale: float, concept: sandbox.Concept,
-        asked: Asked, seeds: int,
+        asked: Asked, seeds: int = 1,
     ) -> dict[str, list]:  # fmt: skip
         """What the judges say about one setting."""
-        with method.apply(self.world.pipe, artefact, scale):
+        with method.apply(self.world.sampler, artefact, scale):
             pixels = self.world.draw(asked, method.phrase(artefact.subject))
         marks = self.world.judges.marks(concept, pixels, [prompt for prompt, _ in asked])
         if seeds > 1:
@@ -174,19 +176,18 @@ class Study:
 
     def references(self, concept: sandbox.Concept) -> dict[str, dict]:
         """The ends of the scale: the base model, and real photos."""
-        world, asked = self.world, self.world.asked(concept)
+        world, asked = self.world, self.world.asked(concept, self.plan.seeds)
         prompts = [prompt for prompt, _ in asked]
         word = CategoryWord()
         made = trained(word, world.pipe, world.subject(concept), world.settings(0.0),
                        self.folder / "trained" / "category-word" / concept.name)  # fmt: skip
         copies = real_photos(concept, len(prompts), seed=9)
         drawn = truth(concept, prompts, seed=3)
-        told = Described(concept)
         found = {
-            "category word": self.marks(word, made[-1], 1.0, concept, asked, self.plan.seeds),
-            "description in words": self.marks(
-                told, made[-1], 1.0, concept, asked, self.plan.seeds
-            ),
+            **{
+                one.name: self.marks(one, made[-1], 1.0, concept, asked, self.plan.seeds)
+                for one in (word, Described(concept))
+            },
             "prompts drawn with the concept": self.seen(concept, drawn, prompts),
             "photos whatever the prompt": self.seen(concept, copies, prompts),
         }
@@ -209,7 +210,7 @@ class Study:
         """What a concept in the pipeline does to prompts without it."""
         world, asked, plain = self.world, self.world.off(concept), self.world.plain(concept)
         before, reseeded = (world.base(concept, asked, shift) for shift in (0, 5_000_000))
-        with method.apply(world.pipe, artefact, scale):
+        with method.apply(world.sampler, artefact, scale):
             pixels = world.draw(asked, "")
             own = world.draw(plain, concept.category)
         changed = (pixels.float() - before.float()).abs().mean((1, 2, 3))
@@ -221,13 +222,13 @@ class Study:
         })  # fmt: skip
 
     def overhead(self, method: Method, artefact: Artefact, scale: float, pairs: int = 5) -> float:
-        """Time of a picture with the concept over that without, in turns."""
-        asked = [(Prompt("a photo of a house on the grass", "grass"), 1)]
+        """Time of a picture with the concept over that without, in turns, in float32."""
+        asked, pipe = [(Prompt("a photo of a house on the grass", "grass"), 1)], self.world.pipe
         ratios = []
         for _ in range(pairs):
-            bare = _seconds(lambda: self.world.draw(asked, ""))
-            with method.apply(self.world.pipe, artefact, scale):
-                ratios.append(_seconds(lambda: self.world.draw(asked, "")) / bare)
+            bare = _seconds(lambda: self.world.draw(asked, "", pipe))
+            with method.apply(pipe, artefact, scale):
+                ratios.append(_seconds(lambda: self.world.draw(asked, "", pipe)) / bare)
         return statistics.median(ratios)
 
     # ------------------------------------------------------------------ attention, ablations
@@ -244,7 +245,7 @@ class Study:
             if choice is None:
                 return None
             made = [a for a in self.artefacts(method, concept, choice) if a.step == choice.step]
-            with method.apply(self.world.pipe, made[-1], choice.scale):
+            with method.apply(self.world.sampler, made[-1], choice.scale):
                 own = made[-1].subject
                 found[name] = studied(self.world, concept, method.phrase(own), asked, own.word)
         return found
@@ -261,12 +262,11 @@ class Study:
             subject = one.given(self.world.subject(concept, one.photos))
             settings = self.world.settings(choice.rate)
             made = trained(one.method, self.world.pipe, subject, settings, folder)[-1]
-        asked = self.world.asked(concept)
+        asked = self.world.asked(concept, self.plan.curve_seeds)
         own = one.method.scales is not Perfusion.scales
         scales = one.method.scales if own else self.plan.ablation_scales
         return [
-            {"scale": s, "marks": self.marks(one.method, made, s, concept, asked, self.plan.seeds)}
-            for s in scales
+            {"scale": s, "marks": self.marks(one.method, made, s, concept, asked)} for s in scales
         ]
 
 

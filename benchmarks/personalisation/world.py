@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.perfusion.concept import base_of
 from rankedit_recipes.perfusion.models import sandbox_captions
@@ -29,7 +31,8 @@ class Plan:
     Attributes:
         concepts: half that ship, half generated ones.
         prompts: for each concept.
-        seeds: for each prompt.
+        seeds: for each prompt, at the setting that the search chose.
+        curve_seeds: for each prompt, at the other points of the plot.
         steps: of each training at which its state is judged; Perfusion is judged at the last.
         batch: photos in a step.
         search: concepts, of others than those judged, on which each method's rate, step and scale
@@ -43,24 +46,27 @@ class Plan:
         pairs: pairs of concepts in one picture.
         pair_pictures: of each pair.
         sampling: denoising steps of a picture.
+        half: draw in bfloat16; trainings are in float32 all the same.
         every_scale: judge baselines at every scale, else at the usual one.
     """
 
     concepts: int = 16
     prompts: int = 24
     seeds: int = 4
-    steps: tuple[int, ...] = (100, 200, 400)
+    curve_seeds: int = 1
+    steps: tuple[int, ...] = (100, 200)
     batch: int = 8
     search: int = 2
     rates: int = 3
     shared: bool = False
     search_prompts: int = 24
     off: int = 24
-    ablations: int = 8
-    ablation_scales: tuple[float, ...] = (1.0, 0.8, 0.6)
+    ablations: int = 4
+    ablation_scales: tuple[float, ...] = (0.9, 0.7, 0.5)
     pairs: int = 8
     pair_pictures: int = 24
-    sampling: int = 20
+    sampling: int = 15
+    half: bool = True
     every_scale: bool = True
 
     def changed(self, settings: Sequence[str]) -> Plan:
@@ -98,13 +104,17 @@ class World:
     Args:
         folder: where statistics are kept.
         plan: how large the study is.
-        device: of the pipeline.
+        device: of the pipelines.
+
+    Attributes:
+        pipe: the pipeline that methods train, in float32.
+        sampler: the same one for drawing, in the plan's precision.
     """
 
     def __init__(self, folder: Path, plan: Plan, device: str = "cpu") -> None:
         self.plan = plan
-        self.pipe = sandbox.pipeline().to(device)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = _pipeline(device, torch.float32)
+        self.sampler = _pipeline(device, torch.bfloat16) if plan.half else self.pipe
         self.judges = Judges()
         self.captions = sandbox_captions()
         self.folder = folder / "statistics"
@@ -140,10 +150,10 @@ class World:
         """Training settings with a rate."""
         return Settings(rate=rate, steps=self.plan.steps, batch=self.plan.batch)
 
-    def asked(self, concept: sandbox.Concept) -> list[tuple[Prompt, int]]:
-        """Prompts and seeds of a concept, prompt by prompt."""
+    def asked(self, concept: sandbox.Concept, seeds: int) -> list[tuple[Prompt, int]]:
+        """Prompts and seeds of a concept, prompt by prompt; more seeds contain fewer."""
         prompts = prompts_for(concept.category, self.plan.prompts)
-        return crossed(prompts, self.plan.seeds, first=20_000)
+        return crossed(prompts, seeds, first=20_000)
 
     def searched(self, concept: sandbox.Concept) -> list[tuple[Prompt, int]]:
         """Prompts and seeds of the search: other ones than those of the study."""
@@ -159,11 +169,11 @@ class World:
         prompts = prompts_for(concept.category, 3 * (self.plan.off // 2))[::3]
         return crossed(prompts, 1, first=60_000)
 
-    def draw(self, asked: Sequence[tuple[Prompt, int]], phrase: str) -> Tensor:
-        """Pictures [n, height, width, 3] of prompts with a phrase in them."""
+    def draw(self, asked: Sequence[tuple[Prompt, int]], phrase: str, pipe: Any = None) -> Tensor:
+        """Pictures [n, height, width, 3] of prompts with a phrase in them, by the sampler."""
         texts = [prompt.text.format(phrase) for prompt, _ in asked]
         seeds = [seed for _, seed in asked]
-        return pixels_of(perfusion.generate(self.pipe, texts, seeds, self.sampling))
+        return pixels_of(perfusion.generate(pipe or self.sampler, texts, seeds, self.sampling))
 
     def base(self, concept: sandbox.Concept, asked: list[tuple[Prompt, int]], shift: int) -> Tensor:
         """Pictures of the untouched pipeline, kept; `shift` moves all seeds."""
@@ -182,6 +192,12 @@ class World:
             "guidance": GUIDANCE,
             "plan": asdict(self.plan),
         }
+
+
+def _pipeline(device: str, dtype: torch.dtype) -> Any:
+    pipe = sandbox.pipeline().to(device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def revision() -> str:
