@@ -205,7 +205,8 @@ def trained(
     """The artefacts of a training: those that are there, else made and written with their cost."""
     notes = folder / "training.json"
     if notes.exists():
-        return [Artefact(subject, file_of(folder, step), step) for step in settings.steps]
+        files = {step: file_of(folder, step) for step in settings.steps}
+        return [Artefact(subject, file, step) for step, file in files.items() if file.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with measured() as cost:
         made = method.train(pipe, subject, settings, folder)

@@ -195,7 +195,7 @@ class World:
 
 
 def _pipeline(device: str, dtype: torch.dtype) -> Any:
-    pipe = sandbox.pipeline().to(device, dtype)
+    pipe = sandbox.pipeline(dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

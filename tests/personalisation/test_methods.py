@@ -144,11 +144,18 @@ def test_scales_are_a_way_from_the_base_model(learned):
     assert 0 < np.abs(half - nothing).mean() < np.abs(whole - nothing).mean()
 
 
+def test_the_search_judges_as_many_settings_of_each_method(learned):
+    own, made, _, _ = learned
+    assert set(own.searched) <= set(own.scales)
+    # Here, as in the study, methods are kept at two steps, and Perfusion at the last one.
+    assert len(made) * len(own.searched) == 6
+
+
 def test_a_training_that_is_there_is_read_and_not_repeated(learned, monkeypatch):
     own, made, _, folder = learned
     monkeypatch.setattr(own, "train", _fails, raising=False)
     again = trained(own, pipe(), subject(), SETTINGS, folder)
-    assert again[-1].file == made[-1].file
+    assert again == made
     notes = (folder / "training.json").read_text()
     assert '"seconds"' in notes
     assert '"rate": 0.005' in notes
