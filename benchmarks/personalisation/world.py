@@ -56,7 +56,7 @@ class Plan:
     curve_seeds: int = 1
     steps: tuple[int, ...] = (100, 200)
     batch: int = 8
-    search: int = 2
+    search: int = 3
     rates: int = 3
     shared: bool = False
     search_prompts: int = 24
