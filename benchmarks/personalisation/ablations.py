@@ -22,6 +22,9 @@ import rankedit as rk
 from personalisation.methods import Artefact, Subject
 from personalisation.perfusions import Perfusion
 
+PLAIN = "as it is"
+"""The recipe without a change, which the others are compared with: the first one."""
+
 
 class ZeroValues(Learner):
     """Values begin at zero, not at what the layer makes of the category; rates stay the same."""
@@ -130,7 +133,7 @@ def ablations(
         return Ablation(Perfusion(other, name))
 
     found = [
-        Ablation(Perfusion(moment, "as it is"), untrained=True),
+        Ablation(Perfusion(moment, PLAIN), untrained=True),
         Ablation(Perfusion(moment, "global lock", lock="global"), untrained=True),
         changed("all keys locked", lock="local"),
         changed("all keys trained", lock="trained"),

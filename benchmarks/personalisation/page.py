@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from personalisation import plots
 from personalisation.measures import DEFINITIONS
-from personalisation.tables import (
-    Area,
-    Figure,
-    Result,
-    ablation_table,
-    areas,
-    attention_table,
-    pair_table,
-    results_of,
-    revisions,
-)
+from personalisation.numbers import numbers, write_json
+from personalisation.side_tables import ablation_table, attention_table, pair_table
+from personalisation.tables import Area, Figure, Result, areas, results_of, revisions
+from personalisation.telling import compared
 from rankedit.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -63,14 +56,14 @@ def write_results(study: Study, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(study.methods)
     sections = _sections(study, results, methods)
-    text = _markdown(sections)
-    (folder / "tables.md").write_text(text, encoding="utf-8")
     _pictures(study, results, methods, folder)
-    _write_json(folder / "summary.json", _summary(study, concepts, results, sections))
-    _write_json(folder / "numbers.json", numbers(study, concepts, results))
+    summary = _summary(study, concepts, results, sections)
+    write_json(folder / "summary.json", summary)
+    (folder / "tables.md").write_text("\n\n".join(compared(summary)) + "\n", encoding="utf-8")
+    write_json(folder / "numbers.json", numbers(study, concepts, results))
     with atomic_write(folder / "index.html") as temporary:
         temporary.write_text(_page(study, concepts, sections, folder), encoding="utf-8")
-    print(text)
+    print(_markdown(sections))
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"written to {folder}: {size:.2f} MB")
 
@@ -145,12 +138,11 @@ def _generic(table: Mapping[str, Mapping[str, Figure]]) -> Rows:
 
 def _ablations(table: Mapping[str, Mapping[str, Any]]) -> Rows:
     names = ("identity", "text", "category")
-    rows = [["", "harmonic mean", "area above (0, 0)", *names, "at scale"]]
+    rows = [["", "harmonic mean", "area above (0, 0)", *names, "at scale", "identity gained"]]
     for name, own in table.items():
-        cells = [_cell(own[figure]) for figure in names]
-        rows.append(
-            [name, f"{own['balance']:.3f}", f"{own['area']:.3f}", *cells, f"{own['scale']:g}"]
-        )
+        cells = [f"{own['balance']:.3f}", f"{own['area']:.3f}"]
+        cells += [_cell(own[figure]) for figure in names]
+        rows.append([name, *cells, f"{own['scale']:g}", _cell(own["gained"])])
     return rows
 
 
@@ -208,40 +200,6 @@ def _summary(
         },
         "tables": sections,
     }
-
-
-def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:
-    """Every judged picture: its prompt, seed, method, setting and marks."""
-    every = {concept.name: concept for concept in study.world.concepts()}
-    asked = {
-        name: [[prompt.text, seed] for prompt, seed in study.world.asked(every[name])]
-        for name in concepts
-    }
-    return {
-        "provenance": study.world.provenance() | {"revisions": revisions(study.folder)},
-        "prompts_and_seeds": asked,
-        "marks": {
-            name: [
-                {"step": point.step, "scale": point.scale, "concept": concept, **_short(marks)}
-                for point in result.points
-                for concept, marks in point.marks.items()
-            ]
-            for name, result in results.items()
-        },
-    }
-
-
-def _short(marks: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | int | None]]:
-    """Three digits, and whole numbers as such: this file is kept in git."""
-    return {
-        name: [None if m is None else int(m) if m == int(m) else round(m, 3) for m in row]
-        for name, row in marks.items()
-    }
-
-
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
 
 
 def _page(study: Study, concepts: Sequence[str], sections: Mapping[str, Rows], folder: Path) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from personalisation.fronts import balance, bootstrap, hypervolume, interval, resampled
+from personalisation.choosing import slug
+from personalisation.fronts import bootstrap, hypervolume, interval, resampled
 
 if TYPE_CHECKING:
     from personalisation.study import Study
@@ -99,8 +100,6 @@ def figure_of(groups: Sequence[Sequence[float]]) -> Figure:
 
 def results_of(study: Study) -> tuple[list[str], dict[str, Result]]:
     """The concepts that every method was judged on, and the results on them."""
-    from personalisation.choosing import slug
-
     names = ["references", *(slug(name) for name in study.methods)]
     done = [
         concept.name
@@ -111,11 +110,11 @@ def results_of(study: Study) -> tuple[list[str], dict[str, Result]]:
         return [], {}
     found = {
         name: _method(
-            name, [_read(study.folder / f"main/{slug(name)}/{c}.json") for c in done], done
+            name, [read(study.folder / f"main/{slug(name)}/{c}.json") for c in done], done
         )
         for name in study.methods
     }
-    references = [_read(study.folder / f"main/references/{c}.json") for c in done]
+    references = [read(study.folder / f"main/references/{c}.json") for c in done]
     return done, found | _references(references, done)
 
 
@@ -214,72 +213,7 @@ def _table(result: Result, x: str, y: str) -> np.ndarray:
     ).transpose(2, 0, 1)  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- the other tables
-
-
-def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
-    """Two concepts in one picture, by method, on the pairs that all methods have."""
-    from personalisation.choosing import slug
-    from personalisation.pairs import PAIRED
-
-    files = {name: _files(study.folder / "pairs" / slug(name)) for name in PAIRED}
-    shared = set.intersection(*(set(own) for own in files.values()))
-    if not shared:
-        return {}
-    found = {}
-    for name, own in files.items():
-        results = [_read(own[pair]) for pair in sorted(shared)]
-        found[name] = {
-            figure: figure_of([result[figure] for result in results]) for figure in results[0]
-        }
-    return found
-
-
-def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
-    """Each change at its best scale by the harmonic mean, on the concepts that all have."""
-    from personalisation.choosing import slug
-
-    files = {name: _files(study.folder / "ablations" / slug(name)) for name in study.ablations}
-    files = {name: own for name, own in files.items() if own}
-    shared = set.intersection(*(set(own) for own in files.values())) if files else set()
-    if not shared:
-        return {}
-    found = {}
-    for name, own in files.items():
-        results = {concept: _read(own[concept]) for concept in sorted(shared)}
-        points = [
-            Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
-            for index, row in enumerate(next(iter(results.values())))
-        ]
-        best = max(points, key=lambda point: balance(point.mean("identity"), point.mean("text")))
-        found[name] = {
-            "scale": best.scale,
-            "balance": balance(best.mean("identity"), best.mean("text")),
-            "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points]),
-            "concepts": len(shared),
-            **{figure: figure_of(best.of(figure)) for figure in ("identity", "text", "category")},
-            "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points],
-        }
-    return found
-
-
-def attention_table(study: Study) -> dict[str, dict[str, Figure]]:
-    """How much of the picture each method's word takes, and how much of that on its object."""
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for file in _files(study.folder / "attention").values():
-        for name, result in _read(file).items():
-            rows.setdefault(name, []).append(result)
-    return {
-        name: {part: figure_of([row[part] for row in own]) for part in ("taken", "inside")}
-        for name, own in rows.items()
-    }
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    return {file.stem: file for file in sorted(folder.glob("*.json"))}
-
-
-def _read(file: Path) -> Any:
+def read(file: Path) -> Any:
     return json.loads(file.read_text())["result"]
 
 

@@ -1,4 +1,4 @@
-"""The promises' figures as the documentation shows them."""
+"""Measured figures as the documentation shows them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,24 @@ KINDS = ("as learned", "all keys locked", "global lock", "one photo", "word alon
          "described in words")  # fmt: skip
 FIGURES = {"identity": "identity", "right": "right one of 16", "category": "category",
            "scene": "scene", "other": "second object", "text": "text"}  # fmt: skip
+MORE, AREA = (
+    "Similarity by CLIP, diversity, damage off the concept", "judges, above both trivial methods",
+)  # fmt: skip
+COSTS = {"kilobytes": "file, KB", "train_seconds": "training, s", "train_megabytes": "memory, MB",
+         "overhead": "a picture"}  # fmt: skip
+FURTHER = {"category": "category", "scene": "scene", "other": "second object",
+           "relation": "relation", "clip_i": "CLIP-I", "clip_t": "CLIP-T",
+           "diversity": "diversity", "off_kept": "others kept", "leak": "leak"}  # fmt: skip
+BESIDE = {
+    "Two concepts in one picture": {
+        "both_right": "both right", "both_present": "both there",
+        "worse_identity": "lower identity",
+    },
+    "Ablations": {
+        "identity": "identity", "identity gained": "gained", "text": "text", "at scale": "bias",
+    },
+}  # fmt: skip
+"""Figures' names in the comparison's summary, and on its page."""
 _VERDICT = {True: "yes", False: "**no**", None: ""}
 
 
@@ -77,6 +95,47 @@ def tables(lines: Sequence[Mapping[str, Any]], biases: Sequence[float]) -> list[
     ]
 
 
+def compared(summary: Mapping[str, Any]) -> list[str]:
+    """The comparison as its page shows it: methods, further measures, settings, pairs, ablations.
+
+    Args:
+        summary: `summary.json` of the results.
+    """
+    of = {title: _by_row(rows) for title, rows in summary["tables"].items()}
+    asked, more, cost = of["What is asked for"], of[MORE], of["Cost"]
+    main, further = [], []
+    for name, own in asked.items():
+        area = of["Hypervolume"].get(name, {}).get(AREA, "")
+        costs = [_mean(cost.get(name, {}).get(figure, "")) for figure in COSTS]
+        damage = more[name].get("off_changed", "")
+        main.append((name, own["identity"], own["text"], area, damage, *costs))
+        found = own | more[name]
+        further.append((name, *(_mean(found[figure]) for figure in FURTHER)))
+    beside = {
+        title: [
+            (name, *(own[figure] for figure in names)) for name, own in of.get(title, {}).items()
+        ]
+        for title, names in BESIDE.items()
+    }
+    return [
+        _table(("method", "identity", "text", "hypervolume", "off", *COSTS.values()), main),
+        _table(("method", *FURTHER.values()), further),
+        _table(("method", "setting"), summary["tables"]["Settings chosen by the search"][1:]),
+        *(_table(("", *BESIDE[title].values()), rows) for title, rows in beside.items()),
+    ]
+
+
+def _by_row(rows: Sequence[Sequence[str]]) -> dict[str, dict[str, str]]:
+    """By the first cell of a row its others, by the head of their columns."""
+    head = rows[0][1:]
+    return {row[0]: dict(zip(head, row[1:], strict=True)) for row in rows[1:]}
+
+
+def _mean(cell: str) -> str:
+    """A figure without its interval."""
+    return cell.partition(" [")[0]
+
+
 def _measured(line: Mapping[str, Any], form: str) -> str:
     if line["value"] is None:
         return "nothing changes"
@@ -86,4 +145,4 @@ def _measured(line: Mapping[str, Any], form: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines).replace("|  |", "| |")
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in lines)

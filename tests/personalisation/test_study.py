@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import comparison
 import pytest
-from personalisation import choosing, page, tables, working
+from personalisation import choosing, numbers, page, side_tables, tables, working
 from personalisation.choosing import Choice, chosen, slug
 from personalisation.study import Unit
+from personalisation.telling import compared
 from personalisation.world import QUICK, Plan
 
 CONCEPTS = ("bean", "mug")
@@ -209,9 +210,9 @@ def test_areas_are_those_of_the_mean_points_above_the_trivial_methods(tmp_path):
 def test_tables_say_nothing_where_nothing_was_done(tmp_path, capsys):
     own = study(tmp_path)
     own.ablations = {"as it is": None}
-    assert tables.pair_table(own) == {}
-    assert tables.ablation_table(own) == {}
-    assert tables.attention_table(own) == {}
+    assert side_tables.pair_table(own) == {}
+    assert side_tables.ablation_table(own) == {}
+    assert side_tables.attention_table(own) == {}
     page.write_results(own, tmp_path / "results")
     assert "no concept was judged with every method yet" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
@@ -223,9 +224,11 @@ def test_ablations_are_shown_at_their_best_scale(tmp_path):
     for name, pairs in {"as it is": [(0.9, 0.1), (0.5, 0.5)], "mask off": [(0.8, 0.4)]}.items():
         rows = [{"scale": float(i), "marks": marks(*pair)} for i, pair in enumerate(pairs)]
         written(tmp_path / "ablations" / slug(name) / "bean.json", rows)
-    found = tables.ablation_table(own)
+    found = side_tables.ablation_table(own)
     assert (found["as it is"]["scale"], found["as it is"]["balance"]) == (1.0, 0.5)
     assert found["mask off"]["area"] == pytest.approx(0.32)
+    assert found["as it is"]["gained"].mean == 0
+    assert found["mask off"]["gained"].mean == pytest.approx(0.4 - 0.5)
 
 
 def test_markdown_has_a_row_for_every_method(tmp_path):
@@ -239,5 +242,20 @@ def test_markdown_has_a_row_for_every_method(tmp_path):
     assert "| Perfusion / best baseline |" in text
 
 
+def test_the_page_about_the_comparison_has_what_is_there(tmp_path):
+    fill(tmp_path)
+    own = study(tmp_path)
+    own.ablations = {}
+    _, results = tables.results_of(own)
+    main, further, settings, pairs, ablated = compared(
+        {"tables": page._sections(own, results, METHODS)}
+    )
+    assert "| Perfusion | 0.21 [0.20, 0.22] | 0.90 [0.90, 0.90] |" in main
+    assert "| category word | 0.10 [0.10, 0.10] | 0.90 [0.90, 0.90] | | |" in main
+    assert all(f"| {name} | " in further for name in METHODS)
+    assert "| Perfusion | rate 1, step 0, scale 0 |" in settings
+    assert pairs.count("\n") == ablated.count("\n") == 1
+
+
 def test_numbers_are_short():
-    assert page._short({"a": [1.0, 0.0, None, 0.12345]}) == {"a": [1, 0, None, 0.123]}
+    assert numbers.short({"a": [1.0, 0.0, None, 0.12345]}) == {"a": [1, 0, None, 0.123]}

@@ -1,0 +1,82 @@
+"""Every number of the study, with what it is of: all tables can be made from this file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalisation.tables import Result, revisions
+from rankedit.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from personalisation.study import Study
+
+
+def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:
+    """Every judged picture: its prompt, seed, method, setting and marks.
+
+    Rows of a setting are in the order of `prompts_and_seeds`: those with as many numbers as the
+    list `chosen` are of it, others of the list `others`.
+    """
+    world, plan = study.world, study.plan
+    every = {concept.name: concept for concept in world.concepts()}
+    asked = {
+        which: {
+            name: [[prompt.text, seed] for prompt, seed in world.asked(every[name], seeds)]
+            for name in concepts
+        }
+        for which, seeds in (("chosen", plan.seeds), ("others", plan.curve_seeds))
+    }
+    return {
+        "provenance": world.provenance() | {"revisions": revisions(study.folder)},
+        "prompts_and_seeds": asked,
+        "marks": {
+            name: [
+                {"step": point.step, "scale": point.scale, "concept": concept, **short(marks)}
+                for point in result.points
+                for concept, marks in point.marks.items()
+            ]
+            for name, result in results.items()
+        },
+        "further": {name: _further(result, concepts) for name, result in results.items()},
+        "search": _files(study.folder / "search"),
+        "pairs": _files(study.folder / "pairs"),
+        "ablations": _files(study.folder / "ablations"),
+    }
+
+
+def _further(result: Result, concepts: Sequence[str]) -> dict[str, dict[str, list]]:
+    return {
+        concept: short({figure: rows[index] for figure, rows in result.further.items()})
+        for index, concept in enumerate(concepts)
+    }
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """By method and file the marks in it."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*/*.json")):
+        result = json.loads(file.read_text())["result"]
+        own = (
+            [row | {"marks": short(row["marks"])} for row in result]
+            if isinstance(result, list)
+            else short(result)
+        )
+        found.setdefault(file.parent.name, {})[file.stem] = own
+    return found
+
+
+def short(marks: Mapping[str, Iterable[float | None]]) -> dict[str, list[float | int | None]]:
+    """Three digits, and whole numbers as such: the file is kept in git."""
+    return {
+        name: [None if m is None else int(m) if m == int(m) else round(m, 3) for m in row]
+        for name, row in marks.items()
+    }
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a document without spaces."""
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")

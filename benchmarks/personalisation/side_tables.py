@@ -1,0 +1,87 @@
+"""The tables beside the main one: two concepts in one picture, ablations, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalisation.ablations import PLAIN
+from personalisation.choosing import slug
+from personalisation.fronts import balance, hypervolume
+from personalisation.pairs import PAIRED
+from personalisation.tables import Figure, Point, figure_of, read
+
+if TYPE_CHECKING:
+    from personalisation.study import Study
+
+
+def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
+    """Two concepts in one picture, by method, on the pairs that all methods have."""
+    files = {name: _files(study.folder / "pairs" / slug(name)) for name in PAIRED}
+    shared = set.intersection(*(set(own) for own in files.values()))
+    if not shared:
+        return {}
+    found = {}
+    for name, own in files.items():
+        results = [read(own[pair]) for pair in sorted(shared)]
+        found[name] = {
+            figure: figure_of([result[figure] for result in results]) for figure in results[0]
+        }
+    return found
+
+
+def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
+    """Each change at its best scale by the harmonic mean, on the concepts that all have.
+
+    `gained` is the identity above that of the recipe as it is, picture by picture.
+    """
+    files = {name: _files(study.folder / "ablations" / slug(name)) for name in study.ablations}
+    files = {name: own for name, own in files.items() if own}
+    shared = set.intersection(*(set(own) for own in files.values())) if files else set()
+    if not shared or PLAIN not in files:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    plain: list[list[float]] = []  # of the recipe as it is, which comes first
+    for name, own in files.items():
+        results = {concept: read(own[concept]) for concept in sorted(shared)}
+        points = [
+            Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
+            for index, row in enumerate(next(iter(results.values())))
+        ]
+        best = max(points, key=lambda point: balance(point.mean("identity"), point.mean("text")))
+        plain = plain or best.of("identity")
+        found[name] = {
+            "scale": best.scale,
+            "balance": balance(best.mean("identity"), best.mean("text")),
+            "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points]),
+            "concepts": len(shared),
+            **{figure: figure_of(best.of(figure)) for figure in ("identity", "text", "category")},
+            "gained": figure_of(_differences(best.of("identity"), plain)),
+            "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points],
+        }
+    return found
+
+
+def _differences(ours: list[list[float]], theirs: list[list[float]]) -> list[list[float]]:
+    """Picture by picture, for each concept."""
+    return [
+        [one - two for one, two in zip(*rows, strict=True)]
+        for rows in zip(ours, theirs, strict=True)
+    ]
+
+
+def attention_table(study: Study) -> dict[str, dict[str, Figure]]:
+    """How much of the picture each method's word takes, and how much of that on its object."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for file in _files(study.folder / "attention").values():
+        for name, result in read(file).items():
+            rows.setdefault(name, []).append(result)
+    return {
+        name: {part: figure_of([row[part] for row in own]) for part in ("taken", "inside")}
+        for name, own in rows.items()
+    }
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(folder.glob("*.json"))}
