@@ -210,6 +210,23 @@ def ran(*arguments, fails=None):
     return result.output
 
 
+@pytest.mark.parametrize(
+    "call",
+    [["generate", "--prompt", "a <bean>", "--steps", "1"], ["explain", "--prompt", "a <bean>"],
+     ["export", "--lora", "l.safetensors"], ["sweep", "--photos", "photos"],
+     ["evaluate", "--photos", "photos"]],
+    ids=lambda call: call[0],
+)  # fmt: skip
+def test_every_command_opens_the_model_where_and_as_it_is_told(world, monkeypatch, bean, call):
+    def opened(*_, **how):
+        raise PerfusionError(f"opened with {how}")
+
+    monkeypatch.setattr(cli, "open_pipeline", opened)
+    bean.save("bean.safetensors")
+    ran(*call, "bean.safetensors", "--device", "cpu", "--dtype", "bfloat16",
+        fails="opened with {'device': 'cpu', 'dtype': 'bfloat16'}")  # fmt: skip
+
+
 def test_every_command_in_a_row(world):
     learn = ["learn", "photos", "--placeholder", "<bean>", "--category", "cat", "--steps", "2",
              "--set", 'templates=["a photo of a {}"]', "--set", "batch=2"]  # fmt: skip
@@ -241,7 +258,7 @@ def test_every_command_in_a_row(world):
                  "--steps", "1")  # fmt: skip
     assert "harmonic mean" in scores
     exported = ran("export", "concept.safetensors", "--embedding", "e.safetensors",
-                   "--lora", "l.safetensors")  # fmt: skip
+                   "--lora", "l.safetensors", "--device", "cpu")  # fmt: skip
     assert "differs from the gated one by" in exported
     ran("export", "concept.safetensors", fails="say what to write")
     front = ran("sweep", "concept.safetensors", "--photos", "photos", "--bias", "0.2", "--bias",

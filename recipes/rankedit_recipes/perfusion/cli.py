@@ -140,9 +140,11 @@ def explain(
     lock: Lock = None,
     floor: DeadZone = "own",
     plot: Annotated[Path | None, typer.Option(help="Also as a picture, in this file.")] = None,
+    device: Device = "",
+    dtype: Dtype = "float32",
 ) -> None:
     """Show how far each concept's gate opens at each token of a prompt."""
-    pipe = open_pipeline(model)
+    pipe = open_pipeline(model, device=device, dtype=dtype)
     settings = gate(bias, temperature, lock, floor)
     commands.explain_to(pipe, concepts, prompt, settings, plot)
 
@@ -221,11 +223,13 @@ def export(
     lora: Annotated[Path | None, typer.Option(help="LoRA of the linearised edit.")] = None,
     layout: Annotated[str, typer.Option(help="Of the LoRA: kohya, diffusers or peft.")] = "kohya",
     model: Model = SANDBOX,
+    device: Device = "",
+    dtype: Dtype = "float32",
 ) -> None:
     """Write a concept for other programs: its word, and a LoRA that approximates its edit."""
     if embedding is None and lora is None:
         raise PerfusionError("export: say what to write: --embedding FILE, --lora FILE, or both.")
-    pipe = None if lora is None else open_pipeline(model)
+    pipe = None if lora is None else open_pipeline(model, device=device, dtype=dtype)
     for line in commands.export_to(pipe, concept, embedding, lora, layout):
         typer.echo(line)
 
