@@ -42,6 +42,7 @@ from rankedit.models.patching import Attachment, attach, detach_all
 from rankedit.models.probe import Reading, probe
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import select
+from rankedit.models.sketches import Sketch
 from rankedit.moments import SecondMoment
 from rankedit.provenance import Provenance
 from rankedit.shrinkage import ledoit_wolf, oas
@@ -78,6 +79,7 @@ __all__ = [
     "SecondMoment",
     "ShapeError",
     "Sigmoid",
+    "Sketch",
     "SolveError",
     "StatisticsError",
     "StepReport",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.concept import base_of
+from rankedit_recipes.perfusion.base import base_of
 from torch import Tensor
 
 from personalisation.costs import picture_times, step_times

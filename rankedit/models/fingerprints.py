@@ -41,7 +41,7 @@ def fingerprint(module: nn.Module) -> str:
     """
     inner = innermost(module)
     digest = hashlib.sha256(b"rankedit.weights.1\0")
-    for name, tensor in _tensors(inner):
+    for name, tensor in tensors_of(inner):
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{dtype}\0".encode())
         digest.update(struct.pack(f"<{tensor.ndim + 1}Q", tensor.ndim, *tensor.shape))
@@ -49,7 +49,8 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a layer would save, by name: gathered, loaded, tensor subclasses in their parts."""
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, Tensor):
             yield from _plain(name, _loaded(module, name, value.detach()))

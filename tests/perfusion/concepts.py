@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from rankedit_recipes.perfusion.concept import Concept, base_of
+from rankedit_recipes.perfusion.base import base_of, sketch_of
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
@@ -46,6 +47,7 @@ def random_concept(
         "templates": TEMPLATES,
         "statistics": metric.fingerprint,
         "base": base_of(pipe),
+        "sketch": sketch_of(pipe),
     }
     return Concept(
         trigger,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from rankedit_recipes.perfusion import prompts as prompts_module
 from rankedit_recipes.perfusion.applying import apply, load, set_concepts, unload
+from rankedit_recipes.perfusion.base import base_of, sketch_of
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.statistics import RIDGE, second_moment
@@ -203,6 +206,29 @@ def test_keys_are_made_anew_on_a_fine_tuned_model(pipe, bean):
     there.detach()
     with apply(pipe, bean) as here:
         torch.testing.assert_close(moved, 1.1 * here.edits[name].targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_precision_of_the_same_weights_is_no_other_model(pipe, bean, mug, dtype):
+    half = pipelines.stable_diffusion().to(dtype)
+    learned = dataclasses.replace(mug, base=base_of(half), sketch=sketch_of(half))
+    assert learned.base != bean.base
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply(half, bean).detach()
+        apply(pipe, [bean, learned]).detach()
+
+
+def test_concepts_of_other_weights_are_not_merged(pipe, bean):
+    tuned = pipelines.stable_diffusion()
+    with torch.no_grad():
+        for module in find_targets(tuned).modules(tuned.unet).values():
+            module.weight.mul_(1.1)
+    mug = random_concept(tuned, "<mug>", "teddy bear", statistics=bean.statistics)
+    with pytest.raises(PerfusionError, match="base models with different weights"):
+        apply(pipe, [bean, mug])
+    with pytest.raises(PerfusionError, match="base models with different weights"):
+        apply(pipe, [bean, dataclasses.replace(mug, sketch="")])
 
 
 def test_the_global_lock_gives_the_keys_of_the_category_prompt(pipe, mug):

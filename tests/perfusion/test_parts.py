@@ -338,13 +338,19 @@ def test_a_concept_survives_its_file(pipe, tmp_path):
     concept.save(tmp_path / "c.safetensors")
     loaded = Concept.load(tmp_path / "c.safetensors")
     for name in ("trigger", "category", "lock", "bias", "temperature", "templates", "statistics",
-                 "base", "notes", "preview"):  # fmt: skip
+                 "base", "sketch", "notes", "preview"):  # fmt: skip
         assert getattr(loaded, name) == getattr(concept, name), name
     for ours, theirs in [(loaded.key, concept.key), (loaded.image, concept.image)]:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     loaded.save(tmp_path / "again.safetensors")
     files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("c", "again")]
     assert files[0] == files[1]
+
+
+def test_a_damaged_sketch_is_refused(pipe, tmp_path):
+    dataclasses.replace(random_concept(pipe), sketch="x").save(tmp_path / "c.safetensors")
+    with pytest.raises(PerfusionError, match=r"c\.safetensors' has a damaged sketch"):
+        Concept.load(tmp_path / "c.safetensors")
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):

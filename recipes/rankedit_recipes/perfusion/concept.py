@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import TEMPLATES
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import Pipeline
 
 Lock = Literal["local", "global", "coarse", "trained"]
 HeldLock = Literal["local", "global"]
@@ -74,6 +70,8 @@ class Concept:
         templates: prompts in which the category is read.
         statistics: fingerprint of the metric; concepts of different statistics cannot be merged.
         base: fingerprint of the projections that it was learned on.
+        sketch: `rk.Sketch` of them in letters, which tells their weights in another precision from
+            other weights; empty where it is not known.
         notes: further provenance in words.
         preview: a small picture file, or nothing.
     """
@@ -92,6 +90,7 @@ class Concept:
     templates: tuple[str, ...] = TEMPLATES
     statistics: str = ""
     base: str = ""
+    sketch: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
     preview: bytes = b""
 
@@ -126,6 +125,7 @@ class Concept:
             "adjective": self.adjective,
             "lock": self.lock,
             "base": self.base,
+            "sketch": self.sketch,
             **{f"note.{name}": text for name, text in self.notes.items()},
         }
         if self.templates != TEMPLATES:
@@ -166,6 +166,7 @@ class Concept:
             templates=tuple(templates.split("|")) if templates else TEMPLATES,
             statistics=first.statistics,
             base=texts.get("base", ""),
+            sketch=_sketch(path, texts.get("sketch", "")),
             notes=notes,
             preview=_preview(path, texts.get("preview", "")),
         )
@@ -191,15 +192,6 @@ class Concept:
         return replace(self, trigger=trigger)
 
 
-def base_of(pipe: Pipeline) -> str:
-    """Fingerprint of all projections that a concept acts on."""
-    modules = find_targets(pipe).modules(denoiser_of(pipe))
-    digest = hashlib.sha256()
-    for name, module in modules.items():
-        digest.update(f"{name} {rk.fingerprint(module)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Sized) -> None:
     lacking = [name for name in ("trigger", "category", "lock") if not texts.get(name)]
     version = texts.get("perfusion")
@@ -213,6 +205,13 @@ def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Size
             f"{version!r}, it lacks {lacking or 'nothing'} and has {len(edits)} targets; write it "
             "again with this version of rankedit."
         )
+
+
+def _sketch(path: str | PathLike[str], text: str) -> str:
+    try:
+        return rk.Sketch.parse(text).text() if text else ""
+    except ValueError as error:
+        raise PerfusionError(f"Concept.load: '{path}' has a damaged sketch: {error}") from error
 
 
 def _embeddings(path: str | PathLike[str], items: Mapping[str, object]) -> tuple[Tensor, ...]:

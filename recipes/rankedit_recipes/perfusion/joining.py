@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
+from rankedit_recipes.perfusion.base import base_of, same_weights, sketch_of
 from rankedit_recipes.perfusion.concept import (
     PRESETS,
     Concept,
     HeldLock,
     Preset,
-    base_of,
 )
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -153,7 +153,7 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
                 f"{len(concept.targets)} targets for an encoding {len(concept.key)} wide, but this "
                 f"one has {len(targets.values)} value projections that read {targets.width}."
             )
-        if concept.base and concept.base != base:
+        if concept.base not in ("", base) and not same_weights(concept.sketch, sketch_of(pipe)):
             warnings.warn(
                 f"apply: {concept.trigger!r} was learned on a model with other weights "
                 f"(fingerprint {concept.base}, here {base}): keys are made anew, its values are "
@@ -165,7 +165,7 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
 
 def _check_one_base(concepts: Sequence[Concept]) -> None:
     known = [concept for concept in concepts if concept.base]
-    other = next((concept for concept in known if concept.base != known[0].base), None)
+    other = next((concept for concept in known if not _one_base(concept, known[0])), None)
     if other is not None:
         raise PerfusionError(
             f"apply: {known[0].trigger!r} and {other.trigger!r} were learned on base models with "
@@ -173,6 +173,10 @@ def _check_one_base(concepts: Sequence[Concept]) -> None:
             "one are not made for the other. Learn both on one model; or, if you know that they "
             "fit, clear one's with dataclasses.replace(concept, base='')."
         )
+
+
+def _one_base(one: Concept, other: Concept) -> bool:
+    return one.base == other.base or same_weights(one.sketch, other.sketch)
 
 
 def joint_edits(

@@ -18,8 +18,9 @@ from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.perfusion.applied import in_use
 from rankedit_recipes.perfusion.applying import apply
+from rankedit_recipes.perfusion.base import base_of, sketch_of
 from rankedit_recipes.perfusion.checkpoints import CheckpointFile, Progress
-from rankedit_recipes.perfusion.concept import PRESETS, Concept, base_of
+from rankedit_recipes.perfusion.concept import PRESETS, Concept
 from rankedit_recipes.perfusion.config import Config
 from rankedit_recipes.perfusion.data import Latents, cached_latents, picture_size
 from rankedit_recipes.perfusion.denoising import denoiser_of, plain
@@ -261,6 +262,7 @@ class _Training:
             templates=config.templates,
             statistics=learner.statistics,
             base=self._base,
+            sketch=sketch_of(self._pipe),
             notes=self._notes(),
         )
 
