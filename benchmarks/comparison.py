@@ -55,7 +55,8 @@ def helpers(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[bytes
     """Further processes that do the same work."""
     call = [sys.executable, __file__, *arguments, "--workers", "1", "--no-report"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen(call, env=environment) for _ in range(count)]
+    quiet = subprocess.DEVNULL  # the bar of this process counts their work
+    return [subprocess.Popen(call, env=environment, stdout=quiet) for _ in range(count)]
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
     study = Study(folder, World(folder, plan, args.device))
     if not args.report:
         left = work(study, until=time.time() + 60 * args.minutes, only=args.only,
-                    say=lambda text: print(text, flush=True))  # fmt: skip
+                    say=lambda text: print(text, flush=True), shown=not args.no_report)  # fmt: skip
         print(f"{left} units left" if left else "all done", flush=True)
         for other in others:
             other.wait()

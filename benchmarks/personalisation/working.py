@@ -13,31 +13,62 @@ import torch
 
 from personalisation.study import Study, Unit
 from rankedit.atomic import atomic_write
+from rankedit.progress import progress
 
 
-def work(study: Study, *, until: float, only: str = "", say: Callable[[str], None] = print) -> int:
+def work(
+    study: Study,
+    *,
+    until: float,
+    only: str = "",
+    say: Callable[[str], None] = print,
+    shown: bool = False,
+) -> int:
     """Do units until all are done or time is up; other processes may do the same beside.
 
     Args:
         study: the study.
         until: `time.time()` after which no unit is begun.
         only: units whose file begins so.
-        say: told what was done.
+        say: told what this process did.
+        shown: with a progress bar that counts the work of all processes.
 
     Returns:
         The number of units that are not done.
     """
     units = [unit for unit in study.units() if unit.file.startswith(only)]
-    while True:
-        done = False
-        for unit in units:
-            if time.time() > until:
-                return len(_left(study, units))
-            done |= not (study.folder / unit.file).exists() and attempt(study, unit, say)
-        if not _left(study, units):
-            return 0
-        if not done:  # all that is left is being done, or waits for something that is
-            time.sleep(2)
+    left = _left(study, units)
+    with progress("units", len(units), done=len(units) - len(left), shown=shown) as advance:
+
+        def count() -> int:
+            nonlocal left
+            before, left = left, _left(study, units)
+            for unit in before[: len(before) - len(left)]:
+                advance(unit.file)
+            return len(left)
+
+        while count() and time.time() <= until:
+            if not _round(study, units, until, say, count):
+                time.sleep(2)  # all that is left is being done, or waits for something that is
+    return len(left)
+
+
+def _round(
+    study: Study,
+    units: Sequence[Unit],
+    until: float,
+    say: Callable[[str], None],
+    count: Callable[[], int],
+) -> bool:
+    """Do what is not done and not being done; False if there was nothing of the kind."""
+    done = False
+    for unit in units:
+        if time.time() > until:
+            return True
+        if not (study.folder / unit.file).exists() and attempt(study, unit, say):
+            done = True
+            count()
+    return done
 
 
 def _left(study: Study, units: Sequence[Unit]) -> list[Unit]:

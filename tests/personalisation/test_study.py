@@ -110,6 +110,20 @@ def test_work_begins_nothing_after_its_time_and_only_what_is_asked_for(tmp_path)
     assert not (tmp_path / "b/two.json").exists()
 
 
+def test_the_bar_counts_what_every_process_does(tmp_path, capsys):
+    own = study(tmp_path)
+    written(tmp_path / "a/before.json", 1)
+
+    def work():
+        written(tmp_path / "b/another.json", 1)  # as if another process had done it meanwhile
+        return 1
+
+    names = ("a/before", "a/own", "b/another")
+    own.units = lambda: [Unit(f"{name}.json", work) for name in names]
+    assert working.work(own, until=time.time() + 60, say=lambda _: None, shown=True) == 0
+    assert "units: 3/3" in capsys.readouterr().err
+
+
 def _holds(folder, ready):
     def hold():
         ready.set()
