@@ -18,16 +18,14 @@ def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]
     """Every judged picture: its prompt, seed, method, setting and marks.
 
     Rows of a setting are in the order of `prompts_and_seeds`: those with as many numbers as the
-    list `chosen` are of it, others of the list `others`.
+    list `chosen` has are of it, others and ablations of the list `others`.
     """
-    world, plan = study.world, study.plan
-    every = {concept.name: concept for concept in world.concepts()}
+    world, every = study.world, {concept.name: concept for concept in study.world.concepts()}
     asked = {
         which: {
-            name: [[prompt.text, seed] for prompt, seed in world.asked(every[name], seeds)]
-            for name in concepts
+            name: [[prompt.text, seed] for prompt, seed in own(every[name])] for name in concepts
         }
-        for which, seeds in (("chosen", plan.seeds), ("others", plan.curve_seeds))
+        for which, own in (("chosen", world.asked), ("others", world.curve))
     }
     return {
         "provenance": world.provenance() | {"revisions": revisions(study.folder)},

@@ -121,10 +121,18 @@ def _areas(results: Mapping[str, Result], methods: Sequence[str]) -> Rows:
     found = {
         title: areas(results, methods, plane, zero=zero) for title, (plane, zero) in kinds.items()
     }
-    rows = [["", *kinds]]
-    rows += [[name, *(_area(own[name]) for own in found.values())] for name in methods]
-    ratios = [own["Perfusion"].ratio for own in found.values()]
-    return [*rows, ["Perfusion / best baseline", *(_cell(ratio) for ratio in ratios)]]
+    rows = [["", *kinds, "Perfusion's by the judges, of this one's"]]
+    by_judges = next(iter(found.values()))
+    for name in methods:
+        cells = [_area(own[name]) for own in found.values()]
+        rows.append([name, *cells, _cell(by_judges[name].ratio)])
+    best = [max(own.values(), key=_baseline) for own in found.values()]
+    return [*rows, ["Perfusion / best baseline", *(_cell(area.ratio) for area in best), ""]]
+
+
+def _baseline(area: Area) -> float:
+    """Its area; those that nothing is compared with come last."""
+    return area.value.mean if area.ratio else -1.0
 
 
 def _area(area: Area) -> str:

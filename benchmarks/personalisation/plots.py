@@ -107,7 +107,7 @@ def samples(study: Study, concept: Any, count: int = 6, zoom: int = 2) -> Image.
     file = study.folder / "figures" / f"samples-{concept.name}.png"
     if file.exists():
         return Image.open(file)
-    asked = study.world.asked(concept, 1)[:count]
+    asked = study.world.curve(concept)[:count]
     rows = {"photos": torch.stack([_array(p.image) for p in concept.photos(count)])}
     for name, method in study.methods.items():
         choice = study.choice(method)

@@ -145,8 +145,8 @@ class Study:
         for artefact in made:
             for scale in dict.fromkeys([*scales, choice.scale]):
                 final = (artefact.step, scale) == (choice.step, choice.scale)
-                seeds = self.plan.seeds if final else self.plan.curve_seeds
-                asked = self.world.asked(concept, seeds)
+                asked = self.world.asked(concept) if final else self.world.curve(concept)
+                seeds = self.plan.seeds if final else 1
                 marks = self.marks(method, artefact, scale, concept, asked, seeds)
                 points.append({"step": artefact.step, "scale": scale, "marks": marks})
         best = next(artefact for artefact in made if artefact.step == choice.step)
@@ -176,7 +176,7 @@ class Study:
 
     def references(self, concept: sandbox.Concept) -> dict[str, dict]:
         """The ends of the scale: the base model, and real photos."""
-        world, asked = self.world, self.world.asked(concept, self.plan.seeds)
+        world, asked = self.world, self.world.asked(concept)
         prompts = [prompt for prompt, _ in asked]
         word = CategoryWord()
         made = trained(word, world.pipe, world.subject(concept), world.settings(0.0),
@@ -262,7 +262,7 @@ class Study:
             subject = one.given(self.world.subject(concept, one.photos))
             settings = self.world.settings(choice.rate)
             made = trained(one.method, self.world.pipe, subject, settings, folder)[-1]
-        asked = self.world.asked(concept, self.plan.curve_seeds)
+        asked = self.world.curve(concept)
         own = one.method.scales is not Perfusion.scales
         scales = one.method.scales if own else self.plan.ablation_scales
         return [

@@ -160,7 +160,7 @@ def _references(results: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -
 
 @dataclass(frozen=True)
 class Area:
-    """A hypervolume, and its ratio to the best baseline's."""
+    """A hypervolume, and of a baseline's what Perfusion's is of it; None where that is nothing."""
 
     value: Figure
     ratio: Figure | None = None
@@ -173,7 +173,7 @@ def areas(
 
     Args:
         results: of everything.
-        methods: names of those that train; Perfusion is compared with the best other one.
+        methods: names of those that train; Perfusion is compared with each other one.
         plane: of `PLANES`.
         zero: with the reference (0, 0) instead of what the two trivial methods reach: the text
             fidelity of photos whatever the prompt, and the concept fidelity of the category's word.
@@ -192,17 +192,15 @@ def areas(
             )
             for row in [np.arange(len(ignorant)), *rows[:500]]
         ]
-    others = [name for name in methods if name != "Perfusion"]
-    best = max(others, key=lambda name: values[name][0])
-    found = {}
-    for name in methods:
-        ratio = None
-        if name == "Perfusion" and values[best][0] > 0:
-            shares = np.asarray(values[name]) / np.maximum(values[best], 1e-9)
-            ratio = Figure(float(shares[0]), *interval(shares[1:]))
-        drawn = np.asarray(values[name])
-        found[name] = Area(Figure(float(drawn[0]), *interval(drawn[1:])), ratio)
-    return found
+    return {name: _area(own, values["Perfusion"], name) for name, own in values.items()}
+
+
+def _area(own: Sequence[float], perfusion: Sequence[float], name: str) -> Area:
+    drawn, ratio = np.asarray(own), None
+    if name != "Perfusion" and drawn[0] > 0:
+        shares = np.asarray(perfusion) / np.maximum(drawn, 1e-9)
+        ratio = Figure(float(shares[0]), *interval(shares[1:]))
+    return Area(Figure(float(drawn[0]), *interval(drawn[1:])), ratio)
 
 
 def _table(result: Result, x: str, y: str) -> np.ndarray:

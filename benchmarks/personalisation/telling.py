@@ -46,9 +46,9 @@ KINDS = ("as learned", "all keys locked", "global lock", "one photo", "word alon
          "described in words")  # fmt: skip
 FIGURES = {"identity": "identity", "right": "right one of 16", "category": "category",
            "scene": "scene", "other": "second object", "text": "text"}  # fmt: skip
-MORE, AREA = (
-    "Similarity by CLIP, diversity, damage off the concept", "judges, above both trivial methods",
-)  # fmt: skip
+MORE = "Similarity by CLIP, diversity, damage off the concept"
+AREAS = {"judges, above both trivial methods": "hypervolume",
+         "Perfusion's by the judges, of this one's": "Perfusion's of it"}  # fmt: skip
 COSTS = {"kilobytes": "file, KB", "train_seconds": "training, s", "train_megabytes": "memory, MB",
          "overhead": "a picture"}  # fmt: skip
 FURTHER = {"category": "category", "scene": "scene", "other": "second object",
@@ -105,10 +105,10 @@ def compared(summary: Mapping[str, Any]) -> list[str]:
     asked, more, cost = of["What is asked for"], of[MORE], of["Cost"]
     main, further = [], []
     for name, own in asked.items():
-        area = of["Hypervolume"].get(name, {}).get(AREA, "")
+        areas = [of["Hypervolume"].get(name, {}).get(column, "") for column in AREAS]
         costs = [_mean(cost.get(name, {}).get(figure, "")) for figure in COSTS]
         damage = more[name].get("off_changed", "")
-        main.append((name, own["identity"], own["text"], area, damage, *costs))
+        main.append((name, own["identity"], own["text"], *areas, damage, *costs))
         found = own | more[name]
         further.append((name, *(_mean(found[figure]) for figure in FURTHER)))
     beside = {
@@ -118,7 +118,7 @@ def compared(summary: Mapping[str, Any]) -> list[str]:
         for title, names in BESIDE.items()
     }
     return [
-        _table(("method", "identity", "text", "hypervolume", "off", *COSTS.values()), main),
+        _table(("method", "identity", "text", *AREAS.values(), "off", *COSTS.values()), main),
         _table(("method", *FURTHER.values()), further),
         _table(("method", "setting"), summary["tables"]["Settings chosen by the search"][1:]),
         *(_table(("", *BESIDE[title].values()), rows) for title, rows in beside.items()),

@@ -30,9 +30,9 @@ class Plan:
 
     Attributes:
         concepts: half that ship, half generated ones.
-        prompts: for each concept.
-        seeds: for each prompt, at the setting that the search chose.
-        curve_seeds: for each prompt, at the other points of the plot.
+        prompts: for each concept, at the setting that the search chose.
+        seeds: for each prompt.
+        curve_prompts: for each concept, at the other points of the plot, under one seed.
         steps: of each training at which its state is judged; Perfusion is judged at the last.
         batch: photos in a step.
         search: concepts, of others than those judged, on which each method's rate, step and scale
@@ -53,7 +53,7 @@ class Plan:
     concepts: int = 16
     prompts: int = 24
     seeds: int = 4
-    curve_seeds: int = 1
+    curve_prompts: int = 12
     steps: tuple[int, ...] = (100, 200)
     batch: int = 8
     search: int = 3
@@ -93,7 +93,7 @@ class Plan:
 
 
 QUICK = Plan(
-    concepts=2, prompts=6, seeds=2, steps=(60, 120), batch=4, search=0, off=6, ablations=1,
+    concepts=2, prompts=6, seeds=2, curve_prompts=6, steps=(60, 120), batch=4, search=0, off=6, ablations=1,
     ablation_scales=(0.8,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
 )  # fmt: skip
 
@@ -150,10 +150,15 @@ class World:
         """Training settings with a rate."""
         return Settings(rate=rate, steps=self.plan.steps, batch=self.plan.batch)
 
-    def asked(self, concept: sandbox.Concept, seeds: int) -> list[tuple[Prompt, int]]:
-        """Prompts and seeds of a concept, prompt by prompt; more seeds contain fewer."""
+    def asked(self, concept: sandbox.Concept) -> list[tuple[Prompt, int]]:
+        """Prompts and seeds of a concept, prompt by prompt."""
         prompts = prompts_for(concept.category, self.plan.prompts)
-        return crossed(prompts, seeds, first=20_000)
+        return crossed(prompts, self.plan.seeds, first=20_000)
+
+    def curve(self, concept: sandbox.Concept) -> list[tuple[Prompt, int]]:
+        """Fewer of them, for points of the plot and ablations."""
+        prompts = prompts_for(concept.category, self.plan.curve_prompts)
+        return crossed(prompts, 1, first=20_000)
 
     def searched(self, concept: sandbox.Concept) -> list[tuple[Prompt, int]]:
         """Prompts and seeds of the search: other ones than those of the study."""
