@@ -93,8 +93,8 @@ class Plan:
 
 
 QUICK = Plan(
-    concepts=2, prompts=6, seeds=2, curve_prompts=6, steps=(60, 120), batch=4, search=0, off=6, ablations=1,
-    ablation_scales=(0.8,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
+    concepts=2, prompts=6, seeds=2, curve_prompts=6, steps=(60, 120), batch=4, search=0, off=6,
+    ablations=1, ablation_scales=(0.7,), pairs=1, pair_pictures=8, sampling=10, every_scale=False,
 )  # fmt: skip
 
 
