@@ -53,7 +53,7 @@ def planned(folder: Path, plan: Plan) -> Plan:
 
 def helpers(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     """Further processes that do the same work."""
-    call = [sys.executable, __file__, *arguments, "--workers", "1", "--no-report"]
+    call = [sys.executable, __file__, *arguments, "--workers", "1", "--no-report", "--no-bar"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     quiet = subprocess.DEVNULL  # the bar of this process counts their work
     return [subprocess.Popen(call, env=environment, stdout=quiet) for _ in range(count)]
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--report", action="store_true", help="only write the results")
     parser.add_argument("--no-report", action="store_true", help="do not write the results")
+    parser.add_argument("--no-bar", action="store_true", help="do not show progress")
     args = parser.parse_args()
     folder = Path(args.out or f"outputs/comparison{'-quick' if args.quick else ''}")
     results = (
@@ -87,7 +88,7 @@ def main() -> None:
     study = Study(folder, World(folder, plan, args.device))
     if not args.report:
         left = work(study, until=time.time() + 60 * args.minutes, only=args.only,
-                    say=lambda text: print(text, flush=True), shown=not args.no_report)  # fmt: skip
+                    say=lambda text: print(text, flush=True), shown=not args.no_bar)  # fmt: skip
         print(f"{left} units left" if left else "all done", flush=True)
         for other in others:
             other.wait()

@@ -28,7 +28,7 @@ from rankedit_recipes.perfusion.models import SANDBOX, open_config
 from rich.console import Console
 from rich.table import Table
 
-PLAN = Plan(seeds=1, pairs=8, pair_pictures=24)
+PLAN = Plan(seeds=1, pairs=8, pair_pictures=24, sampling=20, half=False)
 QUICK = replace(PLAN, concepts=4, prompts=6, pairs=2, pair_pictures=8, off=6)
 SWEPT = 8
 """Concepts of the sweep, of the gates' leaks and of "each alone"."""

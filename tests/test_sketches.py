@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rankedit as rk
-from rankedit.models.sketches import LENGTH
+from rankedit.models.sketches import LENGTH, MOST
 from tests.layer_cases import Doubling
 
 
@@ -93,6 +93,23 @@ def test_quantised_weights_have_none(dtype):
     own = layers()
     own["layer.1"].weight = nn.Parameter(own["layer.1"].weight.to(dtype), requires_grad=False)
     assert rk.Sketch.of(own) is None
+
+
+def test_weights_with_scales_beside_them_have_none():
+    # Four bits in the guise of bfloat16, as bitsandbytes keeps them for sharding.
+    own = layers(dtype=torch.bfloat16)
+    assert rk.Sketch.of(own) is not None
+    own["layer.1"].register_buffer("absmax", torch.ones(3))
+    own["layer.1"]._buffers["weight.absmax"] = own["layer.1"]._buffers.pop("absmax")
+    assert rk.Sketch.of(own) is None
+
+
+def test_of_a_large_weight_rows_are_read():
+    large = nn.Linear(1 << 9, 1 << 10, bias=False).requires_grad_(requires_grad=False)
+    part = nn.Linear(1 << 9, 1 << 9, bias=False).requires_grad_(requires_grad=False)
+    assert large.weight.numel() == 2 * MOST
+    part.weight.copy_(large.weight[::2])
+    assert rk.Sketch.of({"a": large}) == rk.Sketch.of({"a": part})
 
 
 def test_text_is_read_back():

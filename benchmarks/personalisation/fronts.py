@@ -69,9 +69,9 @@ def resampled(count: int, *, draws: int = 2000, seed: int = 0) -> NDArray[np.int
 
 
 def interval(values: Numbers, level: float = 0.95) -> tuple[float, float]:
-    """The middle of a bootstrap's distribution: a percentile interval."""
+    """The middle of a bootstrap's distribution: a percentile interval; values may be infinite."""
     outside = 50 * (1 - level)
-    low, high = np.percentile(values, [outside, 100 - outside])
+    low, high = np.percentile(values, [outside, 100 - outside], method="inverted_cdf")
     return float(low), float(high)
 
 

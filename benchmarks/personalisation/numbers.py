@@ -1,4 +1,4 @@
-"""Every number of the study, with what it is of: all tables can be made from this file."""
+"""Every judged picture of the study, with what it is of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalisation.tables import Result, revisions
+from personalisation.tables import Point, Result, revisions
 from rankedit.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:
-    """Every judged picture: its prompt, seed, method, setting and marks.
+    """The judges' marks of every picture of the tables but those of attention.
 
-    Rows of a setting are in the order of `prompts_and_seeds`: those with as many numbers as the
-    list `chosen` has are of it, others and ablations of the list `others`.
+    `asked` of a row says which list of `prompts_and_seeds` it is in the order of; ablations are in
+    that of `others`. `diversity` has one number for each prompt.
     """
     world, every = study.world, {concept.name: concept for concept in study.world.concepts()}
     asked = {
@@ -31,18 +31,28 @@ def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]
         "provenance": world.provenance() | {"revisions": revisions(study.folder)},
         "prompts_and_seeds": asked,
         "marks": {
-            name: [
-                {"step": point.step, "scale": point.scale, "concept": concept, **short(marks)}
-                for point in result.points
-                for concept, marks in point.marks.items()
-            ]
+            name: [*_rows(result.chosen, "chosen"),
+                   *(row for p in result.points if _differ(p, result.chosen)
+                     for row in _rows(p, "others"))]
             for name, result in results.items()
         },
         "further": {name: _further(result, concepts) for name, result in results.items()},
         "search": _files(study.folder / "search"),
         "pairs": _files(study.folder / "pairs"),
         "ablations": _files(study.folder / "ablations"),
-    }
+    }  # fmt: skip
+
+
+def _rows(point: Point, asked: str) -> list[dict[str, Any]]:
+    return [
+        {"step": point.step, "scale": point.scale, "concept": concept, "asked": asked,
+         **short(marks)}
+        for concept, marks in point.marks.items()
+    ]  # fmt: skip
+
+
+def _differ(one: Point, other: Point) -> bool:
+    return (one.step, one.scale) != (other.step, other.scale)
 
 
 def _further(result: Result, concepts: Sequence[str]) -> dict[str, dict[str, list]]:

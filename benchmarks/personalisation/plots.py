@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from personalisation.ablations import PLAIN
 from personalisation.fronts import front
 from personalisation.tables import PLANES, Result
 
@@ -63,7 +64,7 @@ def ablation_plot(table: Mapping[str, Mapping[str, Any]]) -> Any:
     axes = figure.subplots()
     names = sorted(table, key=lambda name: table[name]["balance"])
     axes.barh(names, [table[name]["balance"] for name in names],
-              color=["#c2571a" if name == "as it is" else "#9bb1d6" for name in names])  # fmt: skip
+              color=["#c2571a" if name == PLAIN else "#9bb1d6" for name in names])  # fmt: skip
     axes.set_xlabel("harmonic mean of concept and text fidelity, at the best scale")
     axes.tick_params(labelsize=8)
     return figure

@@ -93,7 +93,7 @@ class Promises:
     ) -> Tensor:  # fmt: skip
         if not made:
             return self.world.draw(asked, phrase)
-        with perfusion.apply(self.world.pipe, list(made), **how):
+        with perfusion.apply(self.world.sampler, list(made), **how):
             return self.world.draw(asked, phrase)
 
     def means(self, concept: sandbox.Concept, kind: str, **how: Any) -> Means:
@@ -187,7 +187,7 @@ class Promises:
             made = [self.learned(one), self.learned(two)]
             prompt = Prompt("a photo of a cat on the grass", "grass")
             none, (single, double) = picture_times(
-                world.pipe, made, lambda: world.draw([(prompt, 1)], "")
+                world.pipe, made, lambda: world.draw([(prompt, 1)], "", world.pipe)
             )
             return {
                 "step": ours / theirs, "one": single, "two": double,

@@ -32,35 +32,46 @@ def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
 
 
 def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
-    """Each change at its best scale by the harmonic mean, on the concepts that all have.
+    """Each change at its own best scale by the harmonic mean, on the concepts that all have.
 
-    `gained` is the identity above that of the recipe as it is, picture by picture.
+    `gained` is the identity above that of the recipe as it is at its best, picture by picture; it
+    may have been bought with text, which the harmonic mean (`balance`) shows.
     """
     files = {name: _files(study.folder / "ablations" / slug(name)) for name in study.ablations}
     files = {name: own for name, own in files.items() if own}
-    shared = set.intersection(*(set(own) for own in files.values())) if files else set()
+    shared = sorted(set.intersection(*(set(own) for own in files.values()))) if files else []
     if not shared or PLAIN not in files:
         return {}
-    found: dict[str, dict[str, Any]] = {}
-    plain: list[list[float]] = []  # of the recipe as it is, which comes first
-    for name, own in files.items():
-        results = {concept: read(own[concept]) for concept in sorted(shared)}
-        points = [
-            Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
-            for index, row in enumerate(next(iter(results.values())))
-        ]
-        best = max(points, key=lambda point: balance(point.mean("identity"), point.mean("text")))
-        plain = plain or best.of("identity")
-        found[name] = {
-            "scale": best.scale,
-            "balance": balance(best.mean("identity"), best.mean("text")),
-            "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points]),
+    points = {
+        name: _points({concept: read(own[concept]) for concept in shared})
+        for name, own in files.items()
+    }
+    best = {name: max(own, key=_balance) for name, own in points.items()}
+    plain = best[PLAIN].of("identity")
+    return {
+        name: {
+            "scale": own.scale,
+            "balance": _balance(own),
+            "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points[name]]),
             "concepts": len(shared),
-            **{figure: figure_of(best.of(figure)) for figure in ("identity", "text", "category")},
-            "gained": figure_of(_differences(best.of("identity"), plain)),
-            "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points],
+            **{figure: figure_of(own.of(figure)) for figure in ("identity", "text", "category")},
+            "gained": figure_of(_differences(own.of("identity"), plain)),
+            "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points[name]],
         }
-    return found
+        for name, own in best.items()
+    }
+
+
+def _points(results: Mapping[str, list[dict[str, Any]]]) -> list[Point]:
+    """Of each scale its marks by concept."""
+    return [
+        Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
+        for index, row in enumerate(next(iter(results.values())))
+    ]
+
+
+def _balance(point: Point) -> float:
+    return balance(point.mean("identity"), point.mean("text"))
 
 
 def _differences(ours: list[list[float]], theirs: list[list[float]]) -> list[list[float]]:

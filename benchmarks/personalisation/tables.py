@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from personalisation.choosing import slug
-from personalisation.fronts import bootstrap, hypervolume, interval, resampled
+from personalisation.fronts import bootstrap, hypervolume, interval
 
 if TYPE_CHECKING:
     from personalisation.study import Study
@@ -21,8 +21,12 @@ PICTURE_FIGURES = (
     "identity", "text", "clip_i", "clip_t", "category", "scene", "other", "colour", "relation",
     "diversity",
 )  # fmt: skip
+GROUPED = "diversity"
+"""The figure that has one number for a prompt, not for a picture."""
 OFF_FIGURES = ("off_kept", "off_changed", "leak")
 COST_FIGURES = ("kilobytes", "train_seconds", "train_megabytes", "overhead")
+AREA_DRAWS = 500
+"""Resamples behind the interval of a hypervolume."""
 PLANES = {"judges": ("text", "identity"), "CLIP": ("clip_t", "clip_i")}
 REFERENCES = (
     "category word", "description in words", "photos whatever the prompt",
@@ -57,6 +61,19 @@ class Point:
         """A figure's numbers, by concept."""
         return [told(marks.get(figure, [])) for marks in self.marks.values()]
 
+    def thinned(self, seeds: int, prompts: int) -> Point:
+        """The same setting on the pictures of the first seed and the first prompts alone.
+
+        Args:
+            seeds: of each prompt; pictures come prompt by prompt.
+            prompts: how many.
+        """
+        marks = {
+            concept: {name: row[::seeds][:prompts] for name, row in own.items() if name != GROUPED}
+            for concept, own in self.marks.items()
+        }
+        return Point(self.step, self.scale, marks)
+
     def mean(self, figure: str) -> float:
         """Mean over concepts of the mean over pictures."""
         return statistics.mean(statistics.mean(own) for own in self.of(figure) if own)
@@ -68,8 +85,8 @@ class Result:
 
     Attributes:
         name: of the method.
-        points: all its settings.
-        chosen: the one that the search chose; of a reference its only one.
+        points: all its settings, on the pictures that are judged at each.
+        chosen: the one that the search chose, on all pictures; of a reference its only one.
         choice: rate, step and scale in words.
         further: other figures, by name and concept.
     """
@@ -108,14 +125,20 @@ def results_of(study: Study) -> tuple[list[str], dict[str, Result]]:
     ]
     if not done:
         return [], {}
+    seeds, prompts = study.plan.seeds, study.plan.curve_prompts
     found = {
         name: _method(
             name, [read(study.folder / f"main/{slug(name)}/{c}.json") for c in done], done
         )
         for name in study.methods
     }
-    references = [read(study.folder / f"main/references/{c}.json") for c in done]
-    return done, found | _references(references, done)
+    found |= _references([read(study.folder / f"main/references/{c}.json") for c in done], done)
+    for result in found.values():
+        result.points = [
+            point.thinned(seeds, prompts) if point is result.chosen else point
+            for point in result.points
+        ]
+    return done, found
 
 
 def _method(name: str, results: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> Result:
@@ -179,36 +202,38 @@ def areas(
             fidelity of photos whatever the prompt, and the concept fidelity of the category's word.
     """
     x, y = PLANES[plane]
-    tables = {name: _table(results[name], x, y) for name in methods}
-    ignorant = _table(results["photos whatever the prompt"], x, y)[:, 0, 0]
-    generic = _table(results["category word"], x, y)[:, 0, 1]
-    rows = resampled(len(ignorant))
-    values: dict[str, list[float]] = {}
-    for name, table in tables.items():
-        values[name] = [
-            hypervolume(
-                [tuple(point) for point in table[row].mean(0)],
-                (0.0, 0.0) if zero else (float(ignorant[row].mean()), float(generic[row].mean())),
-            )
-            for row in [np.arange(len(ignorant)), *rows[:500]]
-        ]
+    planes = {name: _plane(results[name], x, y) for name in methods}
+    ignorant = _plane(results["photos whatever the prompt"], x, y)[:, 0, :, 0]
+    generic = _plane(results["category word"], x, y)[:, 0, :, 1]
+    concepts, pictures = ignorant.shape
+    rng = np.random.default_rng([AREA_DRAWS, concepts, pictures])
+    every = np.arange(concepts)[:, None], np.arange(pictures)[None].repeat(concepts, 0)
+    rows = [every]
+    for _ in range(AREA_DRAWS):
+        drawn = rng.integers(concepts, size=(concepts, 1))
+        rows.append((drawn, rng.integers(pictures, size=(concepts, pictures))))
+    values: dict[str, list[float]] = {name: [] for name in methods}
+    for which, seen in rows:
+        reference = (float(ignorant[which, seen].mean()), float(generic[which, seen].mean()))
+        for name, own in planes.items():
+            points = own[which, :, seen].mean((0, 1))
+            values[name].append(hypervolume(points.tolist(), (0.0, 0.0) if zero else reference))
     return {name: _area(own, values["Perfusion"], name) for name, own in values.items()}
 
 
 def _area(own: Sequence[float], perfusion: Sequence[float], name: str) -> Area:
     drawn, ratio = np.asarray(own), None
     if name != "Perfusion" and drawn[0] > 0:
-        shares = np.asarray(perfusion) / np.maximum(drawn, 1e-9)
+        nothing = np.full(len(drawn), np.inf)
+        shares = np.divide(np.asarray(perfusion), drawn, out=nothing, where=drawn > 0)
         ratio = Figure(float(shares[0]), *interval(shares[1:]))
     return Area(Figure(float(drawn[0]), *interval(drawn[1:])), ratio)
 
 
-def _table(result: Result, x: str, y: str) -> np.ndarray:
-    """Means by concept, point and coordinate."""
-    return np.asarray(
-        [[[statistics.mean(own) for own in point.of(axis)] for axis in (x, y)]
-         for point in result.points]
-    ).transpose(2, 0, 1)  # fmt: skip
+def _plane(result: Result, x: str, y: str) -> np.ndarray:
+    """`[concept, point, picture, 2]`."""
+    rows = [np.asarray([point.of(axis) for point in result.points]) for axis in (x, y)]
+    return np.stack(rows, -1).transpose(1, 0, 2, 3)
 
 
 def read(file: Path) -> Any:

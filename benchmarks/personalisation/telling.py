@@ -60,7 +60,8 @@ BESIDE = {
         "worse_identity": "lower identity",
     },
     "Ablations": {
-        "identity": "identity", "identity gained": "gained", "text": "text", "at scale": "bias",
+        "harmonic mean": "harmonic mean", "identity": "identity", "identity gained": "gained",
+        "text": "text", "at scale": "bias or strength",
     },
 }  # fmt: skip
 """Figures' names in the comparison's summary, and on its page."""

@@ -43,8 +43,10 @@ def work(
         def count() -> int:
             nonlocal left
             before, left = left, _left(study, units)
-            for unit in before[: len(before) - len(left)]:
-                advance(unit.file)
+            still = {unit.file for unit in left}
+            for unit in before:
+                if unit.file not in still:
+                    advance(unit.file)
             return len(left)
 
         while count() and time.time() <= until:

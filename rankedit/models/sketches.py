@@ -18,17 +18,23 @@ from rankedit.models.geometry import innermost
 
 LENGTH = 32
 """Numbers in a sketch: 1/√64 = 12 % is the standard error of a distance."""
+MOST = 1 << 18
+"""Numbers read of a weight, about."""
 
 
 @dataclass(frozen=True)
 class Sketch:
     """A count sketch of weights (Charikar, Chen, Farach-Colton 2002).
 
-    Layers are sorted by name and weights read row by row. Number b of the sketch is
-    `Σ_{i ≡ b mod 32} s_i w_i / ‖w‖`: i counts within a layer, the norm is that of all weights, and
-    the signs `s_i = ±1` are fixed. The expected squared distance of the sketches of two sets of
-    weights, each times its norm, is the squared distance of the weights. Unlike a `fingerprint` a
-    sketch hardly depends on the precision: float32 and bfloat16 are 0.002 of their size apart.
+    Layers are sorted by name and weights read row by row; of a weight of n > 2¹⁸ numbers every k-th
+    row, k = ⌈n / 2¹⁸⌉. Number b of the sketch is `Σ_{i ≡ b mod 32} s_i w_i / ‖w‖`: i counts within
+    a layer, the norm is that of all that was read, and the signs are the bits of NumPy's Philox
+    generator with the layer's place among the names as its key: 1 is +1, 0 is −1, bytes from the
+    lowest of each word on, bits from the highest of each byte on.
+
+    The expected squared distance of the sketches of two sets of weights, each times its norm, is
+    the squared distance of the weights. Unlike a `fingerprint` a sketch hardly depends on the
+    precision: float32 and bfloat16 are 0.002 of their size apart.
 
     Attributes:
         numbers: of the sketch, `LENGTH` of them.
@@ -40,21 +46,23 @@ class Sketch:
 
     @classmethod
     def of(cls, layers: Mapping[str, nn.Module]) -> Sketch | None:
-        """The sketch of the weights of layers, in the order of their names.
+        """The sketch of the weights of layers. Under FSDP every rank must make the call.
 
         Returns:
             None if a weight is no matrix of floating point numbers (a quantised layer): it is
             stored in another form than the weights of other models of its kind.
 
         Raises:
-            ProjectionError: there are no layers, or their weights are all zero or not finite.
+            ProjectionError: there are no layers, their weights are all zero or not finite, or one
+                is on the meta device and no hook can load it.
         """
         total, squares = torch.zeros(LENGTH, dtype=torch.float64), 0.0
         for number, (name, layer) in enumerate(sorted(layers.items())):
             weight = _weight(layer)
             if weight is None:
                 return None
-            flat = weight.to("cpu", torch.float32).reshape(-1)
+            rows = weight[:: -(-weight.numel() // MOST)]
+            flat = rows.to("cpu", torch.float32).reshape(-1)
             total += _folded(flat, number)
             squares += float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
             if not math.isfinite(squares):
@@ -105,9 +113,11 @@ def _weight(layer: nn.Module) -> Tensor | None:
     """The innermost weight, gathered and loaded; None if its numbers are not those of the layer."""
     found = dict(tensors_of(innermost(layer)))
     weight = found.get("weight")
-    plain = weight is not None and weight.is_floating_point() and weight.ndim > 1
-    # Eight-bit floats and weights in parts come with scales of their own.
-    return weight if plain and weight is not None and weight.element_size() > 1 else None
+    # Quantised weights have scales beside them, whatever dtype they are stored in.
+    scaled = any(name.startswith("weight.") for name in found)
+    if weight is None or scaled or weight.ndim < 2 or weight.element_size() == 1:
+        return None
+    return weight if weight.is_floating_point() else None
 
 
 def _folded(flat: Tensor, number: int) -> Tensor:

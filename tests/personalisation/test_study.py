@@ -14,6 +14,7 @@ import comparison
 import pytest
 from personalisation import choosing, numbers, page, side_tables, tables, working
 from personalisation.choosing import Choice, chosen, slug
+from personalisation.prompts import crossed, prompts_for
 from personalisation.study import Unit
 from personalisation.telling import compared
 from personalisation.world import QUICK, Plan
@@ -34,7 +35,7 @@ def study(folder, **plan):
         concepts=lambda: names,
         search_concepts=lambda: [SimpleNamespace(name="oak")],
         provenance=lambda: {"revision": "abc"},
-        plan=Plan(**plan),
+        plan=Plan(**{"seeds": 1, **plan}),
     )
     methods = {name: SimpleNamespace(name=name, rates=(1.0, 2.0), usual=1.0) for name in METHODS}
     return SimpleNamespace(folder=folder, world=world, methods=methods, plan=world.plan)
@@ -121,7 +122,7 @@ def test_the_bar_counts_what_every_process_does(tmp_path, capsys):
     names = ("a/before", "a/own", "b/another")
     own.units = lambda: [Unit(f"{name}.json", work) for name in names]
     assert working.work(own, until=time.time() + 60, say=lambda _: None, shown=True) == 0
-    assert "units: 3/3" in capsys.readouterr().err
+    assert "units: 3/3, b/another.json" in capsys.readouterr().err
 
 
 def _holds(folder, ready):
@@ -222,6 +223,20 @@ def test_areas_are_those_of_the_mean_points_above_the_trivial_methods(tmp_path):
     assert told[-1][1] == page._cell(found[best].ratio) != ""
     zero = tables.areas(results, METHODS, "judges", zero=True)
     assert zero["DreamBooth"].value.mean == pytest.approx(0.6 * 0.71)
+
+
+def test_points_are_compared_on_the_pictures_that_all_of_them_have():
+    marks = {"identity": [1, 2, 3, 4, 5, 6], "diversity": [0.1, 0.2, 0.3]}
+    thinned = tables.Point(1, 1.0, {"bean": marks}).thinned(seeds=2, prompts=2)
+    assert thinned.marks == {"bean": {"identity": [1, 3]}}
+    prompts = prompts_for("cat", 3)
+    assert crossed(prompts, 2, first=7)[::2][:2] == crossed(prompts[:2], 1, first=7)
+
+
+def test_areas_that_are_nothing_in_a_resample_are_infinitely_exceeded():
+    area = tables._area([0.1, 0.0, 0.1], [0.2, 0.2, 0.2], "DreamBooth")
+    assert area.ratio.mean == pytest.approx(2)
+    assert area.ratio.high > 1e6
 
 
 def test_tables_say_nothing_where_nothing_was_done(tmp_path, capsys):

@@ -144,6 +144,8 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
         )
     _check_one_base(concepts)
     targets, base = find_targets(pipe), base_of(pipe)
+    strange = [concept for concept in concepts if concept.base not in ("", base)]
+    sketch = sketch_of(pipe) if any(concept.sketch for concept in strange) else ""
     for concept in concepts:
         lacking = set(targets.learned(concept.lock)) - set(concept.targets)
         foreign = set(concept.targets) - {*targets.keys, *targets.values}
@@ -153,7 +155,7 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
                 f"{len(concept.targets)} targets for an encoding {len(concept.key)} wide, but this "
                 f"one has {len(targets.values)} value projections that read {targets.width}."
             )
-        if concept.base not in ("", base) and not same_weights(concept.sketch, sketch_of(pipe)):
+        if concept in strange and not same_weights(concept.sketch, sketch):
             warnings.warn(
                 f"apply: {concept.trigger!r} was learned on a model with other weights "
                 f"(fingerprint {concept.base}, here {base}): keys are made anew, its values are "

@@ -117,7 +117,7 @@ class _Training:
         noise_scheduler(pipe)
         _check_precision(pipe)
         self._metric = metric_of(moment, config.ridge)
-        self._base = base_of(pipe)
+        self._base, self._sketch = base_of(pipe), sketch_of(pipe)
         size = picture_size(pipe, config.size)
         self._data: Latents = cached_latents(pipe, photos, size)
         self._learner = Learner(pipe, naming, self._metric, config)
@@ -262,7 +262,7 @@ class _Training:
             templates=config.templates,
             statistics=learner.statistics,
             base=self._base,
-            sketch=sketch_of(self._pipe),
+            sketch=self._sketch,
             notes=self._notes(),
         )
 
