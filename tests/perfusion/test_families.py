@@ -183,7 +183,7 @@ def test_words_behind_the_end_of_the_text_are_cut_as_diffusers_cuts_them(pipe, b
 
 
 def test_concepts_of_different_base_models_are_not_merged(pipe, bean):
-    other = random_concept(pipe, "<mug>", "cup", seed=2, base="0123456789abcdef")
+    other = random_concept(pipe, "<mug>", "cup", seed=2, base="0123456789abcdef", sketch="")
     with pytest.raises(
         PerfusionError, match=r"'<bean>' and '<mug>' were learned on base models with different"
     ):
