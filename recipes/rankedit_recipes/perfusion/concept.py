@@ -95,7 +95,7 @@ class Concept:
     preview: bytes = b""
 
     def save(self, path: str | PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
-        """Write one file: 29 KB for Stable Diffusion 1.5, 184 KB for XL.
+        """Write one file: 29 KB for Stable Diffusion 1.5, 185 KB for XL.
 
         Args:
             path: the file; its folder must exist.
