@@ -49,8 +49,8 @@ class Sketch:
         """The sketch of the weights of layers. Under FSDP every rank must make the call.
 
         Returns:
-            None if a weight is no matrix of floating point numbers (a quantised layer): it is
-            stored in another form than the weights of other models of its kind.
+            None if a weight is quantised, or no matrix of floating point numbers. It is stored in
+            another form then than the weights of other models of its kind.
 
         Raises:
             ProjectionError: there are no layers, their weights are all zero or not finite, or one
