@@ -5,15 +5,22 @@ from pathlib import Path
 
 import pytest
 from personalisation.perfusions import BIASES
-from personalisation.telling import tables
+from personalisation.telling import compared, tables
 
 ROOT = Path(__file__).parents[2]
-KEPT = json.loads((ROOT / "benchmarks/results/perfusion/promises.json").read_text())
+RESULTS = ROOT / "benchmarks/results/perfusion"
+KEPT = json.loads((RESULTS / "promises.json").read_text())
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_page_has_the_tables_of_the_kept_results(number):
     assert tables(KEPT["lines"], BIASES)[number] in (ROOT / "docs/perfusion.md").read_text()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_evaluation_has_the_tables_of_the_kept_comparison(number):
+    summary = json.loads((RESULTS / "summary.json").read_text())
+    assert compared(summary)[number] in (ROOT / "docs/evaluation.md").read_text()
 
 
 def test_what_changes_nothing_is_said_so():
