@@ -23,7 +23,7 @@ from personalisation.methods import Artefact, Subject
 from personalisation.perfusions import Perfusion
 
 PLAIN = "as it is"
-"""The recipe without a change, which the others are compared with: the first one."""
+"""The recipe without a change, which the others are compared with."""
 
 
 class ZeroValues(Learner):

@@ -32,7 +32,8 @@ def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]
         "prompts_and_seeds": asked,
         "marks": {
             name: [*_rows(result.chosen, "chosen"),
-                   *(row for p in result.points if _differ(p, result.chosen)
+                   *(row for p in result.points
+                     if (p.step, p.scale) != (result.chosen.step, result.chosen.scale)
                      for row in _rows(p, "others"))]
             for name, result in results.items()
         },
@@ -49,10 +50,6 @@ def _rows(point: Point, asked: str) -> list[dict[str, Any]]:
          **short(marks)}
         for concept, marks in point.marks.items()
     ]  # fmt: skip
-
-
-def _differ(one: Point, other: Point) -> bool:
-    return (one.step, one.scale) != (other.step, other.scale)
 
 
 def _further(result: Result, concepts: Sequence[str]) -> dict[str, dict[str, list]]:

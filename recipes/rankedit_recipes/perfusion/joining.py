@@ -12,12 +12,7 @@ from torch import Tensor
 
 import rankedit as rk
 from rankedit_recipes.perfusion.base import base_of, same_weights, sketch_of
-from rankedit_recipes.perfusion.concept import (
-    PRESETS,
-    Concept,
-    HeldLock,
-    Preset,
-)
+from rankedit_recipes.perfusion.concept import PRESETS, Concept, HeldLock, Preset
 from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.prompts import origin_encoding
