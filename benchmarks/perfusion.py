@@ -30,6 +30,8 @@ from rich.table import Table
 
 PLAN = Plan(seeds=1, pairs=8, pair_pictures=24, sampling=20, half=False)
 QUICK = replace(PLAN, concepts=4, prompts=6, pairs=2, pair_pictures=8, off=6)
+LOWER = 0.5
+"""A bias below the preset, for two concepts in one picture."""
 SWEPT = 8
 """Concepts of the sweep, of the gates' leaks and of "each alone"."""
 
@@ -139,6 +141,7 @@ class Answers:
         every = self.promises.pairs()
         found = [self.promises.pair(one, two, "merged") for one, two in every]
         bare = [self.promises.pair(one, two, "merged", floor=None) for one, two in every]
+        lower = [self.promises.pair(one, two, "merged", bias=LOWER) for one, two in every]
         told = [self.promises.pair(one, two, "described") for one, two in every]
         some = self.concepts[:SWEPT]
         alone = statistics.mean(self._over(some, "five")["identity"])
@@ -149,6 +152,8 @@ class Answers:
             at_least("two merged: identity", _of(found, "identity"), None),
             at_least("no dead zone: both there, each the right one", _of(bare, "both_right"), None),
             at_least("no dead zone: both there", _of(bare, "both_present"), None),
+            at_least(f"bias {LOWER:g}: each the right one", _of(lower, "both_right"), None),
+            at_least(f"bias {LOWER:g}: both there", _of(lower, "both_present"), None),
             at_least("described: both there, each the right one", _of(told, "both_right"), None),
             at_most("identity lost while another is loaded, points", 100 * (alone - beside), 5.0),
         ]
@@ -180,6 +185,7 @@ class Answers:
             self.promises.means(concept, "five", floor=None)
         for one, two in self.promises.pairs()[number - 1 :: parts]:
             self.promises.pair(one, two, "described")
+            self.promises.pair(one, two, "merged", bias=LOWER)
 
 
 def _of(found: Sequence[dict], name: str) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalisation.longer import FOLDER
 from personalisation.tables import Point, Result, revisions
 from rankedit.atomic import atomic_write
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:
     """The judges' marks of every picture of the tables but those of attention.
 
-    `asked` of a row says which list of `prompts_and_seeds` it is in the order of; ablations are in
-    that of `others`. `diversity` has one number for each prompt.
+    `asked` of a row says which list of `prompts_and_seeds` it is in the order of; ablations and
+    longer trainings are in that of `others`. `diversity` has one number for each prompt.
     """
     world, every = study.world, {concept.name: concept for concept in study.world.concepts()}
     asked = {
@@ -41,6 +42,7 @@ def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]
         "search": _files(study.folder / "search"),
         "pairs": _files(study.folder / "pairs"),
         "ablations": _files(study.folder / "ablations"),
+        FOLDER: _files(study.folder / FOLDER),
     }  # fmt: skip
 
 

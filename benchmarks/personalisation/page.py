@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalisation import plots
+from personalisation.longer import longer_table
 from personalisation.measures import DEFINITIONS
 from personalisation.numbers import numbers, write_json
 from personalisation.side_tables import ablation_table, attention_table, pair_table
 from personalisation.tables import Area, Figure, Result, areas, results_of, revisions
-from personalisation.telling import compared
+from personalisation.telling import RATIO, compared
 from rankedit.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def _sections(
     ablated = ablation_table(study)
     if ablated:
         found["Ablations"] = _ablations(ablated)
+    longer = longer_table(study, results)
+    if longer:
+        found["Trained longer"] = _longer(longer)
     attended = attention_table(study)
     if attended:
         found["Attention to the concept's word"] = _generic(attended)
@@ -121,7 +125,7 @@ def _areas(results: Mapping[str, Result], methods: Sequence[str]) -> Rows:
     found = {
         title: areas(results, methods, plane, zero=zero) for title, (plane, zero) in kinds.items()
     }
-    rows = [["", *kinds, "Perfusion's by the judges, of this one's"]]
+    rows = [["", *kinds, RATIO]]
     by_judges = next(iter(found.values()))
     for name in methods:
         cells = [_area(own[name]) for own in found.values()]
@@ -151,6 +155,17 @@ def _ablations(table: Mapping[str, Mapping[str, Any]]) -> Rows:
         cells = [f"{own['balance']:.3f}", f"{own['area']:.3f}"]
         cells += [_cell(own[figure]) for figure in names]
         rows.append([name, *cells, f"{own['scale']:g}", _cell(own["gained"])])
+    return rows
+
+
+def _longer(table: Mapping[str, Mapping[str, Any]]) -> Rows:
+    head = ["", "identity", "text", "identity gained", "at scale"]
+    rows = [[*head, "hypervolume", "that of the usual training", RATIO]]
+    for name, own in table.items():
+        cells = [_cell(own[figure]) for figure in ("identity", "text", "gained")]
+        after = own["longer"]
+        both = [_area(after), _area(own["usual"])]
+        rows.append([name, *cells, f"{own['scale']:g}", *both, _cell(after.ratio)])
     return rows
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from personalisation.ablations import PLAIN
 from personalisation.choosing import slug
-from personalisation.fronts import balance, hypervolume
+from personalisation.fronts import hypervolume
 from personalisation.pairs import PAIRED
-from personalisation.tables import Figure, Point, figure_of, read
+from personalisation.tables import Figure, Point, figure_of, points_of, read
 
 if TYPE_CHECKING:
     from personalisation.study import Study
@@ -43,43 +43,22 @@ def ablation_table(study: Study) -> dict[str, dict[str, Any]]:
     if not shared or PLAIN not in files:
         return {}
     points = {
-        name: _points({concept: read(own[concept]) for concept in shared})
+        name: points_of({concept: read(own[concept]) for concept in shared})
         for name, own in files.items()
     }
-    best = {name: max(own, key=_balance) for name, own in points.items()}
-    plain = best[PLAIN].of("identity")
+    best = {name: max(own, key=Point.balance) for name, own in points.items()}
     return {
         name: {
             "scale": own.scale,
-            "balance": _balance(own),
+            "balance": own.balance(),
             "area": hypervolume([(p.mean("text"), p.mean("identity")) for p in points[name]]),
             "concepts": len(shared),
             **{figure: figure_of(own.of(figure)) for figure in ("identity", "text", "category")},
-            "gained": figure_of(_differences(own.of("identity"), plain)),
+            "gained": figure_of(own.gained(best[PLAIN])),
             "points": [[p.scale, p.mean("text"), p.mean("identity")] for p in points[name]],
         }
         for name, own in best.items()
     }
-
-
-def _points(results: Mapping[str, list[dict[str, Any]]]) -> list[Point]:
-    """Of each scale its marks by concept."""
-    return [
-        Point(0, row["scale"], {c: rows[index]["marks"] for c, rows in results.items()})
-        for index, row in enumerate(next(iter(results.values())))
-    ]
-
-
-def _balance(point: Point) -> float:
-    return balance(point.mean("identity"), point.mean("text"))
-
-
-def _differences(ours: list[list[float]], theirs: list[list[float]]) -> list[list[float]]:
-    """Picture by picture, for each concept."""
-    return [
-        [one - two for one, two in zip(*rows, strict=True)]
-        for rows in zip(ours, theirs, strict=True)
-    ]
 
 
 def attention_table(study: Study) -> dict[str, dict[str, Figure]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from personalisation.ablations import Ablation, ablations
 from personalisation.attention import studied
 from personalisation.choosing import SHARED, Choice, chosen, slug
+from personalisation.longer import FOLDER, lengthened
 from personalisation.measures import real_photos
 from personalisation.methods import Artefact, Method, trained
 from personalisation.pairs import PAIRED, paired, pairs_of
@@ -70,7 +71,13 @@ class Study:
             if LAG <= number < LAG + self.plan.ablations:
                 found += self._ablations(concepts[number - LAG])
         late = concepts[max(0, len(concepts) - LAG) : self.plan.ablations]
-        return found + [unit for concept in late for unit in self._ablations(concept)]
+        found += [unit for concept in late for unit in self._ablations(concept)]
+        return found + [
+            Unit(f"{FOLDER}/{slug(name)}/{concept.name}.json",
+                 lambda m=method, c=concept: lengthened(self, m, c))
+            for concept in concepts[: self.plan.longer]
+            for name, method in self.methods.items()
+        ]  # fmt: skip
 
     def _search(self) -> list[Unit]:
         return [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from personalisation.choosing import slug
-from personalisation.fronts import bootstrap, hypervolume, interval
+from personalisation.fronts import balance, bootstrap, hypervolume, interval
 
 if TYPE_CHECKING:
     from personalisation.study import Study
@@ -78,6 +78,23 @@ class Point:
         """Mean over concepts of the mean over pictures."""
         return statistics.mean(statistics.mean(own) for own in self.of(figure) if own)
 
+    def balance(self) -> float:
+        """Harmonic mean of the two fidelities."""
+        return balance(self.mean("identity"), self.mean("text"))
+
+    def gained(self, over: Point, figure: str = "identity") -> list[list[float]]:
+        """A figure above that of another setting, picture by picture, by concept."""
+        pairs = zip(self.of(figure), over.of(figure), strict=True)
+        return [[one - two for one, two in zip(*rows, strict=True)] for rows in pairs]
+
+
+def points_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
+    """One training's settings in turn, of its rows by concept."""
+    return [
+        Point(row.get("step", 0), row["scale"], {c: own[i]["marks"] for c, own in results.items()})
+        for i, row in enumerate(next(iter(results.values())))
+    ]
+
 
 @dataclass
 class Result:
@@ -96,6 +113,10 @@ class Result:
     chosen: Point
     choice: str = ""
     further: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def best(self) -> Point:
+        """The setting with the best harmonic mean on these very concepts."""
+        return max(self.points, key=Point.balance)
 
     def figures(self) -> dict[str, Figure]:
         """The row of the table."""

@@ -46,9 +46,10 @@ KINDS = ("as learned", "all keys locked", "global lock", "one photo", "word alon
          "described in words")  # fmt: skip
 FIGURES = {"identity": "identity", "right": "right one of 16", "category": "category",
            "scene": "scene", "other": "second object", "text": "text"}  # fmt: skip
+RATIO = "Perfusion's by the judges, of this one's"
 MORE = "Similarity by CLIP, diversity, damage off the concept"
 AREAS = {"judges, above both trivial methods": "hypervolume",
-         "Perfusion's by the judges, of this one's": "Perfusion's of it"}  # fmt: skip
+         RATIO: "Perfusion's of it"}  # fmt: skip
 COSTS = {"kilobytes": "file, KB", "train_seconds": "training, s", "train_megabytes": "memory, MB",
          "overhead": "a picture"}  # fmt: skip
 FURTHER = {"category": "category", "scene": "scene", "other": "second object",
@@ -62,6 +63,11 @@ BESIDE = {
     "Ablations": {
         "harmonic mean": "harmonic mean", "identity": "identity", "identity gained": "gained",
         "text": "text", "at scale": "bias or strength",
+    },
+    "Trained longer": {
+        "identity": "identity", "identity gained": "gained", "text": "text",
+        "hypervolume": "hypervolume", "that of the usual training": "usual steps",
+        RATIO: "Perfusion's of it",
     },
 }  # fmt: skip
 """Figures' names in the comparison's summary, and on its page."""
@@ -97,7 +103,7 @@ def tables(lines: Sequence[Mapping[str, Any]], biases: Sequence[float]) -> list[
 
 
 def compared(summary: Mapping[str, Any]) -> list[str]:
-    """The comparison as its page shows it: methods, further measures, settings, pairs, ablations.
+    """The comparison as its page shows it: methods, settings, and what stands beside them.
 
     Args:
         summary: `summary.json` of the results.

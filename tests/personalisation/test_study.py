@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import comparison
 import pytest
-from personalisation import choosing, numbers, page, side_tables, tables, working
+from personalisation import choosing, longer, numbers, page, side_tables, tables, working
 from personalisation.choosing import Choice, chosen, slug
+from personalisation.methods import Settings
 from personalisation.prompts import crossed, prompts_for
 from personalisation.study import Unit
 from personalisation.telling import compared
@@ -263,6 +264,68 @@ def test_ablations_are_shown_at_their_best_scale(tmp_path):
     assert found["mask off"]["gained"].mean == pytest.approx(0.4 - 0.5)
 
 
+def lengthened(folder, concepts=("mug",), gain=0.1):
+    for name in METHODS:
+        rows = [
+            {"step": 9, "scale": float(i), "marks": marks(x, y + gain)}
+            for i, (x, y) in enumerate(POINTS[name])
+        ]
+        for concept in concepts:
+            written(folder / "longer" / slug(name) / f"{concept}.json", rows)
+
+
+def test_longer_trainings_are_compared_on_the_concepts_that_have_them(tmp_path):
+    fill(tmp_path)
+    own = study(tmp_path)
+    _, results = tables.results_of(own)
+    assert longer.longer_table(own, results) == {}
+    lengthened(tmp_path)
+    found = longer.longer_table(own, results)
+    # Mug's identities are 0.02 higher than the points say before, 0.1 after; its word has 0.1.
+    assert found["Perfusion"]["gained"].mean == pytest.approx(0.08)
+    assert found["Perfusion"]["text"].mean == pytest.approx(0.8)
+    usual = 0.2 * 0.72 + 0.4 * 0.52 + 0.1 * 0.12
+    after = 0.2 * 0.8 + 0.4 * 0.6 + 0.1 * 0.2
+    assert found["Perfusion"]["usual"].value.mean == pytest.approx(usual)
+    assert found["Perfusion"]["longer"].value.mean == pytest.approx(after)
+    ratio = found["DreamBooth"]["longer"].ratio.mean
+    assert ratio == pytest.approx(after / (0.4 * 0.7))
+
+
+def test_baselines_keep_what_the_usual_training_reached(tmp_path):
+    fill(tmp_path)
+    lengthened(tmp_path, gain=-0.05)
+    own = study(tmp_path)
+    found = longer.longer_table(own, tables.results_of(own)[1])
+    before, after = (
+        {n: r[which].value.mean for n, r in found.items()} for which in ("usual", "longer")
+    )
+    assert after["DreamBooth"] == before["DreamBooth"]
+    assert after["Perfusion"] < before["Perfusion"]
+
+
+def test_a_longer_training_takes_the_rate_and_steps_of_the_plan(tmp_path, monkeypatch):
+    seen = []
+    artefact = SimpleNamespace(step=7)
+
+    def trained(method, pipe, subject, settings, folder):
+        seen.append((settings, folder.name))
+        return [artefact]
+
+    monkeypatch.setattr(longer, "trained", trained)
+    own = study(tmp_path, longer_steps=7)
+    method = SimpleNamespace(name="DreamBooth", scales=(0.5, 1.0))
+    own.choice = lambda _: None
+    assert longer.lengthened(own, method, SimpleNamespace(name="bean")) is None
+    own.choice = lambda _: Choice(0.25, 5, 0.75)
+    own.world.settings = lambda rate: Settings(rate=rate)
+    own.world.pipe, own.world.subject, own.world.curve = None, lambda c: c, lambda c: []
+    own.marks = lambda method, made, scale, concept, asked: {"identity": [scale]}
+    rows = longer.lengthened(own, method, SimpleNamespace(name="bean"))
+    assert [(row["step"], row["scale"]) for row in rows] == [(7, 0.5), (7, 1.0), (7, 0.75)]
+    assert seen == [(Settings(rate=0.25, steps=(7,)), "bean-0.25")]
+
+
 def test_markdown_has_a_row_for_every_method(tmp_path):
     fill(tmp_path)
     own = study(tmp_path)
@@ -279,7 +342,8 @@ def test_the_page_about_the_comparison_has_what_is_there(tmp_path):
     own = study(tmp_path)
     own.ablations = {}
     _, results = tables.results_of(own)
-    main, further, settings, pairs, ablated = compared(
+    lengthened(tmp_path, CONCEPTS)
+    main, further, settings, pairs, ablated, longer = compared(
         {"tables": page._sections(own, results, METHODS)}
     )
     assert "| Perfusion | 0.21 [0.20, 0.22] | 0.90 [0.90, 0.90] |" in main
@@ -287,6 +351,7 @@ def test_the_page_about_the_comparison_has_what_is_there(tmp_path):
     assert all(f"| {name} | " in further for name in METHODS)
     assert "| Perfusion | rate 1, step 0, scale 0 |" in settings
     assert pairs.count("\n") == ablated.count("\n") == 1
+    assert "| DreamBooth | 0.80 [0.80, 0.80] | 0.09 [0.08, 0.10] | 0.60" in longer
 
 
 def test_numbers_are_short():
