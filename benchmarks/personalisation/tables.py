@@ -263,5 +263,5 @@ def read(file: Path) -> Any:
 
 def revisions(folder: Path) -> list[str]:
     """Revisions that the study's numbers were made with."""
-    every = {json.loads(f.read_text())["revision"] for f in folder.glob("*/*/*.json")}
-    return sorted(every)
+    files = (*folder.glob("attention/*.json"), *folder.glob("*/*/*.json"))
+    return sorted({json.loads(file.read_text())["revision"] for file in files})
