@@ -24,14 +24,17 @@ from personalisation.promises import FIGURES, GATES, Promises
 from personalisation.telling import tables
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
+from rankedit_recipes.perfusion.concept import PRESETS
 from rankedit_recipes.perfusion.models import SANDBOX, open_config
 from rich.console import Console
 from rich.table import Table
 
 PLAN = Plan(seeds=1, pairs=8, pair_pictures=24, sampling=20, half=False)
 QUICK = replace(PLAN, concepts=4, prompts=6, pairs=2, pair_pictures=8, off=6)
-LOWER, HIGHER = 0.5, 0.9
-"""Biases beside the preset: for two concepts in one picture, and for what one photo taught."""
+LOWER = 0.5
+"""A bias below the preset, for two concepts in one picture."""
+SEVERAL = PRESETS["coarse"].bias
+"""The bias of what several photos taught, for what one did."""
 SWEPT = 8
 """Concepts of the sweep, of the gates' leaks and of "each alone"."""
 
@@ -88,7 +91,7 @@ class Answers:
         whole = self._over(self.concepts, "five", lock="global")
         locked = self._over(self.concepts, "five", lock="local")
         one, told = self._over(self.concepts, "one"), self._over(self.concepts, "described")
-        careful = self._over(self.concepts, "one", bias=HIGHER)
+        open_wider = self._over(self.concepts, "one", bias=SEVERAL)
         other = [
             mine / base for mine, base in zip(learned["other"], word["other"], strict=True) if base
         ]
@@ -101,7 +104,7 @@ class Answers:
             at_least("identity from one photo, of that from five", [once], 0.85),
         ]
         tables = {"as learned": learned, "all keys locked": locked, "global lock": whole}
-        tables |= {"one photo": one, f"one photo, bias {HIGHER:g}": careful}
+        tables |= {"one photo": one, f"one photo, bias {SEVERAL:g}": open_wider}
         tables |= {"word alone": word, "described in words": told}
         for title, table in tables.items():
             lines += [at_least(f"{title}: {name}", table[name], None) for name in FIGURES]
@@ -177,7 +180,7 @@ class Answers:
         for concept in self.concepts[number - 1 :: parts]:
             for kind in ("word", "described", "five", "one"):
                 self.promises.means(concept, kind)
-            self.promises.means(concept, "one", bias=HIGHER)
+            self.promises.means(concept, "one", bias=SEVERAL)
             for lock in ("local", "global"):
                 self.promises.means(concept, "five", lock=lock)
         for concept in self.concepts[:SWEPT][number - 1 :: parts]:

@@ -23,6 +23,31 @@ NAMES = {"text": "text fidelity", "identity": "concept fidelity (identity)",
          "clip_t": "CLIP-T", "clip_i": "CLIP-I"}  # fmt: skip
 
 
+def labels(
+    points: Sequence[tuple[float, float]], scales: Sequence[float], reach: tuple[float, float]
+) -> list[tuple[tuple[float, float], str]]:
+    """Where to write settings: those that would be written on each other share a label.
+
+    Args:
+        points: of one curve, in turn.
+        scales: of the points.
+        reach: how far in x and in y a label is from the next one at least.
+    """
+    groups: list[list[int]] = []
+    for index, point in enumerate(points):
+        first = points[groups[-1][0]] if groups else point
+        near = all(abs(p - f) < r for p, f, r in zip(point, first, reach, strict=True))
+        if groups and near:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    ends = [(group[0], group[-1]) for group in groups]
+    return [
+        (points[one], f"{scales[one]:g}" + (f" to {scales[two]:g}" if two > one else ""))
+        for one, two in ends
+    ]
+
+
 def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str) -> Any:
     """Every setting of every method, and the methods' fronts."""
     from matplotlib.figure import Figure
@@ -30,6 +55,9 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
     x, y = PLANES[plane]
+    means = [[point.mean(axis) for name in methods for point in results[name].points]
+             for axis in (x, y)]  # fmt: skip
+    reach = tuple(0.035 * (max(own) - min(own)) for own in means)
     for index, name in enumerate(methods):
         points = [(point.mean(x), point.mean(y)) for point in results[name].points]
         style = {"color": COLOURS[index], "marker": MARKERS[index]}
@@ -40,9 +68,8 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
         )
         axes.plot(*zip(*best, strict=True), label=name, **style, **wide)
         if not index:
-            for point, setting in zip(points, results[name].points, strict=True):
-                axes.annotate(f"{setting.scale:g}", point, fontsize=7, xytext=(5, 3),
-                              textcoords="offset points")  # fmt: skip
+            for point, text in labels(points, [p.scale for p in results[name].points], reach):
+                axes.annotate(text, point, fontsize=7, xytext=(5, 3), textcoords="offset points")
     for name, marker in {"category word": "x", "description in words": "+"}.items():
         point = results[name].chosen
         axes.scatter(

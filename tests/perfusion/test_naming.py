@@ -31,13 +31,13 @@ def pipe():
     return pipelines.stable_diffusion()
 
 
-def taught(pipe, **settings) -> Concept:
+def taught(pipe, photos=1, **settings) -> Concept:
     rng = np.random.default_rng(0)
-    photos = [Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8))]
+    drawn = rng.integers(0, 255, (photos, 20, 24, 3), dtype=np.uint8)
     config = perfusion.Config(**({"steps": 2, "batch": 2} | settings))
     return perfusion.learn(
-        pipe, photos, placeholder="<bean>", category="cat", config=config, progress=False,
-        statistics=second_moment(pipe, CAPTIONS, progress=False),
+        pipe, [Image.fromarray(p) for p in drawn], placeholder="<bean>", category="cat",
+        config=config, statistics=second_moment(pipe, CAPTIONS, progress=False), progress=False,
     )  # fmt: skip
 
 
@@ -179,6 +179,14 @@ def test_an_adjective_that_the_model_does_not_know_is_refused():
 
 
 # ------------------------------------------------------------------------ the dead zone
+
+
+@pytest.mark.parametrize("lock", ["coarse", "local"])
+def test_what_one_photo_taught_is_held_back_more_under_the_coarse_lock(pipe, lock):
+    usual = perfusion.PRESETS[lock].bias
+    one, two = (taught(pipe, photos=n, lock=lock, adjective="red").bias for n in (1, 2))
+    assert two == usual
+    assert (one > usual) if lock == "coarse" else (one == usual)
 
 
 def test_the_coarse_lock_has_a_dead_zone_and_the_file_keeps_it(pipe, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from personalisation.fronts import balance, bootstrap, front, hypervolume, interval, resampled
+from personalisation.plots import labels
 
 
 def test_front_keeps_what_nothing_beats():
@@ -74,3 +75,9 @@ def test_bootstrap_refuses_nothing():
 def test_balance_is_the_harmonic_mean():
     assert balance(0.5, 1.0) == pytest.approx(2 / 3)
     assert balance(-0.1, 1.0) == 0.0
+
+
+def test_settings_that_lie_on_each_other_share_a_label():
+    points = [(1.0, 0.1), (1.0, 0.5), (0.99, 0.51), (0.99, 0.52), (0.7, 0.52)]
+    found = labels(points, [1.4, 1.0, 0.8, 0.7, 0.5], (0.1, 0.05))
+    assert found == [((1.0, 0.1), "1.4"), ((1.0, 0.5), "1 to 0.7"), ((0.7, 0.52), "0.5")]

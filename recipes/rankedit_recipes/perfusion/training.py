@@ -245,7 +245,7 @@ class _Training:
 
     def _concept(self) -> Concept:
         learner, config = self._learner, self._config
-        preset = PRESETS[config.lock]
+        preset = PRESETS[config.lock].learned_from(len(self._photos))
         key = self._kept_key().cpu()
         return Concept(
             trigger=self._word,
