@@ -20,6 +20,9 @@ REACHED = (
     ("the same without a dead zone: each the right one",
      "no dead zone: both there, each the right one", "", ".2f"),
     ("the same without a dead zone: both there", "no dead zone: both there", "", ".2f"),
+    ("the same at a bias of 0.5: each the right one",
+     "bias 0.5: each the right one", "", ".2f"),
+    ("the same at a bias of 0.5: both there", "bias 0.5: both there", "", ".2f"),
     ("two described in words, nothing learned: each the right one",
      "described: both there, each the right one", "", ".2f"),
     ("identity lost while another concept is loaded, points",
@@ -42,8 +45,8 @@ REACHED = (
 )  # fmt: skip
 """What the page says, the line's name, the aim, and how the figure is written."""
 
-KINDS = ("as learned", "all keys locked", "global lock", "one photo", "word alone",
-         "described in words")  # fmt: skip
+KINDS = ("as learned", "all keys locked", "global lock", "one photo", "one photo, bias 0.7",
+         "word alone", "described in words")  # fmt: skip
 FIGURES = {"identity": "identity", "right": "right one of 16", "category": "category",
            "scene": "scene", "other": "second object", "text": "text"}  # fmt: skip
 RATIO = "Perfusion's by the judges, of this one's"

@@ -17,7 +17,7 @@ def test_the_page_has_the_tables_of_the_kept_results(number):
     assert tables(KEPT["lines"], BIASES)[number] in (ROOT / "docs/perfusion.md").read_text()
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_the_evaluation_has_the_tables_of_the_kept_comparison(number):
     summary = json.loads((RESULTS / "summary.json").read_text())
     assert compared(summary)[number] in (ROOT / "docs/evaluation.md").read_text()
