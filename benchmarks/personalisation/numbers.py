@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalisation.longer import FOLDER
+from personalisation.pairs import asked as pair_prompts
+from personalisation.prompts import Prompt
+from personalisation.retraining import RETRAININGS
 from personalisation.tables import Point, Result, revisions
 from rankedit.atomic import atomic_write
 
@@ -16,21 +18,17 @@ if TYPE_CHECKING:
 
 
 def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:
-    """The judges' marks of every picture of the tables but those of attention.
+    """The judges' marks of every picture of the tables, with its prompt, seed and revision.
 
     `asked` of a row says which list of `prompts_and_seeds` it is in the order of; ablations and
-    longer trainings are in that of `others`. `diversity` has one number for each prompt.
+    retrainings are in that of `others`, `leak` in that of `plain`. `diversity` has one number for
+    each prompt.
     """
-    world, every = study.world, {concept.name: concept for concept in study.world.concepts()}
-    asked = {
-        which: {
-            name: [[prompt.text, seed] for prompt, seed in own(every[name])] for name in concepts
-        }
-        for which, own in (("chosen", world.asked), ("others", world.curve))
-    }
+    world = study.world
     return {
-        "provenance": world.provenance() | {"revisions": revisions(study.folder)},
-        "prompts_and_seeds": asked,
+        "provenance": world.provenance() | {"training_seed": world.settings(0.0).seed},
+        "files_by_revision": revisions(study.folder),
+        "prompts_and_seeds": _asked(study, concepts),
         "marks": {
             name: [*_rows(result.chosen, "chosen"),
                    *(row for p in result.points
@@ -39,11 +37,39 @@ def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]
             for name, result in results.items()
         },
         "further": {name: _further(result, concepts) for name, result in results.items()},
-        "search": _files(study.folder / "search"),
-        "pairs": _files(study.folder / "pairs"),
-        "ablations": _files(study.folder / "ablations"),
-        FOLDER: _files(study.folder / FOLDER),
+        "attention": _attention(study.folder / "attention"),
+        **{
+            name: _files(study.folder / name)
+            for name in ("search", "pairs", "ablations", *(kind.folder for kind in RETRAININGS))
+        },
     }  # fmt: skip
+
+
+def _asked(study: Study, concepts: Sequence[str]) -> dict[str, dict[str, list]]:
+    """By list and concept its prompts and seeds; those of pairs have the concepts' places."""
+    world, every = study.world, {concept.name: concept for concept in study.world.concepts()}
+    lists = {"chosen": world.asked, "others": world.curve, "off": world.off, "plain": world.plain}
+    found = {
+        which: {name: _told(own(every[name])) for name in concepts} for which, own in lists.items()
+    }
+    found["search"] = {c.name: _told(world.searched(c)) for c in world.search_concepts()}
+    found["pairs"] = {"all": _told(pair_prompts("{first}", "{second}", world.plan.pair_pictures))}
+    return found
+
+
+def _told(asked: Sequence[tuple[Prompt, int]]) -> list[list]:
+    return [[prompt.text, seed] for prompt, seed in asked]
+
+
+def _attention(folder: Path) -> dict[str, dict[str, dict[str, list]]]:
+    """By concept and method the shares of each picture; the maps are in the figure."""
+    return {
+        file.stem: {
+            name: short({part: own[part] for part in ("taken", "inside")})
+            for name, own in json.loads(file.read_text())["result"].items()
+        }
+        for file in sorted(folder.glob("*.json"))
+    }
 
 
 def _rows(point: Point, asked: str) -> list[dict[str, Any]]:

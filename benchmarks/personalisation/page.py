@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalisation import plots
-from personalisation.longer import longer_table
 from personalisation.measures import DEFINITIONS
 from personalisation.numbers import numbers, write_json
+from personalisation.retraining import RETRAININGS, retraining_table
 from personalisation.side_tables import ablation_table, attention_table, pair_table
-from personalisation.tables import Area, Figure, Result, areas, results_of, revisions
-from personalisation.telling import RATIO, compared
+from personalisation.tables import Area, Figure, Result, areas, figure_of, results_of, revisions
+from personalisation.telling import ABOVE, RATIO, compared
 from rankedit.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ def _sections(
     ablated = ablation_table(study)
     if ablated:
         found["Ablations"] = _ablations(ablated)
-    longer = longer_table(study, results)
-    if longer:
-        found["Trained longer"] = _longer(longer)
+    for kind in RETRAININGS:
+        again = retraining_table(kind, study, results)
+        if again:
+            found[kind.title] = _retrained(again)
     attended = attention_table(study)
     if attended:
         found["Attention to the concept's word"] = _generic(attended)
@@ -125,13 +126,17 @@ def _areas(results: Mapping[str, Result], methods: Sequence[str]) -> Rows:
     found = {
         title: areas(results, methods, plane, zero=zero) for title, (plane, zero) in kinds.items()
     }
-    rows = [["", *kinds, RATIO]]
+    rows = [["", *kinds, RATIO, ABOVE]]
+    perfusion = results["Perfusion"].chosen
     by_judges = next(iter(found.values()))
     for name in methods:
         cells = [_area(own[name]) for own in found.values()]
-        rows.append([name, *cells, _cell(by_judges[name].ratio)])
+        above = figure_of(perfusion.gained(results[name].chosen))
+        beside = [_cell(by_judges[name].ratio), _cell(above)] if name != "Perfusion" else ["", ""]
+        rows.append([name, *cells, *beside])
     best = [max(own.values(), key=_baseline) for own in found.values()]
-    return [*rows, ["Perfusion / best baseline", *(_cell(area.ratio) for area in best), ""]]
+    last = ["Perfusion / best baseline", *(_cell(area.ratio) for area in best), "", ""]
+    return [*rows, last]
 
 
 def _baseline(area: Area) -> float:
@@ -158,12 +163,12 @@ def _ablations(table: Mapping[str, Mapping[str, Any]]) -> Rows:
     return rows
 
 
-def _longer(table: Mapping[str, Mapping[str, Any]]) -> Rows:
+def _retrained(table: Mapping[str, Mapping[str, Any]]) -> Rows:
     head = ["", "identity", "text", "identity gained", "at scale"]
     rows = [[*head, "hypervolume", "that of the usual training", RATIO]]
     for name, own in table.items():
         cells = [_cell(own[figure]) for figure in ("identity", "text", "gained")]
-        after = own["longer"]
+        after = own["now"]
         both = [_area(after), _area(own["usual"])]
         rows.append([name, *cells, f"{own['scale']:g}", *both, _cell(after.ratio)])
     return rows
@@ -206,7 +211,7 @@ def _summary(
     sections: Mapping[str, Rows],
 ) -> dict[str, Any]:
     return {
-        "provenance": study.world.provenance() | {"revisions": revisions(study.folder)},
+        "provenance": study.world.provenance() | {"revisions": list(revisions(study.folder))},
         "definitions": DEFINITIONS,
         "concepts": list(concepts),
         "methods": {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from baselines import CustomDiffusion
+from baselines import CustomDiffusion, Described
 from rankedit_recipes import sandbox
 
 from personalisation.methods import Artefact, trained
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 LORA, INVERSION = "DreamBooth-LoRA, rank 4", "textual inversion"
 MERGED, JOINT = "Custom Diffusion, merged", "Custom Diffusion, joint training"
-PAIRED = ("Perfusion", LORA, INVERSION, MERGED, JOINT)
-"""Ways to have two concepts in one picture."""
+WORDS = Described.name
+PAIRED = ("Perfusion", LORA, INVERSION, MERGED, JOINT, WORDS)
+"""Ways to have two concepts in one picture; the last one asks the base model in words."""
 
 PLACES = ("next to", "to the left of", "above")
 SCENES = ("on the grass", "on the beach", "in the snow", "on a plain background")
@@ -48,12 +49,16 @@ def paired(
     study: Study, name: str, one: sandbox.Concept, two: sandbox.Concept
 ) -> dict[str, list[float]] | None:
     """What the judges find in pictures of two concepts; None if a training is not chosen yet."""
+    world = study.world
+    if name == WORDS:
+        phrases = [Described(concept).phrase(world.subject(concept)) for concept in (one, two)]
+        pixels = world.draw(asked(*phrases, world.plan.pair_pictures), "")
+        return world.judges.nearest((one, two), world.concepts(), pixels)
     base = CustomDiffusion.name if name in (MERGED, JOINT) else name
     method: Any = study.methods[base]
     choice = study.choice(method)
     if choice is None:
         return None
-    world = study.world
     if name == JOINT:
         made = _jointly(study, method, choice, one, two)
     else:

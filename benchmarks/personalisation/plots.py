@@ -31,7 +31,7 @@ def labels(
     Args:
         points: of one curve, in turn.
         scales: of the points.
-        reach: how far in x and in y a label is from the next one at least.
+        reach: a setting shares the label of the one before if it is nearer in x and in y.
     """
     groups: list[list[int]] = []
     for index, point in enumerate(points):
@@ -68,10 +68,11 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
         )
         axes.plot(*zip(*best, strict=True), label=name, **style, **wide)
         if not index:
+            axes.plot(*zip(*points, strict=True), color=style["color"], linewidth=1, linestyle=":")
             for point, text in labels(points, [p.scale for p in results[name].points], reach):
                 axes.annotate(text, point, fontsize=7, xytext=(5, 3), textcoords="offset points")
     for name, marker in {"category word": "x", "description in words": "+"}.items():
-        point = results[name].chosen
+        point = results[name].points[0]
         axes.scatter(
             [point.mean(x)], [point.mean(y)], marker=marker, s=70, color="black", label=name
         )

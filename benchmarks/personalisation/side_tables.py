@@ -10,10 +10,13 @@ from personalisation.ablations import PLAIN
 from personalisation.choosing import slug
 from personalisation.fronts import hypervolume
 from personalisation.pairs import PAIRED
-from personalisation.tables import Figure, Point, figure_of, points_of, read
+from personalisation.tables import Figure, Point, differences, figure_of, points_of, read
 
 if TYPE_CHECKING:
     from personalisation.study import Study
+
+ABOVE = "Perfusion right more often by"
+"""Head of a column: picture by picture, on the same prompts and seeds."""
 
 
 def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
@@ -22,12 +25,13 @@ def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
     shared = set.intersection(*(set(own) for own in files.values()))
     if not shared:
         return {}
+    every = {name: [read(own[pair]) for pair in sorted(shared)] for name, own in files.items()}
+    perfusion = [result["both_right"] for result in every["Perfusion"]]
     found = {}
-    for name, own in files.items():
-        results = [read(own[pair]) for pair in sorted(shared)]
-        found[name] = {
-            figure: figure_of([result[figure] for result in results]) for figure in results[0]
-        }
+    for name, results in every.items():
+        rows = {figure: [result[figure] for result in results] for figure in results[0]}
+        above = differences(perfusion, rows["both_right"])
+        found[name] = {figure: figure_of(own) for figure, own in (rows | {ABOVE: above}).items()}
     return found
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from personalisation.ablations import Ablation, ablations
 from personalisation.attention import studied
 from personalisation.choosing import SHARED, Choice, chosen, slug
-from personalisation.longer import FOLDER, lengthened
 from personalisation.measures import real_photos
 from personalisation.methods import Artefact, Method, trained
 from personalisation.pairs import PAIRED, paired, pairs_of
 from personalisation.perfusions import Perfusion
 from personalisation.prompts import Prompt, crossed, prompts_for, truth
+from personalisation.retraining import RETRAININGS, methods_of, retrained
 from personalisation.world import World
 
 Asked = list[tuple[Prompt, int]]
@@ -73,10 +73,11 @@ class Study:
         late = concepts[max(0, len(concepts) - LAG) : self.plan.ablations]
         found += [unit for concept in late for unit in self._ablations(concept)]
         return found + [
-            Unit(f"{FOLDER}/{slug(name)}/{concept.name}.json",
-                 lambda m=method, c=concept: lengthened(self, m, c))
-            for concept in concepts[: self.plan.longer]
-            for name, method in self.methods.items()
+            Unit(f"{kind.folder}/{slug(name)}/{concept.name}.json",
+                 lambda k=kind, m=method, c=concept: retrained(k, self, m, c))
+            for kind in RETRAININGS
+            for concept in concepts[: self.plan.retrained]
+            for name, method in methods_of(kind, self).items()
         ]  # fmt: skip
 
     def _search(self) -> list[Unit]:

@@ -74,6 +74,10 @@ class Point:
         }
         return Point(self.step, self.scale, marks)
 
+    def only(self, concepts: Sequence[str]) -> Point:
+        """The same setting on some of its concepts."""
+        return Point(self.step, self.scale, {name: self.marks[name] for name in concepts})
+
     def mean(self, figure: str) -> float:
         """Mean over concepts of the mean over pictures."""
         return statistics.mean(statistics.mean(own) for own in self.of(figure) if own)
@@ -84,8 +88,17 @@ class Point:
 
     def gained(self, over: Point, figure: str = "identity") -> list[list[float]]:
         """A figure above that of another setting, picture by picture, by concept."""
-        pairs = zip(self.of(figure), over.of(figure), strict=True)
-        return [[one - two for one, two in zip(*rows, strict=True)] for rows in pairs]
+        return differences(self.of(figure), over.of(figure))
+
+
+def differences(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Picture by picture, in each group; both have the same pictures."""
+    return [
+        [one - two for one, two in zip(*rows, strict=True)]
+        for rows in zip(ours, theirs, strict=True)
+    ]
 
 
 def points_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
@@ -113,10 +126,6 @@ class Result:
     chosen: Point
     choice: str = ""
     further: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def best(self) -> Point:
-        """The setting with the best harmonic mean on these very concepts."""
-        return max(self.points, key=Point.balance)
 
     def figures(self) -> dict[str, Figure]:
         """The row of the table."""
@@ -261,7 +270,10 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text())["result"]
 
 
-def revisions(folder: Path) -> list[str]:
-    """Revisions that the study's numbers were made with."""
-    files = (*folder.glob("attention/*.json"), *folder.glob("*/*/*.json"))
-    return sorted({json.loads(file.read_text())["revision"] for file in files})
+def revisions(folder: Path) -> dict[str, list[str]]:
+    """The files of the study's numbers, such as `main/perfusion/bean`, by their revision."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((*folder.glob("attention/*.json"), *folder.glob("*/*/*.json"))):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        found.setdefault(json.loads(file.read_text())["revision"], []).append(name)
+    return dict(sorted(found.items()))

@@ -51,27 +51,31 @@ FIGURES = {"identity": "identity", "right": "right one of 16", "category": "cate
            "scene": "scene", "other": "second object", "text": "text"}  # fmt: skip
 RATIO = "Perfusion's by the judges, of this one's"
 MORE = "Similarity by CLIP, diversity, damage off the concept"
-AREAS = {"judges, above both trivial methods": "hypervolume",
-         RATIO: "Perfusion's of it"}  # fmt: skip
+ABOVE = "Perfusion's identity above this one's, at the chosen settings"
+AREAS = {"judges, above both trivial methods": "hypervolume", RATIO: "Perfusion ÷ this",
+         ABOVE: "identity, Perfusion − this"}  # fmt: skip
 COSTS = {"kilobytes": "file, KB", "train_seconds": "training, s", "train_megabytes": "memory, MB",
          "overhead": "a picture"}  # fmt: skip
 FURTHER = {"category": "category", "scene": "scene", "other": "second object",
            "relation": "relation", "clip_i": "CLIP-I", "clip_t": "CLIP-T",
            "diversity": "diversity", "off_kept": "others kept", "leak": "leak"}  # fmt: skip
+_RETRAINED = {
+    "identity": "identity", "identity gained": "identity gained", "text": "text",
+    "hypervolume": "hypervolume", "that of the usual training": "usual training's",
+    RATIO: "Perfusion ÷ this",
+}  # fmt: skip
 BESIDE = {
     "Two concepts in one picture": {
         "both_right": "both right", "both_present": "both there",
         "worse_identity": "lower identity",
+        "Perfusion right more often by": "both right, Perfusion − this",
     },
     "Ablations": {
-        "harmonic mean": "harmonic mean", "identity": "identity", "identity gained": "gained",
-        "text": "text", "at scale": "bias or strength",
+        "harmonic mean": "harmonic mean", "identity": "identity",
+        "identity gained": "identity gained", "text": "text", "at scale": "bias or strength",
     },
-    "Trained longer": {
-        "identity": "identity", "identity gained": "gained", "text": "text",
-        "hypervolume": "hypervolume", "that of the usual training": "usual steps",
-        RATIO: "Perfusion's of it",
-    },
+    "Trained longer": _RETRAINED,
+    "Baselines with masks": _RETRAINED,
 }  # fmt: skip
 """Figures' names in the comparison's summary, and on its page."""
 _VERDICT = {True: "yes", False: "**no**", None: ""}

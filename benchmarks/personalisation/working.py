@@ -87,10 +87,11 @@ def attempt(study: Study, unit: Unit, say: Callable[[str], None]) -> bool:
         result = unit.work()
         if result is None:
             return False
-        told = {"result": result, **study.world.provenance()}
+        seconds = round(time.perf_counter() - start, 1)
+        told = {"result": result, "seconds": seconds, **study.world.provenance()}
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(told, separators=(",", ":")))
-        say(f"{unit.file}: {time.perf_counter() - start:.0f} s")
+        say(f"{unit.file}: {seconds:.0f} s")
         return True
 
 

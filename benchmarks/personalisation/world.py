@@ -43,8 +43,8 @@ class Plan:
         off: prompts without the concept.
         ablations: concepts of the ablations, the first ones.
         ablation_scales: biases that each ablation is judged at.
-        longer: concepts on which all methods are trained longer, too, the first ones.
-        longer_steps: of those trainings.
+        retrained: concepts on which methods are trained in other ways, too, the first ones.
+        longer_steps: of the longer one of these trainings.
         pairs: pairs of concepts in one picture.
         pair_pictures: of each pair.
         sampling: denoising steps of a picture.
@@ -65,7 +65,7 @@ class Plan:
     off: int = 24
     ablations: int = 4
     ablation_scales: tuple[float, ...] = (0.9, 0.7, 0.5)
-    longer: int = 4
+    retrained: int = 4
     longer_steps: int = 500
     pairs: int = 8
     pair_pictures: int = 24
@@ -98,7 +98,7 @@ class Plan:
 
 QUICK = Plan(
     concepts=2, prompts=6, seeds=2, curve_prompts=6, steps=(60, 120), batch=4, search=0, off=6,
-    ablations=1, ablation_scales=(0.7,), longer=0, pairs=1, pair_pictures=8, sampling=10,
+    ablations=1, ablation_scales=(0.7,), retrained=0, pairs=1, pair_pictures=8, sampling=10,
     every_scale=False,
 )  # fmt: skip
 

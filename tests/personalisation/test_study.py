@@ -12,15 +12,17 @@ from types import SimpleNamespace
 
 import comparison
 import pytest
-from personalisation import choosing, longer, numbers, page, side_tables, tables, working
+from personalisation import choosing, numbers, page, retraining, side_tables, tables, working
 from personalisation.choosing import Choice, chosen, slug
 from personalisation.methods import Settings
 from personalisation.prompts import crossed, prompts_for
-from personalisation.study import Unit
+from personalisation.retraining import RETRAININGS
+from personalisation.study import Study, Unit
 from personalisation.telling import compared
 from personalisation.world import QUICK, Plan
 
 CONCEPTS = ("bean", "mug")
+LONGER, MASKED = RETRAININGS
 METHODS = ("Perfusion", "textual inversion", "DreamBooth")
 # By method its points: (text, identity).
 POINTS = {
@@ -31,7 +33,8 @@ POINTS = {
 
 
 def study(folder, **plan):
-    names = [SimpleNamespace(name=name) for name in CONCEPTS]
+    kinds = {"bean": "cat", "mug": "cup"}
+    names = [SimpleNamespace(name=name, category=kinds[name]) for name in CONCEPTS]
     world = SimpleNamespace(
         concepts=lambda: names,
         search_concepts=lambda: [SimpleNamespace(name="oak")],
@@ -40,6 +43,13 @@ def study(folder, **plan):
     )
     methods = {name: SimpleNamespace(name=name, rates=(1.0, 2.0), usual=1.0) for name in METHODS}
     return SimpleNamespace(folder=folder, world=world, methods=methods, plan=world.plan)
+
+
+def own_units(own):
+    """The units of a study that is not opened: no model is loaded."""
+    opened = Study.__new__(Study)
+    vars(opened).update(vars(own), perfusion=own.methods["Perfusion"])
+    return opened.units()
 
 
 def written(file, result):
@@ -80,7 +90,9 @@ def test_a_unit_is_done_once_and_says_what_it_depends_on(tmp_path):
     assert working.attempt(own, unit, print)
     assert not working.attempt(own, unit, print)
     assert calls == [1]
-    assert json.loads((tmp_path / unit.file).read_text()) == {"result": {"a": 1}, "revision": "abc"}
+    kept = json.loads((tmp_path / unit.file).read_text())
+    assert kept.pop("seconds") >= 0
+    assert kept == {"result": {"a": 1}, "revision": "abc"}
 
 
 def test_a_unit_that_lacks_something_waits(tmp_path):
@@ -264,44 +276,68 @@ def test_ablations_are_shown_at_their_best_scale(tmp_path):
     assert found["mask off"]["gained"].mean == pytest.approx(0.4 - 0.5)
 
 
-def lengthened(folder, concepts=("mug",), gain=0.1):
-    for name in METHODS:
+def retrained(folder, concepts=("mug",), gain=0.1, kind=LONGER):
+    for name in METHODS[not kind.perfusion :]:
         rows = [
             {"step": 9, "scale": float(i), "marks": marks(x, y + gain)}
             for i, (x, y) in enumerate(POINTS[name])
         ]
         for concept in concepts:
-            written(folder / "longer" / slug(name) / f"{concept}.json", rows)
+            written(folder / kind.folder / slug(name) / f"{concept}.json", rows)
 
 
 def test_longer_trainings_are_compared_on_the_concepts_that_have_them(tmp_path):
     fill(tmp_path)
     own = study(tmp_path)
     _, results = tables.results_of(own)
-    assert longer.longer_table(own, results) == {}
-    lengthened(tmp_path)
-    found = longer.longer_table(own, results)
+    assert retraining.retraining_table(LONGER, own, results) == {}
+    retrained(tmp_path)
+    found = retraining.retraining_table(LONGER, own, results)
     # Mug's identities are 0.02 higher than the points say before, 0.1 after; its word has 0.1.
     assert found["Perfusion"]["gained"].mean == pytest.approx(0.08)
     assert found["Perfusion"]["text"].mean == pytest.approx(0.8)
     usual = 0.2 * 0.72 + 0.4 * 0.52 + 0.1 * 0.12
     after = 0.2 * 0.8 + 0.4 * 0.6 + 0.1 * 0.2
     assert found["Perfusion"]["usual"].value.mean == pytest.approx(usual)
-    assert found["Perfusion"]["longer"].value.mean == pytest.approx(after)
-    ratio = found["DreamBooth"]["longer"].ratio.mean
+    assert found["Perfusion"]["now"].value.mean == pytest.approx(after)
+    ratio = found["DreamBooth"]["now"].ratio.mean
     assert ratio == pytest.approx(after / (0.4 * 0.7))
 
 
 def test_baselines_keep_what_the_usual_training_reached(tmp_path):
     fill(tmp_path)
-    lengthened(tmp_path, gain=-0.05)
+    retrained(tmp_path, gain=-0.05)
     own = study(tmp_path)
-    found = longer.longer_table(own, tables.results_of(own)[1])
+    found = retraining.retraining_table(LONGER, own, tables.results_of(own)[1])
     before, after = (
-        {n: r[which].value.mean for n, r in found.items()} for which in ("usual", "longer")
+        {n: r[which].value.mean for n, r in found.items()} for which in ("usual", "now")
     )
     assert after["DreamBooth"] == before["DreamBooth"]
     assert after["Perfusion"] < before["Perfusion"]
+
+
+def test_perfusion_is_compared_as_it_is_with_baselines_that_get_masks(tmp_path):
+    fill(tmp_path)
+    retrained(tmp_path, CONCEPTS, kind=MASKED)
+    own = study(tmp_path)
+    found = retraining.retraining_table(MASKED, own, tables.results_of(own)[1])
+    assert found["Perfusion"]["gained"].mean == 0
+    assert found["Perfusion"]["now"].value == found["Perfusion"]["usual"].value
+    assert found["DreamBooth"]["gained"].mean == pytest.approx(0.09)
+    settings = MASKED.settings(Settings(rate=0.1, steps=(3, 6)), own.plan)
+    assert settings == Settings(rate=0.1, steps=(6,), masked=True)
+
+
+@pytest.mark.parametrize("concepts", [0, 2])
+def test_the_study_retrains_the_first_concepts_only(tmp_path, concepts):
+    own = study(tmp_path, retrained=concepts, search=0, ablations=0)
+    own.ablations = {}
+    names = [unit.file for unit in own_units(own)]
+    longer = [name for name in names if name.startswith("longer/")]
+    masked = [name for name in names if name.startswith("masked/")]
+    assert len(longer) == concepts * len(METHODS)
+    assert len(masked) == concepts * (len(METHODS) - 1)
+    assert len(set(names)) == len(names)
 
 
 def test_a_longer_training_takes_the_rate_and_steps_of_the_plan(tmp_path, monkeypatch):
@@ -312,16 +348,16 @@ def test_a_longer_training_takes_the_rate_and_steps_of_the_plan(tmp_path, monkey
         seen.append((settings, folder.name))
         return [artefact]
 
-    monkeypatch.setattr(longer, "trained", trained)
+    monkeypatch.setattr(retraining, "trained", trained)
     own = study(tmp_path, longer_steps=7)
     method = SimpleNamespace(name="DreamBooth", scales=(0.5, 1.0))
     own.choice = lambda _: None
-    assert longer.lengthened(own, method, SimpleNamespace(name="bean")) is None
+    assert retraining.retrained(LONGER, own, method, SimpleNamespace(name="bean")) is None
     own.choice = lambda _: Choice(0.25, 5, 0.75)
     own.world.settings = lambda rate: Settings(rate=rate)
     own.world.pipe, own.world.subject, own.world.curve = None, lambda c: c, lambda c: []
     own.marks = lambda method, made, scale, concept, asked: {"identity": [scale]}
-    rows = longer.lengthened(own, method, SimpleNamespace(name="bean"))
+    rows = retraining.retrained(LONGER, own, method, SimpleNamespace(name="bean"))
     assert [(row["step"], row["scale"]) for row in rows] == [(7, 0.5), (7, 1.0), (7, 0.75)]
     assert seen == [(Settings(rate=0.25, steps=(7,)), "bean-0.25")]
 
@@ -342,15 +378,15 @@ def test_the_page_about_the_comparison_has_what_is_there(tmp_path):
     own = study(tmp_path)
     own.ablations = {}
     _, results = tables.results_of(own)
-    lengthened(tmp_path, CONCEPTS)
-    main, further, settings, pairs, ablated, longer = compared(
+    retrained(tmp_path, CONCEPTS)
+    main, further, settings, pairs, ablated, longer, masked = compared(
         {"tables": page._sections(own, results, METHODS)}
     )
     assert "| Perfusion | 0.21 [0.20, 0.22] | 0.90 [0.90, 0.90] |" in main
     assert "| category word | 0.10 [0.10, 0.10] | 0.90 [0.90, 0.90] | | | |" in main
     assert all(f"| {name} | " in further for name in METHODS)
     assert "| Perfusion | rate 1, step 0, scale 0 |" in settings
-    assert pairs.count("\n") == ablated.count("\n") == 1
+    assert pairs.count("\n") == ablated.count("\n") == masked.count("\n") == 1
     assert "| DreamBooth | 0.80 [0.80, 0.80] | 0.09 [0.08, 0.10] | 0.60" in longer
 
 
