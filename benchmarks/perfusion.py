@@ -31,9 +31,9 @@ from rich.table import Table
 
 PLAN = Plan(seeds=1, pairs=8, pair_pictures=24, sampling=20, half=False)
 QUICK = replace(PLAN, concepts=4, prompts=6, pairs=2, pair_pictures=8, off=6)
-LOWER = 0.5
+LOWER_BIAS = 0.5
 """A bias below the preset, for two concepts in one picture."""
-SEVERAL = PRESETS["coarse"].bias
+USUAL_BIAS = PRESETS["coarse"].bias
 """The bias of what several photos taught, for what one did."""
 SWEPT = 8
 """Concepts of the sweep, of the gates' leaks and of "each alone"."""
@@ -91,7 +91,7 @@ class Answers:
         whole = self._over(self.concepts, "five", lock="global")
         locked = self._over(self.concepts, "five", lock="local")
         one, told = self._over(self.concepts, "one"), self._over(self.concepts, "described")
-        open_wider = self._over(self.concepts, "one", bias=SEVERAL)
+        one_at_usual_bias = self._over(self.concepts, "one", bias=USUAL_BIAS)
         other = [
             mine / base for mine, base in zip(learned["other"], word["other"], strict=True) if base
         ]
@@ -104,7 +104,7 @@ class Answers:
             at_least("identity from one photo, of that from five", [once], 0.85),
         ]
         tables = {"as learned": learned, "all keys locked": locked, "global lock": whole}
-        tables |= {"one photo": one, f"one photo, bias {SEVERAL:g}": open_wider}
+        tables |= {"one photo": one, f"one photo, bias {USUAL_BIAS:g}": one_at_usual_bias}
         tables |= {"word alone": word, "described in words": told}
         for title, table in tables.items():
             lines += [at_least(f"{title}: {name}", table[name], None) for name in FIGURES]
@@ -146,7 +146,7 @@ class Answers:
         every = self.promises.pairs()
         found = [self.promises.pair(one, two, "merged") for one, two in every]
         bare = [self.promises.pair(one, two, "merged", floor=None) for one, two in every]
-        lower = [self.promises.pair(one, two, "merged", bias=LOWER) for one, two in every]
+        lower = [self.promises.pair(one, two, "merged", bias=LOWER_BIAS) for one, two in every]
         told = [self.promises.pair(one, two, "described") for one, two in every]
         some = self.concepts[:SWEPT]
         alone = statistics.mean(self._over(some, "five")["identity"])
@@ -157,8 +157,8 @@ class Answers:
             at_least("two merged: identity", _of(found, "identity"), None),
             at_least("no dead zone: both there, each the right one", _of(bare, "both_right"), None),
             at_least("no dead zone: both there", _of(bare, "both_present"), None),
-            at_least(f"bias {LOWER:g}: each the right one", _of(lower, "both_right"), None),
-            at_least(f"bias {LOWER:g}: both there", _of(lower, "both_present"), None),
+            at_least(f"bias {LOWER_BIAS:g}: each the right one", _of(lower, "both_right"), None),
+            at_least(f"bias {LOWER_BIAS:g}: both there", _of(lower, "both_present"), None),
             at_least("described: both there, each the right one", _of(told, "both_right"), None),
             at_most("identity lost while another is loaded, points", 100 * (alone - beside), 5.0),
         ]
@@ -180,7 +180,7 @@ class Answers:
         for concept in self.concepts[number - 1 :: parts]:
             for kind in ("word", "described", "five", "one"):
                 self.promises.means(concept, kind)
-            self.promises.means(concept, "one", bias=SEVERAL)
+            self.promises.means(concept, "one", bias=USUAL_BIAS)
             for lock in ("local", "global"):
                 self.promises.means(concept, "five", lock=lock)
         for concept in self.concepts[:SWEPT][number - 1 :: parts]:
@@ -191,7 +191,7 @@ class Answers:
             self.promises.means(concept, "five", floor=None)
         for one, two in self.promises.pairs()[number - 1 :: parts]:
             self.promises.pair(one, two, "described")
-            self.promises.pair(one, two, "merged", bias=LOWER)
+            self.promises.pair(one, two, "merged", bias=LOWER_BIAS)
 
 
 def _of(found: Sequence[dict], name: str) -> list[float]:

@@ -29,17 +29,19 @@ class Preset(NamedTuple):
         bias: of the gate.
         temperature: of the gate.
         floor: the dead zone's; None for none.
-        single: bias where only one photo was learned from; None for the same.
+        bias_of_one_photo: where only one photo was learned from; None for the same bias.
     """
 
     bias: float
     temperature: float = 0.15
     floor: float | None = None
-    single: float | None = None
+    bias_of_one_photo: float | None = None
 
     def learned_from(self, photos: int) -> Preset:
         """The settings for what so many photos taught."""
-        return self if photos > 1 or self.single is None else self._replace(bias=self.single)
+        if photos > 1 or self.bias_of_one_photo is None:
+            return self
+        return self._replace(bias=self.bias_of_one_photo)
 
 
 # Inference settings of the paper: local lock 0.6 to 0.75, global lock 0.4 to 0.6; temperature 0.15.
@@ -49,7 +51,7 @@ class Preset(NamedTuple):
 PRESETS: Mapping[Lock, Preset] = {
     "local": Preset(0.7),
     "global": Preset(0.5),
-    "coarse": Preset(0.7, floor=0.6, single=0.9),
+    "coarse": Preset(0.7, floor=0.6, bias_of_one_photo=0.9),
     "trained": Preset(0.7),
 }
 FORMAT = "1"
