@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import statistics
@@ -14,6 +15,7 @@ import torch
 from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.perfusion.base import base_of
+from rankedit_recipes.perfusion.concept import PRESETS
 from torch import Tensor
 
 from personalisation.costs import picture_times, step_times
@@ -49,8 +51,9 @@ class Promises:
 
     def __init__(self, world: World, config: perfusion.Config) -> None:
         self.world, self.config = world, config
-        # Answers of another base model or other settings are never mistaken for these.
-        about = f"{base_of(world.pipe)}-{config.digest()}"
+        # Answers of another base model, other settings or presets are never mistaken for these.
+        settings = repr((config.digest(), PRESETS[config.lock])).encode()
+        about = f"{base_of(world.pipe)}-{hashlib.sha256(settings).hexdigest()[:16]}"
         self.folder = world.folder.parent / about
 
     def kept(self, name: str, answer: Callable[[], Any]) -> Any:

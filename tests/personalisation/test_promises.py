@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from personalisation.promises import Promises
 from personalisation.prompts import Prompt
 from personalisation.world import Plan, World
+from rankedit_recipes.perfusion.concept import PRESETS
 from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
 
 from tests.perfusion.concepts import random_concept
@@ -23,3 +26,14 @@ def test_concepts_are_in_the_pipeline_that_draws(tmp_path, monkeypatch, half):
     assert torch.equal(bare, promises._drawn([], asked, "cat"))
     assert not torch.equal(bare, promises._drawn([concept], asked, "cat", floor=None))
     assert torch.equal(bare, promises._drawn([], asked, "cat"))
+
+
+def test_answers_of_other_presets_have_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("personalisation.world.sandbox_captions", lambda: ["a photo of a cat"])
+    world = World(tmp_path, Plan(sampling=1))
+    first = Promises(world, SANDBOX_CONFIG).folder
+    assert Promises(world, SANDBOX_CONFIG).folder == first
+    assert Promises(world, replace(SANDBOX_CONFIG, steps=7)).folder != first
+    changed = PRESETS["coarse"]._replace(bias_of_one_photo=0.8)
+    monkeypatch.setitem(PRESETS, "coarse", changed)
+    assert Promises(world, SANDBOX_CONFIG).folder != first
