@@ -55,9 +55,9 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
     x, y = PLANES[plane]
-    means = [[point.mean(axis) for name in methods for point in results[name].points]
+    every = [[point.mean(axis) for name in methods for point in results[name].points]
              for axis in (x, y)]  # fmt: skip
-    reach = tuple(0.035 * (max(own) - min(own)) for own in means)
+    reach = tuple(0.035 * (max(own) - min(own)) for own in every)
     for index, name in enumerate(methods):
         points = [(point.mean(x), point.mean(y)) for point in results[name].points]
         style = {"color": COLOURS[index], "marker": MARKERS[index]}
@@ -68,9 +68,7 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
         )
         axes.plot(*zip(*best, strict=True), label=name, **style, **wide)
         if not index:
-            axes.plot(*zip(*points, strict=True), color=style["color"], linewidth=1, linestyle=":")
-            for point, text in labels(points, [p.scale for p in results[name].points], reach):
-                axes.annotate(text, point, fontsize=7, xytext=(5, 3), textcoords="offset points")
+            _curve(axes, points, [p.scale for p in results[name].points], reach)
     for name, marker in {"category word": "x", "description in words": "+"}.items():
         point = results[name].points[0]
         axes.scatter(
@@ -82,6 +80,16 @@ def trade_off(results: Mapping[str, Result], methods: Sequence[str], plane: str)
     axes.legend(fontsize=7.5)
     axes.grid(alpha=0.25)
     return figure
+
+
+def _curve(
+    axes: Any, points: Sequence[tuple[float, float]], scales: Sequence[float],
+    reach: tuple[float, float],
+) -> None:  # fmt: skip
+    """Perfusion's settings in turn, with their biases."""
+    axes.plot(*zip(*points, strict=True), color=COLOURS[0], linewidth=1, linestyle=":")
+    for point, text in labels(points, scales, reach):
+        axes.annotate(text, point, fontsize=7, xytext=(5, 3), textcoords="offset points")
 
 
 def ablation_plot(table: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -99,20 +99,17 @@ def retraining_table(
         By method its `scale`, `identity` and `text` after the other training, the identity
         `gained` over the usual one picture by picture, and the areas `usual` and `now`.
     """
-    folder, again = study.folder / kind.folder, methods_of(kind, study)
-    shared = [
-        concept
-        for concept in next(iter(results.values())).chosen.marks
-        if all((folder / slug(name) / f"{concept}.json").exists() for name in again)
-    ]
+    judged = next(iter(results.values())).chosen.marks
+    files = {
+        name: {c: study.folder / kind.folder / slug(name) / f"{c}.json" for c in judged}
+        for name in methods_of(kind, study)
+    }
+    shared = [c for c in judged if all(own[c].exists() for own in files.values())]
     if not shared:
         return {}
     usual = {name: _only(result, shared) for name, result in results.items()}
-    now = {
-        name: points_of({c: read(folder / slug(name) / f"{c}.json") for c in shared})
-        if name in again
-        else usual[name].points
-        for name in study.methods
+    now = {name: usual[name].points for name in study.methods} | {
+        name: points_of({c: read(own[c]) for c in shared}) for name, own in files.items()
     }
     every = {
         name: points if name == PERFUSION else [*usual[name].points, *points]

@@ -11,16 +11,17 @@ from personalisation.choosing import slug
 from personalisation.fronts import hypervolume
 from personalisation.pairs import PAIRED
 from personalisation.tables import Figure, Point, differences, figure_of, points_of, read
+from personalisation.telling import OFTENER
 
 if TYPE_CHECKING:
     from personalisation.study import Study
 
-ABOVE = "Perfusion right more often by"
-"""Head of a column: picture by picture, on the same prompts and seeds."""
-
 
 def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
-    """Two concepts in one picture, by method, on the pairs that all methods have."""
+    """Two concepts in one picture, by method, on the pairs that all methods have.
+
+    How much more often Perfusion is right is counted picture by picture.
+    """
     files = {name: _files(study.folder / "pairs" / slug(name)) for name in PAIRED}
     shared = set.intersection(*(set(own) for own in files.values()))
     if not shared:
@@ -30,8 +31,8 @@ def pair_table(study: Study) -> dict[str, dict[str, Figure]]:
     found = {}
     for name, results in every.items():
         rows = {figure: [result[figure] for result in results] for figure in results[0]}
-        above = differences(perfusion, rows["both_right"])
-        found[name] = {figure: figure_of(own) for figure, own in (rows | {ABOVE: above}).items()}
+        rows[OFTENER] = differences(perfusion, rows["both_right"])
+        found[name] = {figure: figure_of(own) for figure, own in rows.items()}
     return found
 
 

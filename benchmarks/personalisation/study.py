@@ -72,11 +72,14 @@ class Study:
                 found += self._ablations(concepts[number - LAG])
         late = concepts[max(0, len(concepts) - LAG) : self.plan.ablations]
         found += [unit for concept in late for unit in self._ablations(concept)]
-        return found + [
+        return found + self._retrainings(concepts[: self.plan.retrained])
+
+    def _retrainings(self, concepts: list[sandbox.Concept]) -> list[Unit]:
+        return [
             Unit(f"{kind.folder}/{slug(name)}/{concept.name}.json",
                  lambda k=kind, m=method, c=concept: retrained(k, self, m, c))
             for kind in RETRAININGS
-            for concept in concepts[: self.plan.retrained]
+            for concept in concepts
             for name, method in methods_of(kind, self).items()
         ]  # fmt: skip
 

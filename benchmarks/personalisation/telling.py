@@ -52,6 +52,7 @@ FIGURES = {"identity": "identity", "right": "right one of 16", "category": "cate
 RATIO = "Perfusion's by the judges, of this one's"
 MORE = "Similarity by CLIP, diversity, damage off the concept"
 ABOVE = "Perfusion's identity above this one's, at the chosen settings"
+OFTENER = "Perfusion right more often by"
 AREAS = {"judges, above both trivial methods": "hypervolume", RATIO: "Perfusion ÷ this",
          ABOVE: "identity, Perfusion − this"}  # fmt: skip
 COSTS = {"kilobytes": "file, KB", "train_seconds": "training, s", "train_megabytes": "memory, MB",
@@ -68,7 +69,7 @@ BESIDE = {
     "Two concepts in one picture": {
         "both_right": "both right", "both_present": "both there",
         "worse_identity": "lower identity",
-        "Perfusion right more often by": "both right, Perfusion − this",
+        OFTENER: "both right, Perfusion − this",
     },
     "Ablations": {
         "harmonic mean": "harmonic mean", "identity": "identity",
