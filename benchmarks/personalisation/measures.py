@@ -59,6 +59,12 @@ DEFINITIONS: Mapping[str, str] = {
     "taken": "attention of a pixel that the concept's word takes, mean over pixels, layers, heads "
     "and steps",
     "inside": "the part of that attention that falls into the box of the concept's object",
+    "hypervolume": "area that a method's points dominate in the plane of text and concept "
+    "fidelity, all points on the same pictures, above what the two trivial methods reach (photos "
+    "whatever the prompt, the category's plain word) or above (0, 0)",
+    "harmonic mean": "of identity and text, each the mean over concepts",
+    "identity gained": "identity above that of the recipe as it is, or of the method's usual "
+    "training at its best, picture by picture",
 }
 
 
