@@ -24,7 +24,7 @@ from personalisation.page import write_results
 from personalisation.study import Study
 from personalisation.working import limit_threads, work
 from personalisation.world import QUICK, Plan, World
-from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
 from rankedit_recipes.sandbox.images.loading import WEIGHTS
 
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.models import sandbox_captions
-from rankedit_recipes.perfusion.text import encode, positions, token_mask
-from rankedit_recipes.perfusion.words import NewWords
+from rankedit_recipes.diffusion.text import encode, positions, token_mask
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.commands.opening import sandbox_captions
 from torch import Tensor
 
 TEMPLATES = (

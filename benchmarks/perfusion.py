@@ -24,8 +24,8 @@ from personalisation.promises import FIGURES, GATES, Promises
 from personalisation.telling import tables
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
+from rankedit_recipes.perfusion.commands.opening import SANDBOX, open_config
 from rankedit_recipes.perfusion.concept import PRESETS
-from rankedit_recipes.perfusion.models import SANDBOX, open_config
 from rich.console import Console
 from rich.table import Table
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import TEMPLATES, Task, fit, prior_task, task_of
-from rankedit_recipes.perfusion.denoising import denoiser_of
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.targets import find_targets, reads
-from rankedit_recipes.perfusion.text import at_positions, encode, required_positions
-from rankedit_recipes.perfusion.words import NewWords
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import at_positions, encode, required_positions
+from rankedit_recipes.diffusion.words import NewWords
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

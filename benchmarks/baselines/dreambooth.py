@@ -8,8 +8,8 @@ from typing import Any
 
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, prior_task, task_of
-from rankedit_recipes.perfusion.denoising import denoiser_of, plain
-from rankedit_recipes.perfusion.freezing import frozen
+from rankedit_recipes.diffusion.denoising import denoiser_of, plain
+from rankedit_recipes.diffusion.freezing import frozen
 from safetensors.torch import load_file
 
 from baselines.weights import moved, restored

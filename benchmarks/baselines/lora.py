@@ -11,10 +11,10 @@ from typing import Any
 from peft import LoraConfig, get_peft_model_state_dict
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, task_of
-from rankedit_recipes.perfusion.denoising import denoiser_of, plain
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.words import NewWords
+from rankedit_recipes.diffusion.denoising import denoiser_of, plain
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.words import NewWords
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, task_of
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.text import device_of, text_encoders, word_tokens
-from rankedit_recipes.perfusion.words import NewWords, embedding_of
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.text import device_of, text_encoders, word_tokens
+from rankedit_recipes.diffusion.words import NewWords, embedding_of
 from safetensors.torch import load_file
 from torch import Tensor
 

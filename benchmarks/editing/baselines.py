@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from rankedit_recipes.language.likelihoods import encode_pairs
+from rankedit_recipes.language.evaluating.likelihoods import encode_pairs
 from rankedit_recipes.language.requests import Request
 from torch import Tensor, nn
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rankedit_recipes import language
 from rankedit_recipes.language.editing import Engine
+from rankedit_recipes.language.searching.values import find_values
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.values import find_values
 from rankedit_recipes.sandbox import facts
 
 from editing.direct import Editor

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from rankedit_recipes.language.editing import Engine, enter
-from rankedit_recipes.language.evaluation import evaluate, evaluate_each
+from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
+from rankedit_recipes.language.evaluating.rewriting import without_rewritten
+from rankedit_recipes.language.evaluating.scores import Scores
 from rankedit_recipes.language.requests import Case, Request
-from rankedit_recipes.language.rewriting import without_rewritten
-from rankedit_recipes.language.scores import Scores
+from rankedit_recipes.language.searching.spreading import Facts, spread
+from rankedit_recipes.language.searching.values import find_values
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.spreading import Facts, spread
-from rankedit_recipes.language.values import find_values
 from torch import Tensor
 
 import rankedit as rk

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rankedit_recipes.language.measures import MEASURES
-from rankedit_recipes.language.plots import growth_figure, png, relations_figure, trace_figure
-from rankedit_recipes.language.reporting import Report, Table
-from rankedit_recipes.language.scores import Scores
-from rankedit_recipes.language.tracing import Trace
+from rankedit_recipes.language.evaluating.measures import MEASURES
+from rankedit_recipes.language.evaluating.scores import Scores
+from rankedit_recipes.language.evaluating.tracing import Trace
+from rankedit_recipes.language.showing.plots import (
+    growth_figure,
+    png,
+    relations_figure,
+    trace_figure,
+)
+from rankedit_recipes.language.showing.reporting import Report, Table
 
 from editing.rows import Row
 from editing.world import MANY

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankedit_recipes.language.scores import Scores
+from rankedit_recipes.language.evaluating.scores import Scores
 
 from rankedit.atomic import atomic_write
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankedit_recipes.language.layers import TRACED
+from rankedit_recipes.language.model.layers import TRACED
 
 SEARCH: dict[str, Any] = {
     "layers": TRACED,

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from rankedit_recipes.language import METHODS, Settings, Stream
-from rankedit_recipes.language.evaluation import evaluate
-from rankedit_recipes.language.layers import TRACED as BY_TRACE
+from rankedit_recipes.language.evaluating.evaluation import evaluate
+from rankedit_recipes.language.evaluating.scores import Scores, joined
+from rankedit_recipes.language.evaluating.tracing import parts_of, trace
 from rankedit_recipes.language.methods import INCONSISTENT
+from rankedit_recipes.language.model.layers import TRACED as BY_TRACE
 from rankedit_recipes.language.requests import Case
-from rankedit_recipes.language.scores import Scores, joined
-from rankedit_recipes.language.tracing import parts_of, trace
 
 from editing.baselines import fine_tuned, lora_tuned
 from editing.direct import Editor, facts_of, reverted

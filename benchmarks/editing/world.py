@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankedit_recipes import language
-from rankedit_recipes.language.locality import Unrelated
+from rankedit_recipes.language.evaluating.locality import Unrelated
 from rankedit_recipes.language.reading import case_of
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.sandbox import facts

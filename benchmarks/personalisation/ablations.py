@@ -10,13 +10,13 @@ from unittest import mock
 
 import torch
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion import training
-from rankedit_recipes.perfusion.denoising import denoiser_of
-from rankedit_recipes.perfusion.joining import GateForm, joint_edits, settings_of
-from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.words import NewWords
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.applying.joining import GateForm, joint_edits, settings_of
+from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.learning import training
+from rankedit_recipes.perfusion.learning.learner import Learner
 
 import rankedit as rk
 from personalisation.methods import Artefact, Subject

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import positions, text_encoders
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import positions, text_encoders
 from rankedit_recipes.sandbox.images.judge import judge
 from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES
 from torch import Tensor

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.data import Latents, cached_latents, draw, picture_size
-from rankedit_recipes.perfusion.denoising import run_denoiser
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, target_of
-from rankedit_recipes.perfusion.models import SANDBOX_CONFIG
+from rankedit_recipes.diffusion.denoising import picture_size, run_denoiser
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.text import encode
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
+from rankedit_recipes.perfusion.learning.learner import Learner
+from rankedit_recipes.perfusion.learning.loss import masked_loss, noise_scheduler, target_of
+from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.stepping import Stepper
-from rankedit_recipes.perfusion.text import encode
-from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rankedit_recipes import sandbox
-from rankedit_recipes.perfusion.models import open_scorer
+from rankedit_recipes.perfusion.commands.opening import open_scorer
 from rankedit_recipes.sandbox.images.identity import embed
 from rankedit_recipes.sandbox.images.judge import Verdict, judge
 from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES, COLOURS, SCENES

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.base import base_of
+from rankedit_recipes.perfusion.applying.base import base_of
 from rankedit_recipes.perfusion.concept import PRESETS
 from torch import Tensor
 

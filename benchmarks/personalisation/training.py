@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion.data import Latents, cached_latents, draw, picture_size
-from rankedit_recipes.perfusion.denoising import run_denoiser
-from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, target_of
-from rankedit_recipes.perfusion.text import encode
+from rankedit_recipes.diffusion.denoising import picture_size, run_denoiser
+from rankedit_recipes.diffusion.text import encode
+from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
+from rankedit_recipes.perfusion.learning.loss import masked_loss, noise_scheduler, target_of
 from torch import Tensor
 
 from personalisation.methods import Settings

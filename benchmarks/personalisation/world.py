@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion.base import base_of
-from rankedit_recipes.perfusion.models import sandbox_captions
+from rankedit_recipes.perfusion.applying.base import base_of
+from rankedit_recipes.perfusion.commands.opening import sandbox_captions
 from rankedit_recipes.sandbox.images.concepts import NAMED
 from torch import Tensor
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from rankedit_recipes import language
-from rankedit_recipes.language import METHODS, agreement
-from rankedit_recipes.language.agreement import least_cosines, warn_of_different
+from rankedit_recipes.language import METHODS
+from rankedit_recipes.language.searching import agreement
+from rankedit_recipes.language.searching.agreement import least_cosines, warn_of_different
 
 import rankedit as rk
 from tests.language.models import small, some_requests, tokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rankedit_recipes.language import LanguageError, find_blocks
-from rankedit_recipes.language.layers import all_blocks, choose_blocks
+from rankedit_recipes.language.model.layers import all_blocks, choose_blocks
 from torch import nn
 
 from tests.language.models import FAMILIES, FUSED_EXPERTS, LLAMA, NORMALISED, build, family, quick

@@ -6,12 +6,12 @@ import pytest
 import torch
 from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError, Request
-from rankedit_recipes.language.contexts import sample_prefixes
 from rankedit_recipes.language.editing import Engine
-from rankedit_recipes.language.running import look
-from rankedit_recipes.language.skipping import LowerBlocks
-from rankedit_recipes.language.tokens import Batch, tokenised
-from rankedit_recipes.language.values import find_values
+from rankedit_recipes.language.model.running import look
+from rankedit_recipes.language.model.skipping import LowerBlocks
+from rankedit_recipes.language.model.tokens import Batch, tokenised
+from rankedit_recipes.language.searching.contexts import sample_prefixes
+from rankedit_recipes.language.searching.values import find_values
 
 import rankedit as rk
 from tests.language.models import FAMILIES, quick, small, some_requests, tokenizer

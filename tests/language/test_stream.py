@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from rankedit_recipes.language import LanguageError, Request, Stream
-from rankedit_recipes.language.folder import Folder
-from rankedit_recipes.language.spreading import Facts
+from rankedit_recipes.language.searching.spreading import Facts
+from rankedit_recipes.language.streams.folder import Folder
 
 import rankedit as rk
 from tests.language.models import family, quick, small, some_requests, tokenizer
@@ -187,7 +187,7 @@ def test_a_folder_is_the_stream(tmp_path):
 @pytest.mark.parametrize("at", ["facts", "manifest"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_crash_while_adding_loses_one_batch_at_most(tmp_path, monkeypatch, at, count):
-    monkeypatch.setattr("rankedit_recipes.language.stream._CHUNK", 1)
+    monkeypatch.setattr("rankedit_recipes.language.streams.stream._CHUNK", 1)
     folder, requests = tmp_path / "stream", some_requests(4)
     stream = begun(folder)
     calls = []
@@ -203,7 +203,7 @@ def test_a_crash_while_adding_loses_one_batch_at_most(tmp_path, monkeypatch, at,
 
     with monkeypatch.context() as patch:
         if at == "facts":
-            patch.setattr("rankedit_recipes.language.folder.rk.save", crashing(rk.save))
+            patch.setattr("rankedit_recipes.language.streams.folder.rk.save", crashing(rk.save))
         else:
             patch.setattr(Folder, "write", crashing(Folder.write))
         with pytest.raises(RuntimeError, match="power cut"):

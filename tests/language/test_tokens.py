@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from rankedit_recipes.language import LanguageError, Request
-from rankedit_recipes.language.tokens import Batch, Text, tokenised
+from rankedit_recipes.language.model.tokens import Batch, Text, tokenised
 
 from tests.language.models import tokenizer
 

@@ -8,12 +8,13 @@ import re
 
 import pytest
 import torch
-from rankedit_recipes.language import cli, load_statistics, locate, read_requests, settings
-from rankedit_recipes.language.configuring import changed, from_pairs, from_toml, to_toml
+from rankedit_recipes.language import load_statistics, locate, read_requests, settings
+from rankedit_recipes.language.commands import cli
+from rankedit_recipes.language.commands.configuring import changed, from_pairs, from_toml, to_toml
+from rankedit_recipes.language.commands.opening import open_cases, open_model, open_texts
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.scores import Scores
 from rankedit_recipes.language.methods import METHODS
-from rankedit_recipes.language.opening import open_cases, open_model, open_texts
-from rankedit_recipes.language.scores import Scores
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluation import evaluate, evaluate_each
-from rankedit_recipes.language.generating import generate, generation_entropy
-from rankedit_recipes.language.locality import Unrelated
-from rankedit_recipes.language.measures import MEASURES, figure, harmonic_mean
-from rankedit_recipes.language.references import TfIdf
+from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
+from rankedit_recipes.language.evaluating.generating import generate, generation_entropy
+from rankedit_recipes.language.evaluating.locality import Unrelated
+from rankedit_recipes.language.evaluating.measures import MEASURES, figure, harmonic_mean
+from rankedit_recipes.language.evaluating.references import TfIdf
+from rankedit_recipes.language.evaluating.scores import Scores, joined
 from rankedit_recipes.language.requests import Case, Request
-from rankedit_recipes.language.scores import Scores, joined
 
 import rankedit as rk
 from tests.language_evaluation.toys import table_model, tiny_gpt2, tokenizer
@@ -160,7 +160,7 @@ def test_generated_texts_depend_on_seed_not_on_batches(monkeypatch):
     prompts = ["anna plays", "ben lives in", "where does", "ben lives in"]
     texts = generate(model, tok, prompts, length=12, seed=1)
     assert all(text.startswith(p) for p, text in zip(prompts, texts, strict=True))
-    monkeypatch.setattr("rankedit_recipes.language.generating._BATCH", 1)
+    monkeypatch.setattr("rankedit_recipes.language.evaluating.generating._BATCH", 1)
     assert generate(model, tok, prompts, length=12, seed=1) == texts
     assert generate(model, tok, prompts, length=12, seed=2) != texts
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.likelihoods import evaluating, likelihoods
+from rankedit_recipes.language.evaluating.likelihoods import evaluating, likelihoods
 
 from tests.language_evaluation.toys import Table, table_model, tiny_gpt2, tokenizer
 

@@ -4,11 +4,16 @@ import re
 
 import pytest
 import torch
-from rankedit_recipes.language.measures import MEASURES
-from rankedit_recipes.language.plots import growth_figure, png, relations_figure, trace_figure
-from rankedit_recipes.language.reporting import Report, Table, definitions, scores_table
-from rankedit_recipes.language.scores import Scores
-from rankedit_recipes.language.tracing import PLACES, Trace
+from rankedit_recipes.language.evaluating.measures import MEASURES
+from rankedit_recipes.language.evaluating.scores import Scores
+from rankedit_recipes.language.evaluating.tracing import PLACES, Trace
+from rankedit_recipes.language.showing.plots import (
+    growth_figure,
+    png,
+    relations_figure,
+    trace_figure,
+)
+from rankedit_recipes.language.showing.reporting import Report, Table, definitions, scores_table
 
 
 def made(seed=0, count=40, relations=("plays", "lives in")):

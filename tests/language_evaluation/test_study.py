@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rankedit_recipes import language
-from rankedit_recipes.language.evaluation import evaluate
-from rankedit_recipes.language.likelihoods import likelihoods
+from rankedit_recipes.language.evaluating.evaluation import evaluate
+from rankedit_recipes.language.evaluating.likelihoods import likelihoods
 from rankedit_recipes.language.requests import Case, Request
 
 from tests.language_evaluation.toys import tiny_gpt2, tokenizer
@@ -24,7 +24,7 @@ from editing.direct import facts_of, reverted
 from editing.rows import Row, Rows
 from editing.settings import TUNED
 from editing.sharing import distinct
-from rankedit_recipes.language.spreading import Facts
+from rankedit_recipes.language.searching.spreading import Facts
 
 REQUESTS = [Request("{} plays the", "anna", "violin"), Request("{} lives in", "ben", "rome and")]
 DOWN = "transformer.h.0.mlp.c_proj"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from rankedit_recipes.language import METHODS, edit, locate
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.tracing import PLACES, Trace, parts_of, trace
 from rankedit_recipes.language.requests import Request
-from rankedit_recipes.language.tracing import PLACES, Trace, parts_of, trace
 
 from tests.language.models import family
 from tests.language.models import tokenizer as byte_tokenizer

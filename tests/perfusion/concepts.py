@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from rankedit_recipes.perfusion.base import base_of, sketch_of
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.statistics import metric_of, second_moment
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import text_encoders
+from rankedit_recipes.diffusion.words import embedding_layers
+from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
-from rankedit_recipes.perfusion.statistics import metric_of, second_moment
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import text_encoders
-from rankedit_recipes.perfusion.words import embedding_layers
 
 import rankedit as rk
 

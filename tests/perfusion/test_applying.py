@@ -9,14 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.statistics import RIDGE, second_moment
+from rankedit_recipes.diffusion.targets import find_targets
 from rankedit_recipes.perfusion import prompts as prompts_module
-from rankedit_recipes.perfusion.applying import apply, load, set_concepts, unload
-from rankedit_recipes.perfusion.base import base_of, sketch_of
-from rankedit_recipes.perfusion.denoising import denoiser_of
+from rankedit_recipes.perfusion.applying.apply import apply, load, set_concepts, unload
+from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
+from rankedit_recipes.perfusion.applying.weighting import Weighted
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.statistics import RIDGE, second_moment
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.weighting import Weighted
 
 import rankedit as rk
 from rankedit.testing import check_edit

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rankedit_recipes.perfusion.applying import apply, load, unload
-from rankedit_recipes.perfusion.locking import _exchanged_copy
-from rankedit_recipes.perfusion.targets import find_targets
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.perfusion.applying.apply import apply, load, unload
+from rankedit_recipes.perfusion.applying.locking import _exchanged_copy
 
 from tests.perfusion import pipelines
 from tests.perfusion.concepts import random_concept

@@ -9,15 +9,15 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
-from rankedit_recipes.perfusion.applying import apply
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import encode, positions
+from rankedit_recipes.perfusion.applying.apply import apply
+from rankedit_recipes.perfusion.applying.explaining import explain
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.explaining import explain
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import encode, positions
-from rankedit_recipes.perfusion.training import learn
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.training import learn
 
 from tests.perfusion import pipelines
 from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept

@@ -5,19 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.data import cached_latents
+from rankedit_recipes.diffusion.flow import FlowMatching
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.statistics import metric_of, second_moment
+from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.flow import FlowMatching
-from rankedit_recipes.perfusion.freezing import frozen
-from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.loss import noise_scheduler, snr_weights, target_of, told_times
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.data import cached_latents
+from rankedit_recipes.perfusion.learning.learner import Learner
+from rankedit_recipes.perfusion.learning.loss import (
+    noise_scheduler,
+    snr_weights,
+    target_of,
+    told_times,
+)
+from rankedit_recipes.perfusion.learning.photos import load_photos
+from rankedit_recipes.perfusion.learning.stepping import Stepper
+from rankedit_recipes.perfusion.learning.training import learn
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.photos import load_photos
-from rankedit_recipes.perfusion.statistics import metric_of, second_moment
-from rankedit_recipes.perfusion.stepping import Stepper
-from rankedit_recipes.perfusion.training import learn
-from rankedit_recipes.perfusion.words import NewWords
 
 from tests.perfusion import pipelines
 from tests.perfusion.concepts import CAPTIONS, TEMPLATES

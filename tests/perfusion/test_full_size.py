@@ -15,11 +15,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from rankedit_recipes.perfusion.applying import apply
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.training import learn
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.training import learn
 from torch.nn import Module
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 

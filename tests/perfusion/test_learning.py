@@ -15,23 +15,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rankedit_recipes.perfusion import stepping, training
-from rankedit_recipes.perfusion.applied import in_use
-from rankedit_recipes.perfusion.applying import active, apply
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.generating import Sampling
+from rankedit_recipes.diffusion.scoring import Scores
+from rankedit_recipes.diffusion.statistics import metric_of, second_moment
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.applying.applied import in_use
+from rankedit_recipes.perfusion.applying.apply import active, apply
 from rankedit_recipes.perfusion.concept import PRESETS, Concept
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.generating import Sampling
-from rankedit_recipes.perfusion.learner import Learner
-from rankedit_recipes.perfusion.loss import masked_loss, noise_scheduler, snr_weights, target_of
+from rankedit_recipes.perfusion.learning import stepping, training
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.learner import Learner
+from rankedit_recipes.perfusion.learning.loss import (
+    masked_loss,
+    noise_scheduler,
+    snr_weights,
+    target_of,
+)
+from rankedit_recipes.perfusion.learning.training import learn
+from rankedit_recipes.perfusion.learning.validation import Validation
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding, word_encoding
-from rankedit_recipes.perfusion.scoring import Scores, Validation
-from rankedit_recipes.perfusion.statistics import metric_of, second_moment
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.training import learn
-from rankedit_recipes.perfusion.words import NewWords
 
 import rankedit as rk
 from tests.perfusion import pipelines

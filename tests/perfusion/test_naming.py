@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion import commands, models
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.statistics import second_moment
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import encode
+from rankedit_recipes.diffusion.words import embedding_of
+from rankedit_recipes.perfusion.commands import opening, tasks
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
-from rankedit_recipes.perfusion.statistics import second_moment
-from rankedit_recipes.perfusion.targets import find_targets
-from rankedit_recipes.perfusion.text import encode
-from rankedit_recipes.perfusion.words import embedding_of
 
 import rankedit as rk
 from tests.perfusion import pipelines
@@ -129,19 +129,19 @@ def test_a_lock_that_is_asked_for_holds_learned_keys_too(pipe):
 def test_a_prompt_that_leaves_the_category_out_is_warned_of():
     phrases = {"<bean>": "<bean> cat", "<mug>": "<mug>"}
     with pytest.warns(rk.RankeditWarning, match="say '<bean> cat' in 'a <bean> and a <mug>'"):
-        commands.check_prompts(["a <bean> and a <mug>"], phrases)
+        tasks.check_prompts(["a <bean> and a <mug>"], phrases)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        commands.check_prompts(["a <bean> cat and a <mug>"], phrases)
+        tasks.check_prompts(["a <bean> cat and a <mug>"], phrases)
 
 
 def test_the_sandbox_has_settings_of_its_own(tmp_path):
-    assert models.open_config(None, "sandbox") == models.SANDBOX_CONFIG
-    assert models.open_config(None, "some/model") == perfusion.Config()
+    assert opening.open_config(None, "sandbox") == opening.SANDBOX_CONFIG
+    assert opening.open_config(None, "some/model") == perfusion.Config()
     file = tmp_path / "own.toml"
     file.write_text('lock = "global"\n')
-    assert models.open_config(file, "sandbox") == replace(models.SANDBOX_CONFIG, lock="global")
-    assert models.open_config(file, "some/model") == perfusion.Config(lock="global")
+    assert opening.open_config(file, "sandbox") == replace(opening.SANDBOX_CONFIG, lock="global")
+    assert opening.open_config(file, "some/model") == perfusion.Config(lock="global")
 
 
 def test_a_model_of_one_level_has_no_coarse_lock():

@@ -10,21 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rankedit_recipes.diffusion.statistics import read_captions, second_moment
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import encode, positions, required_positions, token_mask
+from rankedit_recipes.diffusion.words import NewWords, check_known, check_trigger, embedding_layers
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.data import Latents, cached_latents, draw
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.photos import Photo, load_photos
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
+from rankedit_recipes.perfusion.learning.photos import Photo, load_photos
 from rankedit_recipes.perfusion.prompts import filled
-from rankedit_recipes.perfusion.statistics import read_captions, second_moment
-from rankedit_recipes.perfusion.targets import find_targets, reads
-from rankedit_recipes.perfusion.text import encode, positions, required_positions, token_mask
-from rankedit_recipes.perfusion.words import (
-    NewWords,
-    check_category,
-    check_trigger,
-    embedding_layers,
-)
 
 import rankedit as rk
 from tests.perfusion import pipelines
@@ -178,11 +173,11 @@ def test_words_that_cannot_be_new_are_refused(pipe, word, message):
 
 
 def test_categories_that_a_model_has_no_words_for_are_refused(pipe):
-    check_category(pipe, "teddy bear")
+    check_known(pipe, "teddy bear")
     with pytest.raises(PerfusionError, match=r"a word or two that the model knows.*got ' '"):
-        check_category(pipe, " ")
+        check_known(pipe, " ")
     with pytest.raises(PerfusionError, match=r"got 'red hamster'.*does not know \['hamster'\]"):
-        check_category(pipelines.pixart(), "red hamster")
+        check_known(pipelines.pixart(), "red hamster")
 
 
 def test_words_are_not_found_inside_others(pipe):
@@ -240,7 +235,7 @@ def test_photos_that_cannot_be_used_are_named_and_the_rest_is_used(tmp_path, mon
         photos = load_photos(tmp_path)
     assert [photo.name for photo in photos] == ["good.png"]
     assert {str(w.message).split("'")[1] for w in warned} == {"broken.png", "text.jpg"}
-    monkeypatch.setattr("rankedit_recipes.perfusion.photos.MOST_PIXELS", 100)
+    monkeypatch.setattr("rankedit_recipes.perfusion.learning.photos.MOST_PIXELS", 100)
     with pytest.raises(PerfusionError, match="40 x 40 pixels, at most 100"):
         load_photos(tmp_path / "good.png")
 

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.perfusion import commands, stepping, training
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.statistics import metric_of, second_moment
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.perfusion.commands import tasks
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.denoising import denoiser_of
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.learning import stepping, training
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.photos import load_photos
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.photos import load_photos
 from rankedit_recipes.perfusion.prompts import origin_encoding
-from rankedit_recipes.perfusion.statistics import metric_of, second_moment
-from rankedit_recipes.perfusion.targets import find_targets
 
 import rankedit as rk
 from tests.perfusion import pipelines
@@ -67,9 +68,7 @@ def test_the_plan_says_what_comes_true(pipe, moment, tmp_path, lock):
     for index, photo in enumerate(photos(2)):
         photo.save(tmp_path / f"{index}.png")
     config = Config(steps=1, batch=2, lock=lock, templates=("a {}",))
-    lines = list(
-        commands.plan(pipe, commands.LearnTask(load_photos(tmp_path), "<bean>", "cat", config))
-    )
+    lines = list(tasks.plan(pipe, tasks.LearnTask(load_photos(tmp_path), "<bean>", "cat", config)))
     learned = taught(pipe, moment, steps=1, batch=2, lock=lock, templates=("a {}",))
     shown = {line.split(":")[0].strip() for line in lines if line.startswith("  ")}
     assert shown == set(learned.targets)

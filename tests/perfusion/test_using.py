@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion import cli, models
+from rankedit_recipes.diffusion.generating import Sampling
+from rankedit_recipes.diffusion.scoring import Scores
+from rankedit_recipes.perfusion.commands import cli, opening
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.generating import Sampling
-from rankedit_recipes.perfusion.masks import masked
+from rankedit_recipes.perfusion.learning.masks import masked
+from rankedit_recipes.perfusion.learning.photos import Photo
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.photos import Photo
 from rankedit_recipes.perfusion.prompts import origin_encoding
-from rankedit_recipes.perfusion.scoring import Scores
-from rankedit_recipes.perfusion.sweeping import Point, pareto_front, sweep
+from rankedit_recipes.perfusion.showing.sweeping import Point, pareto_front, sweep
 from typer.testing import CliRunner
 
 import rankedit as rk
@@ -277,9 +277,9 @@ def test_what_is_missing_is_said(world):
     ran("learn", "photos", "--category", "cat", "--placeholder", "cat", fails="already a word")
     ran("learn", "photos", "--category", "cat", "--set", "steps", fails="--set takes name=value")
     with pytest.raises(PerfusionError, match="dtype must be one of"):
-        models.open_pipeline("sandbox", dtype="int8")
+        opening.open_pipeline("sandbox", dtype="int8")
     with pytest.raises(PerfusionError, match="cannot be opened"):
-        models.open_pipeline(str(world / "nowhere"))
+        opening.open_pipeline(str(world / "nowhere"))
 
 
 def test_words_of_no_concept_are_noticed(world, bean):

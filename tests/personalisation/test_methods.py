@@ -16,10 +16,10 @@ from personalisation.perfusions import Perfusion
 from personalisation.world import Plan
 from PIL import Image
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion.config import Config
-from rankedit_recipes.perfusion.learner import Learner
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.learner import Learner
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.targets import find_targets
 from safetensors.torch import load_file
 
 import rankedit as rk

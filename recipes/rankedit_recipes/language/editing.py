@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import rankedit as rk
-from rankedit_recipes.language.agreement import warn_of_different
-from rankedit_recipes.language.blocks import Block
-from rankedit_recipes.language.contexts import checked_prefixes, sample_prefixes
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
-from rankedit_recipes.language.locating import resolved
+from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.model.blocks import Block
+from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
+from rankedit_recipes.language.searching.agreement import warn_of_different
+from rankedit_recipes.language.searching.contexts import checked_prefixes, sample_prefixes
+from rankedit_recipes.language.searching.spreading import Facts, Reading, spread
+from rankedit_recipes.language.searching.values import FoundValues, find_values
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.spreading import Facts, Reading, spread
 from rankedit_recipes.language.statistics import Statistics, statistics_of
-from rankedit_recipes.language.tokens import Tokenizer
-from rankedit_recipes.language.values import FoundValues, find_values
 
 
 @dataclass(frozen=True)

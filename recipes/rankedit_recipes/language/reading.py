@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.references import References
+from rankedit_recipes.language.evaluating.references import References
 from rankedit_recipes.language.requests import Case, Request
 
 Record = Mapping[str, Any]

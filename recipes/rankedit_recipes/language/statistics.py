@@ -12,11 +12,11 @@ from torch import nn
 
 import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.methods import METHODS
-from rankedit_recipes.language.running import embedding_device
+from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.model.running import embedding_device
+from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.texts import Batches, Texts, read_texts
-from rankedit_recipes.language.tokens import Tokenizer
 
 # The last tenth of the data is what convergence is judged by.
 _TENTH = 10

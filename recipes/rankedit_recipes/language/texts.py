@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.tokens import Tokenizer
+from rankedit_recipes.language.model.tokens import Tokenizer
 
 Texts: TypeAlias = str | PathLike[str] | Iterable[str] | Iterable[Mapping[str, Any]]
 

@@ -6,4 +6,4 @@ import rankedit as rk
 
 
 class PerfusionError(rk.RankeditError, ValueError):
-    """A pipeline, photo, word or concept that this recipe cannot work with; says what to do."""
+    """A photo, setting or concept that Perfusion cannot work with; says what to do."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.words import check_known, check_trigger
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -40,3 +43,15 @@ class Naming:
         """Templates for the phrase as templates for the new word alone."""
         after = f" {self.category}" if self.adjective else ""
         return [template.replace("{}", f"{{}}{after}") for template in templates]
+
+
+def check_naming(pipe: Pipeline, naming: Naming) -> None:
+    """Refuse words that nothing can be learned with.
+
+    Raises:
+        PipelineError: the trigger is no new word, or the category or the adjective no known one.
+    """
+    check_trigger(pipe, naming.trigger)
+    check_known(pipe, naming.category)
+    if naming.adjective:
+        check_known(pipe, naming.adjective, "adjective")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rankedit_recipes.diffusion.targets import reads
+from rankedit_recipes.diffusion.text import Pipeline, at_positions, encode, required_positions
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.targets import reads
-from rankedit_recipes.perfusion.text import Pipeline, at_positions, encode, required_positions
 
 TEMPLATES = (
     "a photo of a {}",
@@ -29,6 +29,19 @@ CONTEXTS = (
     "a photo of a green fish next to the {}",
 )
 """Prompts in which a concept stands behind another thing; `{}` is the word."""
+
+
+VALIDATION_PROMPTS = (
+    "a photo of a {}",
+    "a photo of a {} on the grass",
+    "a photo of a {} in the snow",
+    "a photo of a {} on the beach",
+    "a photo of a {} at night",
+    "a photo of a red {}",
+    "a photo of a {} next to a tree",
+    "a drawing of a {}",
+)
+"""Eight prompts, as many as the paper's choice of a checkpoint uses."""
 
 
 def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) -> Tensor:
@@ -79,3 +92,8 @@ def filled(templates: Sequence[str], word: str) -> list[str]:
             f"{wrong[0] if wrong else templates!r}."
         )
     return [template.replace("{}", word) for template in templates]
+
+
+def in_words(prompts: Sequence[str], category: str) -> list[str]:
+    """Templates with the category, as scorers are asked."""
+    return [prompt.replace("{}", category) for prompt in prompts]

@@ -15,7 +15,7 @@ Deviations:
 * The search sees the shift as the edit will give it to each context; see `methods.rome`.
 * What lacks is measured over the same contexts as the keys; in the code after the bare prompt.
 * Below the last block, what a lower block takes over is put in for each fact alone; see
-  `rankedit_recipes.language.spreading`. A stream of edits then equals one batch, to rounding.
+  `rankedit_recipes.language.searching.spreading`. A stream then equals one batch, to rounding.
 * Learning rate and decay are relative to the residual stream's length (published: absolute 0.5).
 * The last block is the one a third of the way up (published: 17 of 48, 8 of 28), and the number of
   blocks is a sixth of all, from 1 to 5 (published: 5 of 48, 6 of 28).

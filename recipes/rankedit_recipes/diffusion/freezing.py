@@ -1,0 +1,34 @@
+"""A pipeline whose weights stay what they are while something beside them is learned."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from rankedit_recipes.diffusion.denoising import denoiser_of, plain
+from rankedit_recipes.diffusion.text import Pipeline
+
+
+@contextlib.contextmanager
+def frozen(pipe: Pipeline, *, checkpointing: bool) -> Iterator[None]:
+    """No weight asks for gradients and no layer drops out, for the length of the block."""
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    wanted = [(p, p.requires_grad) for m in modules for p in m.parameters()]
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    denoiser = plain(denoiser_of(pipe))
+    try:
+        for module in modules:
+            module.requires_grad_(False).eval()  # noqa: FBT003
+        if checkpointing:
+            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.train()
+        yield
+    finally:
+        if checkpointing:
+            denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode

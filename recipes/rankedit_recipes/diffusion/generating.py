@@ -1,0 +1,60 @@
+"""Pictures from prompts and seeds, the same whatever they are batched with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from rankedit_recipes.diffusion.text import Pipeline
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are made.
+
+    Attributes:
+        steps: of the pipeline's scheduler (50 in the paper's evaluation).
+        guidance: scale of classifier-free guidance (6 there).
+        size: edge in pixels; 0 for the model's own.
+        batch: pictures made at a time.
+        extra: further arguments of the pipeline.
+    """
+
+    steps: int = 25
+    guidance: float = 6.0
+    size: int = 0
+    batch: int = 4
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def generate(
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling | None = None
+) -> list[Image.Image]:
+    """One picture for each pair of a prompt and its seed.
+
+    Args:
+        pipe: the pipeline, with concepts in it or without.
+        prompts: the prompts.
+        seeds: as many as prompts.
+        sampling: how.
+    """
+    sampling = sampling or Sampling()
+    edges = {"height": sampling.size, "width": sampling.size} if sampling.size else {}
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), sampling.batch):
+        part = slice(start, start + sampling.batch)
+        result = pipe(
+            prompt=list(prompts[part]),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            output_type="pil",
+            **edges,
+            **sampling.extra,
+        )
+        pictures += result.images
+    return pictures

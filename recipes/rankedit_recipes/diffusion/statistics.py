@@ -1,0 +1,126 @@
+"""The second moment of what cross-attention reads, over captions; kept once it was computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import rankedit as rk
+from rankedit.progress import progress as show_progress
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import Pipeline, Tokens, encode, text_encoders, token_mask
+
+BATCH = 64
+RIDGE = 1e-3
+_SAMPLE = 64
+
+
+def second_moment(
+    pipe: Pipeline,
+    captions: Sequence[str],
+    *,
+    tokens: Tokens = "all",
+    cache: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> rk.SecondMoment:
+    """`E[eᵀe]` of the encodings that the key and value projections read.
+
+    Args:
+        pipe: the pipeline.
+        captions: texts of the kind that will be prompts; hundreds for a narrow text encoder,
+            thousands for one that is 768 wide or more.
+        tokens: which positions count. The paper does not say. `"all"` that cross-attention reads
+            is the default: the end of the text and the padding behind it repeat the whole prompt,
+            and only statistics that have seen them keep the gate closed there (measured; see
+            docs/perfusion.md). `"eos"` leaves padding out, `"content"` takes the words alone.
+        cache: folder to keep the result in, under a name that depends on the text encoders'
+            weights, the tokenizers, the captions and the policy.
+        progress: show it.
+
+    Raises:
+        PipelineError: no captions.
+    """
+    captions = [caption.strip() for caption in captions if caption.strip()]
+    if not captions:
+        raise PipelineError("second_moment: captions must have at least one text, got none.")
+    provenance = rk.Provenance(
+        model=type(denoiser_of(pipe)).__name__,
+        weights=_weights(pipe),
+        tokenizer=_digest("\0".join(sorted(text_encoders(pipe)[0][2].get_vocab()))),
+        corpus=f"{len(captions)} captions {_digest(chr(0).join(captions))}, tokens {tokens}",
+    )
+    file = (
+        None if cache is None else Path(cache) / f"moment-{_digest(repr(provenance))}.safetensors"
+    )
+    if file is not None and file.exists():
+        return _cached(file, provenance)
+    moment = rk.SecondMoment(find_targets(pipe).width, provenance=provenance)
+    steps = -(-len(captions) // BATCH)
+    with torch.no_grad(), show_progress("statistics", steps, shown=progress) as advance:
+        for start in range(0, len(captions), BATCH):
+            batch = captions[start : start + BATCH]
+            encoded = encode(pipe, batch)
+            moment.update(reads(pipe, encoded), token_mask(pipe, batch, encoded, tokens))
+            advance(f"{moment.count:,.0f} tokens")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rk.save(moment, file)
+    return moment
+
+
+def metric_of(moment: rk.SecondMoment, ridge: float = RIDGE) -> rk.Metric:
+    """The inner product of the gate: `A = (C + ridge·tr(C)/d·I)⁻¹`."""
+    return rk.Metric.from_moment(moment, ridge=ridge)
+
+
+def read_captions(path: str | PathLike[str]) -> list[str]:
+    """Captions from a text file, one on each line.
+
+    Raises:
+        PipelineError: no such file, or nothing in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise PipelineError(f"read_captions: there is no file '{file}'; one caption on each line.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    if not any(lines):
+        raise PipelineError(f"read_captions: '{file}' is empty; one caption on each line.")
+    return [line for line in lines if line]
+
+
+def _cached(file: Path, provenance: rk.Provenance) -> rk.SecondMoment:
+    moment = rk.load(file).get("")
+    same = ("model", "weights", "tokenizer", "corpus")
+    if not isinstance(moment, rk.SecondMoment) or any(
+        getattr(moment.provenance, name) != getattr(provenance, name) for name in same
+    ):
+        raise PipelineError(
+            f"second_moment: '{file}' does not hold the statistics that its name says; remove it."
+        )
+    return moment
+
+
+def _weights(pipe: Pipeline) -> str:
+    """A hash of a sample of each weight that the text passes before it is read."""
+    modules: list[nn.Module] = [encoder for _, encoder, _ in text_encoders(pipe)]
+    if not find_targets(pipe).direct:
+        modules.append(denoiser_of(pipe))
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            if not tensor.is_meta and tensor.is_floating_point():
+                ends = tensor.detach().flatten()[[*range(min(_SAMPLE, tensor.numel()))]]
+                digest.update(ends.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""Which projections make keys and values from the text, found by running the model.
+
+No names are known: a projection counts if what it reads depends on the prompt alone
+(`rankedit.probe`), and if it sits beside another one of which the same holds, both reading the same
+tensor. Of such a pair the one in which the attention's output is affine makes the values, for
+attention is a weighted mean of values; the other one makes the keys, through a softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+import rankedit as rk
+from rankedit_recipes.diffusion.denoising import (
+    check_callable,
+    denoiser_of,
+    ended_when,
+    joint_attention,
+    plain,
+    probe_latents,
+    run_denoiser,
+)
+from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.text import Encoded, Pipeline, encode
+
+# Curvature of the attention's output along a large change of a projection's output, relative to
+# the change: rounding for values (1e-3 in half precision), of the order of 1 for keys.
+_AFFINE = 0.05
+_CONTRAST = 10.0
+_CHANGE = 100.0
+
+_found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The projections of a denoiser that read the text.
+
+    Attributes:
+        keys: names of the key projections, in the model's order.
+        values: names of the value projections, in the same order.
+        finest: key projections of the layers that look at the picture in most places, its finest
+            level; all of them where there is one level only.
+        width: width of what they read.
+        direct: whether they read the text encoder's output itself; if not (PixArt, Sana), a
+            projection of it that they share.
+    """
+
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    finest: tuple[str, ...]
+    width: int
+    direct: bool
+
+    def learned(self, lock: str) -> tuple[str, ...]:
+        """The projections whose outputs a lock leaves to be learned; the others stay."""
+        if lock == "coarse":
+            pairs = zip(self.keys, self.values, strict=True)
+            return (*self.finest, *(value for key, value in pairs if key in self.finest))
+        return (*(self.keys if lock == "trained" else ()), *self.values)
+
+    def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """All of them by name."""
+        known = dict(plain(denoiser).named_modules())
+        return {name: known[name] for name in (*self.keys, *self.values)}
+
+
+def find_targets(pipe: Pipeline) -> Targets:
+    """Key and value projections of a pipeline's denoiser; probed once for each denoiser.
+
+    Raises:
+        PipelineError: text and picture attend jointly, or nothing reads the text by itself.
+    """
+    denoiser = plain(denoiser_of(pipe))
+    if denoiser not in _found:
+        check_callable(pipe)
+        with torch.no_grad():
+            _found[denoiser] = _probed(pipe, denoiser)
+    return _found[denoiser]
+
+
+def reads(pipe: Pipeline, encoded: Encoded) -> Tensor:
+    """What the key and value projections read of encoded prompts, `[batch, tokens, width]`.
+
+    That is the text encoder's output, or what the denoiser makes of it before attention.
+    """
+    targets = find_targets(pipe)
+    if targets.direct:
+        return encoded.embeds
+    first = targets.modules(denoiser_of(pipe))[targets.keys[0]]
+    count = len(encoded.embeds)
+    latents = probe_latents(pipe, 0).expand(count, -1, -1, -1)
+    time = torch.ones(count, device=latents.device)
+    read = ended_when(lambda: run_denoiser(pipe, latents, time, encoded), first)
+    return read.reshape(count, -1, read.shape[-1])
+
+
+def _probed(pipe: Pipeline, denoiser: nn.Module) -> Targets:
+    latents = [probe_latents(pipe, seed) for seed in (0, 1)]
+    times = [torch.full((1,), time, device=latents[0].device) for time in (1.0, 500.0)]
+    texts = [encode(pipe, [prompt]) for prompt in ("a", "a photo of the night by the sea")]
+    inputs: dict[str, Any] = {"latents": latents[0], "time": times[0], "text": texts[0]}
+    readings = rk.probe(
+        denoiser,
+        inputs,
+        {"picture": {"latents": latents[1], "time": times[1]}, "text": {"text": texts[1]}},
+        call=lambda **given: run_denoiser(pipe, **given),
+    )
+    static = [name for name, reading in readings.items() if reading.changes == {"text"}]
+    calls = _Calls(denoiser, static)
+    with calls:
+        run_denoiser(pipe, **inputs)
+    pairs = [pair for siblings in calls.families() for pair in calls.pairs(siblings)]
+    if not pairs:
+        raise _nothing(denoiser, readings)
+    inputs_read = [calls.read[key] for key, _ in pairs]
+    if any(not torch.equal(inputs_read[0], read) for read in inputs_read[1:]):
+        raise PipelineError(
+            f"diffusion: the cross-attention layers of {type(denoiser).__name__} read different "
+            "encodings of the text, so that one key direction cannot serve all; not supported."
+        )
+    keys, values = zip(*pairs, strict=True)
+    read = inputs_read[0]
+    direct = read.shape == texts[0].embeds.shape and torch.equal(read, texts[0].embeds.to(read))
+    places = [calls.places(key) for key in keys]
+    finest = tuple(key for key, n in zip(keys, places, strict=True) if n == max(places))
+    return Targets(keys, values, finest, read.shape[-1], direct)
+
+
+class _Calls:
+    """One forward pass, recorded: what projections read, and how their parents were called."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self.read: dict[str, Tensor] = {}
+        self._modules = dict(model.named_modules())
+        self._names = names
+        self._parents: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for name in self._names:
+            parent = name.rpartition(".")[0]
+            hooks = ((name, self._child(name)), (parent, self._parent(parent)))
+            for owner, hook in hooks:
+                module = self._modules[owner]
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _child(self, name: str) -> Any:  # noqa: ANN401 - a hook
+        def hook(_: nn.Module, args: tuple[Tensor, ...], __: dict[str, Any]) -> None:
+            self.read[name] = args[0].detach().clone()
+
+        return hook
+
+    def _parent(self, name: str) -> Any:  # noqa: ANN401 - a hook
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._parents[name] = (args, kwargs)
+
+        return hook
+
+    def places(self, name: str) -> int:
+        """How many places of the picture the attention of a projection looks from."""
+        args, kwargs = self._parents[name.rpartition(".")[0]]
+        picture = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        channels = picture.shape[1 if picture.ndim == 4 else -1]
+        return picture[0].numel() // channels
+
+    def families(self) -> list[list[str]]:
+        """Projections by parent, where several of one parent read the same tensor."""
+        groups: dict[str, list[str]] = {}
+        for name in self.read:
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+        return [group for group in groups.values() if len(group) > 1 and self._same(group)]
+
+    def _same(self, names: list[str]) -> bool:
+        first = self.read[names[0]]
+        return all(torch.equal(first, self.read[name]) for name in names[1:])
+
+    def pairs(self, siblings: list[str]) -> list[tuple[str, str]]:
+        """The key and the value projection of one attention, if there is one of each."""
+        bends = {name: self._curvature(name) for name in siblings}
+        curved = sorted((bend, name) for name, bend in bends.items() if bend is not None)
+        if len(curved) != 2:
+            return []
+        (straight, value), (bent, key) = curved
+        told_apart = straight < _AFFINE and bent > _CONTRAST * straight
+        return [(key, value)] if told_apart else []
+
+    def _curvature(self, name: str) -> float | None:
+        """How far the parent's output is from affine in a projection's output; None if constant."""
+        module = self._modules[name]
+        parent = self._modules[name.rpartition(".")[0]]
+        args, kwargs = self._parents[name.rpartition(".")[0]]
+        noise = torch.Generator().manual_seed(0)
+        outputs = []
+        for sign in (1.0, -1.0, 0.0):
+
+            def change(_: nn.Module, __: object, output: Tensor, sign: float = sign) -> Tensor:
+                spread = _CHANGE * output.float().std()
+                draw = torch.randn(output.shape, generator=noise.manual_seed(0)).to(output.device)
+                return output + (sign * spread * draw).to(output.dtype)
+
+            handle = module.register_forward_hook(change)
+            try:
+                result = parent(*args, **kwargs)
+            finally:
+                handle.remove()
+            outputs.append((result[0] if isinstance(result, tuple) else result).double())
+        plus, minus, middle = outputs
+        span = float((plus - minus).norm())
+        return float((plus + minus - 2 * middle).norm()) / span if span else None
+
+
+def _nothing(denoiser: nn.Module, readings: Mapping[str, rk.Reading]) -> PipelineError:
+    both = [name for name, reading in readings.items() if len(reading.changes) > 1]
+    if both:
+        return joint_attention(
+            denoiser, f"no keys and values are made of the text alone; {both[-1]!r} reads both"
+        )
+    return PipelineError(
+        f"diffusion: no projection of {type(denoiser).__name__} reads the text by itself. If keys "
+        "and values were fused (fuse_qkv_projections), unfuse them first."
+    )

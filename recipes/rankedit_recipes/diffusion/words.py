@@ -1,0 +1,213 @@
+"""New words in a pipeline: a token each, with an embedding beside the text encoder's own table.
+
+The table is never resized and no weight is touched: the embedding layer's class is swapped for one
+that puts the new rows where the new tokens stand, and swapped back; the tokenizers are copies. So
+rows may be leaves that are being learned, and taking the words out restores the pipeline exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
+
+from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.text import Pipeline, Tokenizer, text_encoders, word_tokens
+
+# CLIP configurations of before 2023 say 2 here; their models then take the highest token number
+# for the end of the text, which a new word would be.
+_LEGACY_EOS = 2
+
+
+class _WithNewWords(nn.Module):
+    """What comes before an embedding layer's own class while new words are in."""
+
+    _new_rows: dict[int, Tensor]
+    num_embeddings: int
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        known = tokens.where(tokens < self.num_embeddings, 0)
+        found: Tensor = super().forward(known)
+        for token, row in self._new_rows.items():
+            found = torch.where((tokens == token)[..., None], row.to(found), found)
+        return found
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _with_new_words(base: type[nn.Module]) -> type[nn.Module]:
+    if base not in _classes:
+        _classes[base] = type(f"{base.__name__}WithNewWords", (_WithNewWords, base), {})
+    return _classes[base]
+
+
+def check_trigger(pipe: Pipeline, trigger: str) -> None:
+    """Refuse a word that cannot stand for something new.
+
+    The vocabulary is asked, and the word must come back from a round trip through the tokenizer:
+    `add_tokens` tells neither that a word exists nor that normalisation would change it.
+
+    Raises:
+        PipelineError: empty, with white space, known already, or not found again in a text.
+    """
+    if not trigger or trigger.split() != [trigger]:
+        raise PipelineError(
+            f"diffusion: the placeholder must be one word without spaces, got {trigger!r}; "
+            "for example '<bean>'."
+        )
+    for suffix, _, tokenizer in text_encoders(pipe):
+        known = tokenizer.get_vocab()
+        taken = [t for t in (trigger, f"{trigger}</w>", f"▁{trigger}") if t in known]
+        single = word_tokens(tokenizer, trigger)
+        if taken or (len(single) == 1 and single[0] != tokenizer.unk_token_id):
+            raise PipelineError(
+                f"diffusion: {trigger!r} is already a word of tokenizer{suffix}; choose one that "
+                f"it does not know, for example '<{trigger.strip('<>')}-1>'."
+            )
+        extended_tokenizer(tokenizer, [trigger])
+
+
+def check_known(pipe: Pipeline, category: str, role: str = "category") -> None:
+    """Refuse a category, or an adjective, that the model has no words for: learning starts there.
+
+    Raises:
+        PipelineError: empty, or with a word that a tokenizer does not know; names the role.
+    """
+    for suffix, _, tokenizer in text_encoders(pipe):
+        unknown = [
+            word
+            for word in category.split()
+            if tokenizer.unk_token_id in word_tokens(tokenizer, word)
+        ]
+        if unknown or not word_tokens(tokenizer, category):
+            known = "cat" if role == "category" else "new"
+            raise PipelineError(
+                f"diffusion: the {role} must be a word or two that the model knows, such as "
+                f"{known!r}, got {category!r}; tokenizer{suffix} does not know {unknown}."
+            )
+
+
+def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokenizer:
+    """A copy of a tokenizer that knows new words, each as one token.
+
+    Raises:
+        PipelineError: a word does not come back from a text that it is put in.
+    """
+    extended = copy.deepcopy(tokenizer)
+    for trigger in triggers:
+        whole = trigger[0].isalnum() or trigger[-1].isalnum()  # "cat1" must not match in "cat10"
+        extended.add_tokens(
+            [AddedToken(trigger, single_word=whole, normalized=False, special=False)]
+        )
+        token = extended.get_vocab().get(trigger)
+        ids = extended(f"a {trigger} a").input_ids
+        if token is None or token < len(tokenizer) or list(ids).count(token) != 1:
+            raise PipelineError(
+                f"diffusion: the tokenizer does not give {trigger!r} back as one token, but as "
+                f"{extended.convert_ids_to_tokens(ids)}; choose another word, lower case with "
+                "brackets, such as '<bean>'."
+            )
+    return extended
+
+
+class NewWords:
+    """Words in a pipeline, until they are taken out.
+
+    Args:
+        pipe: the pipeline.
+        rows: by word one embedding for each text encoder; used as they are, so that rows that
+            require gradients receive them.
+
+    Raises:
+        PipelineError: a word that cannot be added, or rows of another number or width.
+    """
+
+    def __init__(self, pipe: Pipeline, rows: Mapping[str, Sequence[Tensor]]) -> None:
+        self._pipe = pipe
+        encoders = text_encoders(pipe)
+        for trigger, given in rows.items():
+            check_trigger(pipe, trigger)
+            _check_rows(trigger, given, encoders)
+        tokenizers = [extended_tokenizer(tokenizer, list(rows)) for *_, tokenizer in encoders]
+        self._tokenizers: list[tuple[str, Tokenizer]] = []
+        self._layers: list[nn.Module] = []
+        self._ends: list[tuple[Any, int]] = []
+        for index, (suffix, encoder, old) in enumerate(encoders):
+            self._tokenizers.append((f"tokenizer{suffix}", old))
+            setattr(pipe, f"tokenizer{suffix}", tokenizers[index])
+            vocabulary = tokenizers[index].get_vocab()
+            own = {vocabulary[trigger]: given[index] for trigger, given in rows.items()}
+            self._layers += [_extend(layer, own) for layer in embedding_layers(encoder)]
+            self._mend_ends(encoder, old)
+
+    def remove(self) -> None:
+        """Take the words out; the pipeline is what it was."""
+        for layer in self._layers:
+            base = next(c for c in type(layer).__bases__ if c is not _WithNewWords)
+            _swap(layer, base)
+            del layer.__dict__["_new_rows"]
+        for name, tokenizer in self._tokenizers:
+            setattr(self._pipe, name, tokenizer)
+        for module, end in self._ends:
+            module.eos_token_id = end
+        self._layers, self._tokenizers, self._ends = [], [], []
+
+    def _mend_ends(self, encoder: nn.Module, tokenizer: Tokenizer) -> None:
+        for module in encoder.modules():
+            if vars(module).get("eos_token_id") == _LEGACY_EOS != tokenizer.eos_token_id:
+                self._ends.append((module, _LEGACY_EOS))
+                module.eos_token_id = tokenizer.eos_token_id
+
+
+def embedding_layers(encoder: nn.Module) -> list[nn.Module]:
+    """The token embedding of a text encoder; several layers where one table is shared."""
+    own = encoder.get_input_embeddings()  # type: ignore[operator]
+    table = getattr(own, "weight", None)
+    shared = [m for m in encoder.modules() if m is not own and getattr(m, "weight", 0) is table]
+    return [own, *(m for m in shared if isinstance(m, nn.Embedding))]
+
+
+def embedding_width(encoder: nn.Module) -> int:
+    """Width of a text encoder's token embeddings."""
+    layer: Any = embedding_layers(encoder)[0]
+    return int(layer.embedding_dim)
+
+
+def embedding_of(encoder: nn.Module, token: int) -> Tensor:
+    """The embedding `[width]` of a token, float32, by running the embedding layer."""
+    layer = embedding_layers(encoder)[0]
+    device = next(encoder.parameters()).device
+    if device.type == "meta":
+        device = torch.device("cpu")
+    with torch.no_grad():
+        found: Tensor = layer(torch.tensor([token], device=device))[0]
+    return found.detach().float()
+
+
+def _check_rows(trigger: str, rows: Sequence[Tensor], encoders: Sequence[Any]) -> None:
+    widths = [embedding_width(encoder) for _, encoder, _ in encoders]
+    given = [row.shape[-1] for row in rows]
+    if given != widths:
+        raise PipelineError(
+            f"diffusion: {trigger!r} has embeddings of widths {given}, but the pipeline's text "
+            f"encoders have {widths}; they were learned for another kind of model."
+        )
+
+
+def _extend(layer: nn.Module, rows: dict[int, Tensor]) -> nn.Module:
+    _swap(layer, _with_new_words(type(layer)))
+    layer.__dict__["_new_rows"] = rows
+    return layer
+
+
+def _swap(layer: nn.Module, cls: type[nn.Module]) -> None:
+    layer.__class__ = cls
+    # An offloading hook keeps the layer's own forward here, bound to the class of before.
+    if isinstance(vars(layer).get("_old_forward"), MethodType):
+        layer.__dict__["_old_forward"] = MethodType(cls.forward, layer)

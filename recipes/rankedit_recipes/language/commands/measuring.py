@@ -1,0 +1,153 @@
+"""What the commands that measure do, without the command line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rankedit as rk
+from rankedit_recipes.language.commands.opening import SANDBOX, Opened, open_texts
+from rankedit_recipes.language.commands.tasks import SANDBOX_TEXTS, STATISTICS_SEED
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.evaluation import evaluate
+from rankedit_recipes.language.evaluating.locality import Unrelated
+from rankedit_recipes.language.evaluating.scores import Scores
+from rankedit_recipes.language.model.layers import Layers
+from rankedit_recipes.language.requests import Case
+from rankedit_recipes.language.showing.reporting import Report
+from rankedit_recipes.language.statistics import collect_statistics
+
+# Of the sandbox's corpus, for the locality: other texts than the statistics are from.
+_UNRELATED_TEXTS = 500
+_UNRELATED_SEED = 2
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """What `evaluate` is to do.
+
+    Attributes:
+        cases: to evaluate on.
+        edits: files of edits to attach.
+        strength: of them.
+        texts: files and folders of unrelated text, for the locality.
+        generations: whether the model is to write, too.
+        base: whether to evaluate the unedited model as well.
+    """
+
+    cases: Sequence[Case]
+    edits: tuple[Path, ...] = ()
+    strength: float = 1.0
+    texts: tuple[Path, ...] = ()
+    generations: bool = False
+    base: bool = True
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much text statistics are collected on.
+
+    Attributes:
+        count: texts at most; 0 for all.
+        batch: texts run together.
+        length: tokens of a text; 0 for what the model takes.
+    """
+
+    count: int = 0
+    batch: int = 16
+    length: int = 0
+
+
+def evaluate_to(
+    opened: Opened, task: EvaluateTask, report: Path | None, out: Path | None
+) -> Iterator[str]:
+    """Evaluate, print each number with its definition, and write what was asked for."""
+    from rich.console import Console
+
+    unrelated = _unrelated(opened, task)
+    edits = _merged(opened, task.edits)
+    found: dict[str, Scores] = {}
+    if task.base or not edits:
+        found["unedited"] = _evaluated(opened, task, unrelated)
+    if edits:
+        with rk.attach(opened.model, edits, strength=task.strength):
+            found["edited"] = _evaluated(opened, task, unrelated)
+    for name, scores in found.items():
+        Console().print(scores.table(title=f"{name}, {len(task.cases):,} cases"))
+    last = list(found.values())[-1]
+    if out is not None:
+        last.save(out)
+        yield str(out)
+    if report is not None:
+        settings = {
+            "model": opened.name,
+            "edits": ", ".join(map(str, task.edits)) or "none",
+            "strength": f"{task.strength:g}",
+            "cases": str(len(task.cases)),
+        }
+        base = found.get("unedited")
+        shown_scores = {n: s for n, s in found.items() if n != "unedited"} or found
+        Report(
+            title=f"{opened.name}: {len(task.cases):,} cases",
+            scores=shown_scores,
+            base=base if edits else None,
+            settings=settings,
+        ).save(report)
+        yield str(report)
+
+
+def _evaluated(opened: Opened, task: EvaluateTask, unrelated: Unrelated | None) -> Scores:
+    return evaluate(
+        opened.model, opened.tokenizer, task.cases, unrelated=unrelated,
+        generations=task.generations,
+    )  # fmt: skip
+
+
+def _unrelated(opened: Opened, task: EvaluateTask) -> Unrelated | None:
+    if not task.texts and opened.name != SANDBOX:
+        return None
+    subjects = {case.request.subject for case in task.cases}
+    texts = itertools.islice(
+        open_texts(task.texts, opened.name, seed=_UNRELATED_SEED), _UNRELATED_TEXTS
+    )
+    kept = [text for text in texts if not any(subject in text for subject in subjects)]
+    return Unrelated(opened.model, opened.tokenizer, kept)
+
+
+def _merged(opened: Opened, files: Sequence[Path]) -> dict[str, list[rk.Edit]]:
+    """Edits of all files by projection, each file for this model."""
+    found: dict[str, list[rk.Edit]] = {}
+    for file in files:
+        loaded = rk.load(file)
+        rk.check_base(opened.model, loaded)
+        for name, item in loaded.items():
+            if not isinstance(item, (rk.LowRank, rk.GatedEdit)):
+                raise LanguageError(
+                    f"evaluate: '{file}' must hold edits only, got {type(item).__name__} under "
+                    f"{name!r}; give a file that `edit` wrote."
+                )
+            found.setdefault(name, []).append(item)
+    return found
+
+
+def stats_to(
+    opened: Opened, paths: Sequence[Path], layers: Layers, sizes: Sizes, out: Path
+) -> Iterator[str]:
+    """Collect statistics, write them, and say whether the text sufficed."""
+    count = sizes.count or (SANDBOX_TEXTS if opened.name == SANDBOX and not paths else 0)
+    texts = open_texts(paths, opened.name, seed=STATISTICS_SEED)
+    found = collect_statistics(
+        opened.model,
+        opened.tokenizer,
+        itertools.islice(texts, count) if count else texts,
+        layers=layers,
+        batch=sizes.batch,
+        length=sizes.length or None,
+        checkpoint=out.with_suffix(".partial"),
+        corpus=", ".join(map(str, paths)) or opened.name,
+    )
+    found.save(out, opened.model)
+    yield from found.describe().splitlines()
+    yield f"{out}: {out.stat().st_size:,} bytes"

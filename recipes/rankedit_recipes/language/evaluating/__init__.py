@@ -1,0 +1,1 @@
+"""What an edited model says: scores, likelihoods, locality, and where facts sit."""

@@ -1,0 +1,202 @@
+"""Does a model say what it was edited to say, and nothing else differently?
+
+The measures are CounterFact's and zsRE's, and the divergence on unrelated text; `MEASURES` defines
+each. They apply to any causal model, edited or not, by whatever method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rankedit as rk
+from rankedit.progress import progress as show_progress
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.generating import LENGTH, generate, generation_entropy
+from rankedit_recipes.language.evaluating.likelihoods import (
+    BATCH_TOKENS,
+    Likelihoods,
+    Pair,
+    likelihoods,
+)
+from rankedit_recipes.language.evaluating.locality import Unrelated
+from rankedit_recipes.language.evaluating.references import TfIdf
+from rankedit_recipes.language.evaluating.scores import Scores, joined, relation_of
+from rankedit_recipes.language.requests import Case, continued
+
+# What each kind of prompt is called among the measures.
+_KINDS = ("efficacy", "paraphrase", "inverted phrasing", "neighbourhood")
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
+    cases: Sequence[Case],
+    *,
+    unrelated: Unrelated | None = None,
+    generations: bool = False,
+    length: int = LENGTH,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """Scores of a model over cases.
+
+    Args:
+        model: a causal model of transformers, as it is now; edits are to be attached or fused.
+        tokenizer: its fast tokenizer.
+        cases: what was edited, with the prompts to evaluate on.
+        unrelated: what the unedited model predicts on unrelated text, for the locality.
+        generations: also let the model write, for the generation entropy and, where cases have
+            `references`, the reference score. It takes longer than all the rest, and needs cases
+            with `generation_prompts`.
+        length: of those texts, in tokens.
+        batch_tokens: tokens in one forward pass, at most.
+        seed: of those texts.
+        progress: show it.
+
+    Raises:
+        LanguageError: no cases, or a model that gives NaN.
+    """
+    if not cases:
+        raise LanguageError("evaluate: at least one case is expected, got none.")
+    questions = _Questions(cases)
+    found = likelihoods(
+        model, tokenizer, questions.pairs, batch_tokens=batch_tokens, progress=progress
+    )
+    samples = questions.samples(found)
+    if generations:
+        samples |= _of_writing(model, tokenizer, cases, length, seed)
+    if unrelated is not None:
+        samples["locality"] = unrelated.divergences(model)
+    return Scores(
+        tuple(case.request.label for case in cases),
+        tuple(relation_of(case) for case in cases),
+        samples,
+    )
+
+
+def evaluate_each(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer of transformers
+    cases: Sequence[Case],
+    edits: Iterable[Mapping[str, rk.Edit]],
+    *,
+    unrelated: Unrelated | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Scores of edits that are made one at a time, each evaluated on its own case alone.
+
+    Args:
+        model: the unedited model.
+        tokenizer: its fast tokenizer.
+        cases: what was edited.
+        edits: for each case what `rankedit.attach` takes; attached for this case only.
+        unrelated: as in `evaluate`; the locality is then a mean over edits.
+        progress: show it.
+
+    Raises:
+        LanguageError: no cases.
+    """
+    parts = []
+    with show_progress("evaluate each", len(cases), shown=progress) as advance:
+        for case, edit in zip(cases, edits, strict=True):
+            with rk.attach(model, edit):
+                found = evaluate(model, tokenizer, [case], unrelated=unrelated, progress=False)
+            parts.append(found)
+            advance(case.request.label)
+    return joined(parts)
+
+
+class _Questions:
+    """Everything that the cases ask of a model: pairs of texts, and which measure each serves."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.pairs: list[Pair] = []
+        self._count = len(cases)
+        # By measure: the case, and the pairs to compare or to count.
+        self._compared: dict[str, list[tuple[int, int, int]]] = {kind: [] for kind in _KINDS}
+        self._counted: dict[str, list[tuple[int, int]]] = {}
+        for index, case in enumerate(cases):
+            self._ask(index, case)
+
+    def _ask(self, index: int, case: Case) -> None:
+        new, true = case.request.continuation, case.true_target and continued(case.true_target)
+        asked = {
+            "efficacy": (case.request.text,),
+            "paraphrase": case.paraphrases,
+            "inverted phrasing": case.inverted,
+            "neighbourhood": case.neighbours if true else (),
+        }
+        for kind, prompts in asked.items():
+            # What is wanted there, and what it competes with.
+            wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
+            for prompt in prompts:
+                first = self._add(prompt, wanted)
+                self._counted.setdefault(f"{kind} accuracy", []).append((index, first))
+                if other:
+                    self._compared[kind].append((index, first, self._add(prompt, other)))
+        for question, answer in case.locality:
+            pair = self._add(question, continued(answer))
+            self._counted.setdefault("specificity accuracy", []).append((index, pair))
+
+    def _add(self, text: str, continuation: str) -> int:
+        self.pairs.append((text.rstrip(" "), continuation))
+        return len(self.pairs) - 1
+
+    def samples(self, found: Likelihoods) -> dict[str, Tensor]:
+        """By measure `[cases]`: the mean over each case's prompts, NaN where it has none."""
+        samples = {}
+        chance = found.probabilities
+        for kind, rows in self._compared.items():
+            case, wanted, other = torch.tensor(rows, dtype=torch.long).reshape(-1, 3).T
+            better = found.losses[wanted] < found.losses[other]
+            samples[kind] = self._means(case, better.double())
+            samples[f"{kind} magnitude"] = self._means(case, chance[wanted] - chance[other])
+        for name, pairs in self._counted.items():
+            case, pair = torch.tensor(pairs).T
+            samples[name] = self._means(case, found.accuracies[pair].double())
+        return samples
+
+    def _means(self, case: Tensor, values: Tensor) -> Tensor:
+        sums = torch.zeros(self._count, dtype=torch.float64).index_add_(0, case, values)
+        return sums / torch.bincount(case, minlength=self._count)
+
+
+def _of_writing(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401
+    cases: Sequence[Case],
+    length: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """By measure `[cases]`: what the texts are like that a model writes, NaN where there are none.
+
+    The entropy is the mean of each text's own; references are compared with all of a case's texts
+    together, as CounterFact does.
+    """
+    owners = [i for i, case in enumerate(cases) for _ in case.generation_prompts]
+    prompts = [prompt for case in cases for prompt in case.generation_prompts]
+    texts = generate(model, tokenizer, prompts, length=length, seed=seed)
+    written: list[list[str]] = [[] for _ in cases]
+    for owner, text in zip(owners, texts, strict=True):
+        written[owner].append(text)
+    samples = {"generation entropy": [_mean(map(generation_entropy, each)) for each in written]}
+    if any(case.references for case in cases):
+        weights = TfIdf(dict.fromkeys(text for case in cases for text in case.references))
+        samples["reference score"] = [
+            weights.similarity("\n".join(each), "\n".join(case.references))
+            if each and case.references
+            else math.nan
+            for case, each in zip(cases, written, strict=True)
+        ]
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in samples.items()}
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,126 @@
+"""Texts that a model writes, and how varied their words are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluating
+
+LENGTH = 100
+TOP_K = 5
+_BATCH = 64
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 - a tokenizer of transformers
+    prompts: Sequence[str],
+    *,
+    length: int = LENGTH,
+    top_k: int = TOP_K,
+    seed: int = 0,
+) -> list[str]:
+    """Texts that go on from prompts, each prompt included, of `length` tokens in all.
+
+    Each token is drawn from the `top_k` likeliest ones. What is drawn depends on the seed and on
+    the prompt's place in the list, not on how prompts are batched.
+
+    Args:
+        model: a causal model of transformers.
+        tokenizer: its tokenizer.
+        prompts: texts to go on with.
+        length: tokens of prompt and continuation together; fewer if the model ends the text or
+            takes no longer ones.
+        top_k: how many tokens are drawn from; 1 always takes the likeliest.
+        seed: of what is drawn.
+
+    Raises:
+        LanguageError: an empty prompt.
+    """
+    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    limit = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    uniform = torch.rand(len(prompts), max(1, limit), generator=torch.Generator().manual_seed(seed))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, row in enumerate(ids):
+        groups[len(row)].append(index)
+    texts = [""] * len(prompts)
+    with torch.inference_mode(), evaluating(model):
+        for indices in groups.values():
+            for start in range(0, len(indices), _BATCH):
+                chosen = indices[start : start + _BATCH]
+                begun = torch.tensor([ids[i] for i in chosen], device=device_of(model))
+                written = _go_on(model, begun, uniform[chosen], limit, top_k)
+                for index, row in zip(chosen, written.tolist(), strict=True):
+                    texts[index] = _text(tokenizer, row, len(ids[index]))
+    return texts
+
+
+def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:  # noqa: ANN401
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    end = tokenizer.eos_token_id
+    # A tokenizer that ends every text would have the model begin another one.
+    while len(ids) > 1 and end is not None and ids[-1] == end:
+        ids = ids[:-1]
+    if not ids:
+        raise LanguageError("generate: a prompt with at least one token is expected, got ''.")
+    return ids
+
+
+def _go_on(model: nn.Module, ids: Tensor, uniform: Tensor, limit: int, top_k: int) -> Tensor:
+    """Token ids `[n, limit]` from `ids [n, begun]`."""
+    cache, news = None, ids
+    for step in range(limit - ids.shape[1]):
+        out = model(
+            input_ids=news,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = out.past_key_values
+        best = out.logits[:, -1].float().topk(min(top_k, out.logits.shape[-1]))
+        cumulated = best.values.softmax(-1).cumsum(-1)
+        drawn = uniform[:, step].to(cumulated.device)[:, None] * cumulated[:, -1:]
+        place = (cumulated < drawn).sum(-1, keepdim=True).clamp_max(best.indices.shape[1] - 1)
+        news = best.indices.gather(1, place)
+        ids = torch.cat([ids, news], dim=1)
+    return ids
+
+
+def _text(tokenizer: Any, ids: list[int], begun: int) -> str:  # noqa: ANN401
+    end = tokenizer.eos_token_id
+    if end is not None and end in ids[begun:]:
+        ids = ids[: begun + ids[begun:].index(end)]
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def generation_entropy(text: str) -> float:
+    """`(⅔ H₂ + 4⁄3 H₃) / 2` of a text's words, in bits: low where a model repeats itself.
+
+    H₂ and H₃ are the entropies of its pairs and triples of words (Zhang et al., NeurIPS 2018, with
+    the weights of Meng et al.). A text of fewer than three words has none: NaN.
+
+    Example:
+        >>> generation_entropy("a a a a a")
+        0.0
+        >>> round(generation_entropy("one two three four"), 4)  # (2/3 log2(3) + 4/3 log2(2)) / 2
+        1.195
+    """
+    words = _WORD.findall(text)
+    if len(words) < 3:
+        return math.nan
+    return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
+
+
+def _entropy(words: Sequence[str], size: int) -> float:
+    counts = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values()) + 0.0

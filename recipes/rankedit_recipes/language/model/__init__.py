@@ -1,0 +1,1 @@
+"""Looking into and running a causal language model."""

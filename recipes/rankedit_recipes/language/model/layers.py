@@ -1,0 +1,114 @@
+"""Which projections to edit: by rule, by number, or by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import nn
+
+import rankedit as rk
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.model.blocks import Block, block_list, find_blocks
+from rankedit_recipes.language.settings import Settings
+
+Layers: TypeAlias = int | str | re.Pattern[str] | Sequence[int] | Sequence[str] | None
+
+TRACED = "traced"
+"""Instead of layers: what a causal trace of the requests finds."""
+
+# One block of so many shares an edit, for methods that use several: 5 of 32, 1 of 6.
+_SHARING = 6
+
+
+def all_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:
+    """The blocks of a model with their down-projections, or with the projections that are named.
+
+    Args:
+        model: a causal model of transformers.
+        layers: what `choose_blocks` takes. Names and patterns put the projections that they match
+            in the place of what is found by structure.
+
+    Raises:
+        LanguageError: a block has no single down-projection, or several projections of one block
+            are named, or one that is in none; or `"traced"`, for which there must be requests.
+    """
+    if layers == TRACED:
+        raise LanguageError(
+            f"language: layers={TRACED!r} needs requests to trace, which this call does not have; "
+            "pass layers=locate(model, tokenizer, facts)."
+        )
+    if not _named(layers):
+        return find_blocks(model)
+    stem, modules = block_list(model)
+    chosen = rk.select(model, layers)  # type: ignore[arg-type]
+    names = [f"{stem}.{index}" for index in range(len(modules))]
+    owners = {name: next((n for n in names if name.startswith(f"{n}.")), "") for name in chosen}
+    doubled = [name for name, owner in owners.items() if list(owners.values()).count(owner) > 1]
+    lost = [name for name, owner in owners.items() if not owner]
+    if lost or doubled:
+        raise LanguageError(
+            f"language: layers must name one projection in each block of '{stem}', got "
+            f"{(lost or doubled)[:4]}, {'in no block' if lost else 'several in one block'}."
+        )
+    return [Block(names.index(owner), owner, name, direct=True) for name, owner in owners.items()]
+
+
+def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -> list[Block]:
+    """The blocks to edit, from the lowest.
+
+    Args:
+        blocks: what `all_blocks` found for the same layers.
+        layers: numbers of blocks (from 0; negative from the end), or what names projections: all of
+            those are edited. None for the method's rule: the last one is number `depth` times the
+            number of blocks, and methods that use several blocks use one for each six. `"traced"`
+            is for calls that have requests; see `rankedit_recipes.language.locate`.
+        settings: the method.
+
+    Raises:
+        LanguageError: a number that no block has, or several blocks of which one normalises what
+            the projection gives, so that a shift of the residual stream cannot be shared.
+    """
+    if _named(layers):
+        chosen = list(blocks)
+    elif layers is None:
+        last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
+        count = min(shared_count(blocks, settings), last + 1)
+        chosen = list(blocks[last - count + 1 : last + 1])
+    else:
+        chosen = _numbered(blocks, layers)
+    indirect = [block.name for block in chosen if not block.direct]
+    if len(chosen) > 1 and indirect:
+        raise LanguageError(
+            f"language: '{indirect[0]}' normalises what its projection gives, so that an edit "
+            f"cannot be shared by {len(chosen)} blocks; pass layers= one number."
+        )
+    if len(chosen) > 1 and not settings.consistent:
+        raise LanguageError("language: consistent=False edits one block; pass layers= one number.")
+    return chosen
+
+
+def shared_count(blocks: Sequence[Block], settings: Settings) -> int:
+    """How many neighbouring blocks share an edit by a method's rule."""
+    if not all(block.direct for block in blocks):
+        return 1
+    return min(settings.layers, max(1, round(len(blocks) / _SHARING)))
+
+
+def _named(layers: Layers) -> bool:
+    if isinstance(layers, (str, re.Pattern)):
+        return True
+    return isinstance(layers, Sequence) and any(isinstance(layer, str) for layer in layers)
+
+
+def _numbered(blocks: Sequence[Block], layers: Layers) -> list[Block]:
+    given = [layers] if isinstance(layers, int) else list(layers)  # type: ignore[arg-type]
+    count = len(blocks)
+    numbers = [n for n in given if isinstance(n, int) and -count <= n < count]
+    if not numbers or len(numbers) < len(given):
+        raise LanguageError(
+            f"language: layers must be numbers of blocks from {-count} to {count - 1}, or name "
+            f"projections, got {layers!r:.80}."
+        )
+    return [blocks[number] for number in sorted({n % count for n in numbers})]

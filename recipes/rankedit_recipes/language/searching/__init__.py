@@ -1,0 +1,1 @@
+"""Finding the values that make a model say something else."""

@@ -1,0 +1,1 @@
+"""Edits over time in a folder, each of which can be undone."""

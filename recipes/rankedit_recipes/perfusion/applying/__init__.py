@@ -1,0 +1,1 @@
+"""Concepts in a pipeline: put in, merged, adjusted, explained, exported."""

@@ -1,0 +1,216 @@
+"""The concepts that are in a pipeline, and what can be changed while they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.applying.joining import (
+    GateForm,
+    Settings,
+    check,
+    check_compatible,
+    columns,
+    joint_edits,
+    settings_of,
+)
+from rankedit_recipes.perfusion.applying.locking import GlobalLock
+from rankedit_recipes.perfusion.applying.weighting import Remembered, Weighted
+from rankedit_recipes.perfusion.concept import Concept, Lock
+from rankedit_recipes.perfusion.errors import PerfusionError
+
+ConceptLike = Concept | str | PathLike[str]
+in_use: WeakKeyDictionary[Pipeline, Applied] = WeakKeyDictionary()
+"""What is in which pipeline."""
+
+
+class Applied:
+    """Concepts in a pipeline. Made by `apply`."""
+
+    def __init__(self, pipe: Pipeline, form: GateForm) -> None:
+        self._pipe, self._form = pipe, form
+        self._concepts: dict[str, Concept] = {}
+        self._settings: dict[str, Settings] = {}
+        self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
+        self._remembered: list[Remembered] = []
+        self.edits: dict[str, rk.GatedEdit] = {}
+
+    @property
+    def phrases(self) -> dict[str, str]:
+        """What prompts say to have a concept, by its word."""
+        return {word: concept.phrase for word, concept in self._concepts.items()}
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The words of the concepts that are in."""
+        return tuple(self._concepts)
+
+    @property
+    def concepts(self) -> dict[str, Concept]:
+        """The concepts that are in, by their words."""
+        return dict(self._concepts)
+
+    @property
+    def settings(self) -> dict[str, Settings]:
+        """What `set` changes, by word."""
+        return dict(self._settings)
+
+    @property
+    def lock(self) -> Lock | None:
+        """How keys are made; None if concepts of several locks are in, none of them global."""
+        locks = {concept.lock for concept in self._concepts.values()}
+        if self._form.lock or "global" in locks:
+            return self._form.lock or "global"
+        return locks.pop() if len(locks) == 1 else None
+
+    def key_reads(self, read: Tensor) -> Tensor:
+        """What key projections read where values read `[batch, tokens, in]`; differs if global."""
+        locks = [part for part in self._parts if isinstance(part, GlobalLock)]
+        return locks[0].key_reads(read) if locks else read
+
+    def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
+        """An edit of this pipeline with the gate's settings as they are now."""
+        numbers = columns(self._settings)
+        gate = rk.JointSigmoid(numbers["bias"], numbers["temperature"])
+        return edit.with_gate(gate)
+
+    def set(
+        self,
+        *triggers: str,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> None:
+        """Change settings in place: nothing is reloaded or compiled again.
+
+        Args:
+            *triggers: only these concepts; all by default.
+            bias: of the gate.
+            temperature: of the gate; positive.
+            strength: factor of what the concept changes.
+
+        Raises:
+            PerfusionError: an unknown word, or a temperature that is not positive.
+        """
+        chosen = triggers or self.triggers
+        self._check_known("set", chosen)
+        given = {"bias": bias, "temperature": temperature, "strength": strength}
+        changes = {name: value for name, value in given.items() if value is not None}
+        changed = {word: replace(self._settings[word], **changes) for word in chosen}
+        check(changed)
+        wanted = self._settings | changed
+        numbers: dict[str, Any] = columns(wanted)
+        for part in self._parts:
+            if isinstance(part, rk.Attachment):
+                part.set(**numbers)
+        self._settings = wanted
+        for kept in self._remembered:
+            kept.forget()
+
+    def load(self, concept: ConceptLike, **settings: float) -> None:
+        """Add a concept; those that are in keep their settings."""
+        loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+        if loaded.trigger in self._concepts:
+            raise PerfusionError(
+                f"load: a concept with the word {loaded.trigger!r} is in this pipeline already; "
+                "give this one another: concept.renamed('<other>')."
+            )
+        unknown = sorted(settings.keys() - {field.name for field in fields(Settings)})
+        if unknown:
+            raise PerfusionError(
+                f"load: unknown setting {unknown[0]!r}; a concept has a bias, a temperature and a "
+                "strength of its own, while lock, normalised and floor are given to apply for all."
+            )
+        own = settings_of([loaded], self._form.lock, None, None, 1.0)[loaded.trigger]
+        wanted = {**self._settings, loaded.trigger: replace(own, **settings)}
+        self.replace_all([*self._concepts.values(), loaded], wanted)
+
+    def unload(self, *triggers: str) -> None:
+        """Take concepts out: those of the words given, or all."""
+        self._check_known("unload", triggers)
+        kept = [c for word, c in self._concepts.items() if triggers and word not in triggers]
+        settings = {concept.trigger: self._settings[concept.trigger] for concept in kept}
+        if kept:
+            self.replace_all(kept, settings)
+        else:
+            self.detach()
+
+    def detach(self) -> None:
+        """Take everything out. Doing it again changes nothing."""
+        self._clear()
+        self._concepts, self._settings, self.edits = {}, {}, {}
+        if in_use.get(self._pipe) is self:
+            del in_use[self._pipe]
+
+    def replace_all(self, concepts: Sequence[Concept], settings: Mapping[str, Settings]) -> None:
+        """Exchange what is in; if that fails, what was in stays."""
+        check(settings)
+        before = (list(self._concepts.values()), self._settings)
+        self._clear()
+        try:
+            self._install(concepts, dict(settings))
+        except BaseException:
+            self._clear()
+            if before[0]:
+                self._install(*before)
+            raise
+
+    def _install(self, concepts: Sequence[Concept], settings: dict[str, Settings]) -> None:
+        check_compatible(self._pipe, concepts)
+        self._concepts = {concept.trigger: concept for concept in concepts}
+        self._settings = settings
+        # Locked keys are read before anything is installed: from the pipeline as it is.
+        self.edits = joint_edits(self._pipe, concepts, settings, self._form)
+        strengths = torch.tensor([settings[c.trigger].strength for c in concepts])
+        rows = {c.trigger: c.embeddings for c in concepts}
+        self._parts.append(NewWords(self._pipe, rows))
+        # Keys and values may read two encodings: each kind remembers its own.
+        keys, values = self._remembered = [Remembered(), Remembered()]
+        named = find_targets(self._pipe).keys
+        weighted = {
+            name: Weighted(edit, strengths, keys if name in named else values)
+            for name, edit in self.edits.items()
+        }
+        self._parts.append(rk.attach(denoiser_of(self._pipe), weighted))
+        if self.lock == "global":
+            categories = {c.trigger: c.naming.origin for c in concepts}
+            self._parts.append(GlobalLock(self._pipe, categories))
+
+    def _clear(self) -> None:
+        for part in reversed(self._parts):
+            if isinstance(part, rk.Attachment):
+                part.detach()
+            else:
+                part.remove()
+        self._parts, self._remembered = [], []
+
+    def _check_known(self, call: str, triggers: Sequence[str]) -> None:
+        for word in triggers:
+            if word not in self._concepts:
+                raise PerfusionError(
+                    f"{call}: no concept with the word {word!r} is in this pipeline, but "
+                    f"{list(self._concepts)}."
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()

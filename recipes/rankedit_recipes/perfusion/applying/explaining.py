@@ -1,0 +1,146 @@
+"""What the gate does to each token of a prompt, as a table and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import (
+    Pipeline,
+    encode,
+    text_encoders,
+    token_mask,
+    token_table,
+)
+from rankedit_recipes.perfusion.applying.apply import active
+from rankedit_recipes.perfusion.errors import PerfusionError
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The gates of one prompt.
+
+    Attributes:
+        prompt: the prompt.
+        tokens: its tokens, padding included.
+        shown: which of them are words or ends, `[tokens]`.
+        triggers: words of the concepts.
+        similarity: to each concept, by kind of projection ("keys", "values") `[tokens, concepts]`.
+        opening: of each gate, likewise.
+    """
+
+    prompt: str
+    tokens: list[str]
+    shown: Tensor
+    triggers: tuple[str, ...]
+    similarity: dict[str, Tensor]
+    opening: dict[str, Tensor]
+
+    def leak(self, trigger: str, kind: str = "values") -> float:
+        """How far the gate of a concept opens, at most, at any other token."""
+        column = self.triggers.index(trigger)
+        others = [i for i, token in enumerate(self.tokens) if not token.startswith(trigger)]
+        return float(self.opening[kind][others, column].max())
+
+    def table(self) -> Any:  # noqa: ANN401 - a table of rich
+        """A table of rich: similarity and opening per token, concept and kind of projection."""
+        from rich.table import Table
+
+        table = Table(title=self.prompt)
+        table.add_column("token")
+        for kind in self.opening:
+            for trigger in self.triggers:
+                table.add_column(f"{trigger}\n{kind}\nsimilarity", justify="right")
+                table.add_column("\n\nopening", justify="right")
+        for index, token in enumerate(self.tokens):
+            if bool(self.shown[index]):
+                table.add_row(_plain(token), *self._cells(index))
+        hidden = [i for i in range(len(self.tokens)) if not bool(self.shown[i])]
+        if hidden:
+            widest = max(
+                hidden, key=lambda i: max(float(o[i].max()) for o in self.opening.values())
+            )
+            table.add_row(f"padding ({len(hidden)}), most open", *self._cells(widest))
+        return table
+
+    def _cells(self, index: int) -> list[str]:
+        cells = []
+        for kind, opening in self.opening.items():
+            for column in range(len(self.triggers)):
+                cells.append(f"{float(self.similarity[kind][index, column]):.2f}")
+                cells.append(f"{float(opening[index, column]):.3f}")
+        return cells
+
+    def plot(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
+        """A figure of matplotlib: openings as a heat map, one panel for each kind of projection."""
+        from matplotlib.figure import Figure
+
+        kept = [i for i in range(len(self.tokens)) if bool(self.shown[i])]
+        height = len(self.opening) * (1.3 + 0.35 * len(self.triggers))
+        figure = Figure(figsize=(max(4.0, 0.55 * len(kept)), height), layout="constrained")
+        axes = figure.subplots(len(self.opening), 1, squeeze=False)[:, 0]
+        for panel, (kind, opening) in zip(axes, self.opening.items(), strict=True):
+            grid = opening[kept].T.numpy()
+            panel.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            panel.set_yticks(range(len(self.triggers)), self.triggers)
+            panel.set_xticks(range(len(kept)), [_plain(self.tokens[i]) for i in kept], rotation=45)
+            panel.set_title(f"opening of the gate: {kind}", fontsize=9)
+            for row in range(grid.shape[0]):
+                for column in range(grid.shape[1]):
+                    value = grid[row, column]
+                    colour = "black" if value > 0.6 else "white"
+                    panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour,
+                               fontsize=7)  # fmt: skip
+        return figure
+
+
+def explain(pipe: Pipeline, prompt: str, *, show: bool = True) -> Explanation:
+    """What the gates of the concepts in a pipeline do to each token of a prompt.
+
+    The gate is the same in all layers, because all read the same encoding; under the global lock
+    keys read another one than values.
+
+    Args:
+        pipe: a pipeline with concepts in it.
+        prompt: the prompt.
+        show: print the table.
+
+    Raises:
+        PerfusionError: no concept is in the pipeline, or the prompt is empty.
+    """
+    applied = active(pipe)
+    if not prompt.strip():
+        raise PerfusionError("explain: a prompt with at least one word is expected, got none.")
+    with torch.no_grad():
+        encoded = encode(pipe, [prompt])
+        read = reads(pipe, encoded)
+        kinds = {"keys": applied.key_reads(read)[0], "values": read[0]}
+    targets = find_targets(pipe)
+    edits = {"keys": applied.edits[targets.keys[0]], "values": applied.edits[targets.values[0]]}
+    # Settings may have been changed since the edits were made: they are read where they are now.
+    present = {kind: applied.as_set(edit) for kind, edit in edits.items()}
+    similarity = {kind: edits[kind].similarity(x.cpu()) for kind, x in kinds.items()}
+    opening = {kind: present[kind].opening(x.cpu()) for kind, x in kinds.items()}
+    tokenizer = text_encoders(pipe)[0][2]
+    ids, _ = token_table(tokenizer, [prompt], read.shape[1])
+    explanation = Explanation(
+        prompt=prompt,
+        tokens=list(tokenizer.convert_ids_to_tokens(ids[0])),
+        shown=token_mask(pipe, [prompt], encoded, "eos")[0],
+        triggers=applied.triggers,
+        similarity=similarity,
+        opening=opening,
+    )
+    if show:
+        from rich.console import Console
+
+        Console().print(explanation.table())
+    return explanation
+
+
+def _plain(token: str) -> str:
+    return token.removesuffix("</w>").strip("▁Ġ") or token

@@ -1,0 +1,89 @@
+"""A concept for programs that do not know this one: a new word, and a LoRA that approximates it."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from safetensors.torch import save
+
+import rankedit as rk
+from rankedit.atomic import atomic_write
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import Pipeline, encode
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.applying.applied import ConceptLike
+from rankedit_recipes.perfusion.applying.joining import GateForm, joint_edits, settings_of
+from rankedit_recipes.perfusion.concept import Concept
+from rankedit_recipes.perfusion.prompts import filled
+
+_SDXL = ("clip_l", "clip_g")
+
+
+def export_embedding(concept: ConceptLike, path: str | PathLike[str]) -> None:
+    """The word as a textual-inversion file, as `pipe.load_textual_inversion` takes it.
+
+    One tensor under the word itself; for models of two text encoders two, under the names
+    `clip_l` and `clip_g` that are usual for Stable Diffusion XL.
+    """
+    loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+    rows = [row[None].contiguous() for row in loaded.embeddings]
+    names = (loaded.trigger,) if len(rows) == 1 else _SDXL
+    data = save(dict(zip(names, rows, strict=True)), {"format": "pt"})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def export_lora(
+    pipe: Pipeline,
+    concept: ConceptLike,
+    path: str | PathLike[str],
+    *,
+    layout: str = "kohya",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """The static edit with the gate replaced by a straight line, as a LoRA.
+
+    Needed beside the word's embedding. It acts on every token in proportion to its similarity,
+    which the gate would not; how far that is off is measured and returned.
+
+    Args:
+        pipe: the pipeline, without concepts in it.
+        concept: a concept or its file.
+        path: the file; for the layout `"peft"` a folder.
+        layout: `"kohya"`, `"diffusers"` or `"peft"`; see `rankedit.to_lora`.
+        dtype: how to store the tensors.
+
+    Returns:
+        `‖linear − gated‖/‖gated‖` of what is added, over the tokens of the concept's templates and
+        all projections.
+    """
+    loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+    settings = settings_of([loaded], None, None, None, 1.0)
+    edits = joint_edits(pipe, [loaded], settings, GateForm())
+    denoiser = denoiser_of(pipe)
+    modules = find_targets(pipe).modules(denoiser)
+    words = NewWords(pipe, {loaded.trigger: loaded.embeddings})
+    try:
+        with torch.no_grad():
+            prompts = filled(loaded.templates, loaded.phrase)
+            inputs = reads(pipe, encode(pipe, prompts)).float().cpu()
+    finally:
+        words.remove()
+    linear: dict[str, rk.LowRank] = {}
+    wrong = right = 0.0
+    for name, edit in edits.items():
+
+        def outputs(keys: torch.Tensor, name: str = name) -> torch.Tensor:
+            return rk.linear_output(modules[name], keys)
+
+        linear[name] = edit.linearised(outputs)
+        gated = edit.added(inputs, edit.bind(outputs))
+        straight = linear[name].added(inputs, linear[name].bind(outputs))
+        wrong += float((straight - gated).double().square().sum())
+        right += float(gated.double().square().sum())
+    component = "unet" if hasattr(pipe, "unet") else "transformer"
+    rk.to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
+            dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.phrase})  # fmt: skip
+    return float((wrong / max(right, 1e-300)) ** 0.5)

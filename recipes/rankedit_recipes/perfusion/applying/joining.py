@@ -1,0 +1,231 @@
+"""Separately learned concepts as one joint edit for each projection."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.perfusion.applying.base import base_of, same_weights, sketch_of
+from rankedit_recipes.perfusion.applying.weighting import WEIGHTS
+from rankedit_recipes.perfusion.concept import PRESETS, Concept, HeldLock, Preset
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.prompts import origin_encoding
+
+Numbers = float | Sequence[float] | Mapping[str, float] | None
+Floor = float | Literal["own"] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Run-time settings of one concept."""
+
+    bias: float
+    temperature: float
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class GateForm:
+    """What all concepts of a pipeline share.
+
+    Attributes:
+        lock: how keys are made; None for each concept's own (global if one of them is). `"local"`
+            and `"global"` lock learned keys too.
+        normalised: the gate is exactly 0 away from the key and 1 at it.
+        floor: similarity below which the edit does exactly nothing; None for no dead zone,
+            `"own"` for the concepts' own: the lowest of theirs, none if one of them has none.
+    """
+
+    lock: HeldLock | None = None
+    normalised: bool = False
+    floor: Floor = "own"
+
+    def floor_of(self, concepts: Sequence[Concept]) -> float | None:
+        """The dead zone that some concepts get together."""
+        if self.floor != "own":
+            return self.floor
+        heights = [preset_of(concept, self.lock).floor for concept in concepts]
+        known = [height for height in heights if height is not None]
+        return min(known) if len(known) == len(heights) else None
+
+
+def preset_of(concept: Concept, lock: HeldLock | None) -> Preset:
+    """A concept's own settings; under another lock than its own, bias and temperature of that."""
+    if lock is not None and lock != concept.lock:
+        return PRESETS[lock]._replace(floor=concept.floor)
+    return Preset(concept.bias, concept.temperature, concept.floor)
+
+
+def settings_of(
+    concepts: Sequence[Concept],
+    lock: HeldLock | None,
+    bias: Numbers,
+    temperature: Numbers,
+    strength: Numbers,
+) -> dict[str, Settings]:
+    """Settings by word: what was asked for, else the concept's own."""
+    words = [concept.trigger for concept in concepts]
+    asked = [_by_word(numbers, words) for numbers in (bias, temperature, strength)]
+    found = {}
+    for concept in concepts:
+        own, word = preset_of(concept, lock), concept.trigger
+        usual = (own.bias, own.temperature, 1.0)
+        chosen = [numbers.get(word, other) for numbers, other in zip(asked, usual, strict=True)]
+        found[word] = Settings(*chosen)
+    return found
+
+
+def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
+    if numbers is None:
+        return {}
+    if isinstance(numbers, Mapping):
+        unknown = sorted(set(numbers) - set(words))
+        if unknown:
+            raise PerfusionError(f"apply: no concept has the word {unknown[0]!r}, but {words}.")
+        return numbers
+    if isinstance(numbers, (int, float)):
+        return dict.fromkeys(words, float(numbers))
+    if len(numbers) != len(words):
+        raise PerfusionError(
+            f"apply: expected one number, or one for each of {words}, got {list(numbers)}."
+        )
+    return dict(zip(words, numbers, strict=True))
+
+
+def check(settings: Mapping[str, Settings]) -> None:
+    """Refuse temperatures that are not positive.
+
+    Raises:
+        PerfusionError: names the concept.
+    """
+    for word, setting in settings.items():
+        if not setting.temperature > 0:
+            raise PerfusionError(
+                f"perfusion: the temperature of {word!r} must be positive, got "
+                f"{setting.temperature}; 0.01 makes a sharp gate."
+            )
+
+
+def columns(settings: Mapping[str, Settings]) -> dict[str, Tensor]:
+    """The settings as the joint edit has them: one number for each concept, in order."""
+    rows = list(settings.values())
+    return {
+        "bias": torch.tensor([row.bias for row in rows]),
+        "temperature": torch.tensor([row.temperature for row in rows]),
+        WEIGHTS: torch.tensor([row.strength for row in rows]),
+    }
+
+
+def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
+    """Refuse concepts that do not belong to this kind of model or share a word.
+
+    Raises:
+        PerfusionError: says which concept and why.
+    """
+    words = [concept.trigger for concept in concepts]
+    if not words or len(set(words)) != len(words):
+        raise PerfusionError(
+            f"apply: concepts must have one word each, all different, got {words}; "
+            "concept.renamed('<other>') gives another word."
+        )
+    _check_one_base(concepts)
+    targets, base = find_targets(pipe), base_of(pipe)
+    strange = [concept for concept in concepts if concept.base not in ("", base)]
+    sketch = sketch_of(pipe) if any(concept.sketch for concept in strange) else ""
+    for concept in concepts:
+        lacking = set(targets.learned(concept.lock)) - set(concept.targets)
+        foreign = set(concept.targets) - {*targets.keys, *targets.values}
+        if lacking or foreign or len(concept.key) != targets.width:
+            raise PerfusionError(
+                f"apply: {concept.trigger!r} was learned on another kind of model: it has "
+                f"{len(concept.targets)} targets for an encoding {len(concept.key)} wide, but this "
+                f"one has {len(targets.values)} value projections that read {targets.width}."
+            )
+        if concept in strange and not same_weights(concept.sketch, sketch):
+            warnings.warn(
+                f"apply: {concept.trigger!r} was learned on a model with other weights "
+                f"(fingerprint {concept.base}, here {base}): keys are made anew, its values are "
+                "used as they are.",
+                rk.RankeditWarning,
+                stacklevel=4,
+            )
+
+
+def _check_one_base(concepts: Sequence[Concept]) -> None:
+    known = [concept for concept in concepts if concept.base]
+    other = next((concept for concept in known if not _one_base(concept, known[0])), None)
+    if other is not None:
+        raise PerfusionError(
+            f"apply: {known[0].trigger!r} and {other.trigger!r} were learned on base models with "
+            f"different weights ({known[0].base} and {other.base}) and cannot be merged: values of "
+            "one are not made for the other. Learn both on one model; or, if you know that they "
+            "fit, clear one's with dataclasses.replace(concept, base='')."
+        )
+
+
+def _one_base(one: Concept, other: Concept) -> bool:
+    return one.base == other.base or same_weights(one.sketch, other.sketch)
+
+
+def joint_edits(
+    pipe: Pipeline,
+    concepts: Sequence[Concept],
+    settings: Mapping[str, Settings],
+    form: GateForm,
+) -> dict[str, rk.GatedEdit]:
+    """The merged edit of each projection, keys locked to the categories of the concepts.
+
+    Gates read joint coordinates: a word whose encoding is like another concept's key opens its own
+    gate only.
+
+    Raises:
+        PerfusionError: concepts with parallel keys, or made under other statistics.
+    """
+    targets = find_targets(pipe)
+    modules = targets.modules(denoiser_of(pipe))
+    categories = [origin_encoding(pipe, concept.naming, concept.templates) for concept in concepts]
+    floor = form.floor_of(concepts)
+    edits = {}
+    for name in (*targets.keys, *targets.values):
+        parts = []
+        for concept, category in zip(concepts, categories, strict=True):
+            # A lock that was asked for holds all keys, those too that were learned.
+            held = form.lock is not None and name in targets.keys
+            target = None if held else concept.targets.get(name)
+            if target is None:
+                with torch.no_grad():
+                    target = rk.linear_output(modules[name], category[None])[0]
+            own = settings[concept.trigger]
+            gate = rk.JointSigmoid(own.bias, own.temperature)
+            part = rk.GatedEdit.from_images(
+                concept.key[None].cpu(),
+                target[None].float().cpu(),
+                concept.image[None].cpu(),
+                gate,
+                normalised=form.normalised,
+                floor=floor,
+                statistics=concept.statistics,
+            )
+            parts.append(part)
+        edits[name] = _merged(parts, concepts)
+    return edits
+
+
+def _merged(parts: Sequence[rk.GatedEdit], concepts: Sequence[Concept]) -> rk.GatedEdit:
+    try:
+        return rk.merge(parts)
+    except rk.SolveError as error:
+        words = ", ".join(concept.trigger for concept in concepts)
+        raise PerfusionError(
+            f"apply: {words} cannot be merged: {error} Concepts must be learned on one base model "
+            "with one file of captions, and be told apart by their encodings."
+        ) from error

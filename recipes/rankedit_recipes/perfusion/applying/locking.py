@@ -1,0 +1,201 @@
+"""The global key lock: keys of the whole prompt follow the prompt with the category's word.
+
+Prompts are encoded a second time with the category in place of the concept, and the key projections
+are given that encoding, token by token, where they would read the concept's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from rankedit_recipes.diffusion.denoising import denoiser_of, plain
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import (
+    Encoded,
+    Pipeline,
+    encoded_of,
+    positions,
+    text_encoders,
+    word_tokens,
+)
+
+_REMEMBERED = 64
+# Encodings of one prompt in batches of different sizes differ by rounding; those of two prompts by
+# far more.
+_SAME = 1e-2
+# Compiled code holds the number of a denoiser; which lock that means is looked up as it runs.
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_locks: dict[int, GlobalLock] = {}
+_counter = itertools.count()
+
+
+class GlobalLock:
+    """Puts the category's encodings before the key projections until it is removed.
+
+    Args:
+        pipe: the pipeline, with the concepts' words in it.
+        categories: by trigger word the category.
+    """
+
+    def __init__(self, pipe: Pipeline, categories: Mapping[str, str]) -> None:
+        self._pipe, self._categories = pipe, dict(categories)
+        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._encode = pipe.encode_prompt
+        self._signature = inspect.signature(self._encode)
+        pipe.encode_prompt = self._encode_both
+        targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
+        modules = targets.modules(denoiser)
+        self._layers = [modules[name] for name in targets.keys]
+        self._number = _numbers.setdefault(denoiser, next(_counter))
+        _locks[self._number] = self
+        self._handles = [_lock_input(layer, self._number) for layer in self._layers]
+
+    def remove(self) -> None:
+        """Restore the pipeline."""
+        for handle, layer in zip(self._handles, self._layers, strict=True):
+            handle.remove()
+            if isinstance(layer, _Locked):
+                layer.__class__ = type(layer).__bases__[1]
+        _locks.pop(self._number, None)
+        self._handles, self._layers = [], []
+        self._pipe.__dict__.pop("encode_prompt", None)
+        self._pairs.clear()
+
+    def key_reads(self, read: Tensor) -> Tensor:
+        """What key projections read in place of encodings `[batch, tokens, in]`."""
+        return self._locked(read)
+
+    def _encode_both(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
+        result = self._encode(*args, **kwargs)
+        given = self._signature.bind(*args, **kwargs).arguments
+        prompts = _listed(given.get("prompt"))
+        if any(trigger in prompt for prompt in prompts for trigger in self._categories):
+            changed = dict(given)
+            extra = changed.pop("kwargs", {})
+            for name in ("prompt", "prompt_2", "prompt_3"):
+                if given.get(name) is not None:
+                    changed[name] = [self._in_category(p) for p in _listed(given[name])]
+            other = self._encode(**changed, **extra)
+            self._remember(prompts, encoded_of(result), encoded_of(other))
+        return result
+
+    def _in_category(self, prompt: str) -> str:
+        for trigger, category in self._categories.items():
+            prompt = prompt.replace(trigger, category)
+        return prompt
+
+    def _remember(self, prompts: Sequence[str], own: Encoded, other: Encoded) -> None:
+        with torch.no_grad():
+            read, wanted = reads(self._pipe, own), reads(self._pipe, other)
+        copies = len(read) // len(prompts)
+        for index, prompt in enumerate(prompts):
+            row = index * copies
+            aligned = wanted[row, self._sources(prompt, read.shape[1])]
+            self._pairs.append((read[row].detach(), aligned.detach()))
+        self._last = None
+
+    def _sources(self, prompt: str, length: int) -> Tensor:
+        """For each token of the prompt the one of the category's prompt that it corresponds to.
+
+        A category of several tokens moves what follows it; its last token stands for the concept.
+        """
+        shift = torch.zeros(length, dtype=torch.long)
+        tokenizer = text_encoders(self._pipe)[0][2]
+        for trigger, category in self._categories.items():
+            more = len(word_tokens(tokenizer, category)) - 1
+            for place in positions(self._pipe, [prompt], trigger, length)[0]:
+                shift[place:] += more
+        return (torch.arange(length) + shift).clamp_max(length - 1)
+
+    def exchanged(self, read: Tensor) -> Tensor:
+        """`key_reads`, kept for as long as the same tensor comes: from all layers, in all steps."""
+        if self._last is None or self._last[0] is not read:
+            self._last = (read, self._locked(read))
+        return self._last[1]
+
+    def _locked(self, read: Tensor) -> Tensor:
+        rows = read.reshape(-1, *read.shape[-2:]) if read.ndim > 2 else read[None]
+        changed = [self._row(row) for row in rows]
+        return torch.stack(changed).reshape(read.shape)
+
+    def _row(self, row: Tensor) -> Tensor:
+        """One prompt's encoding; longer ones are several encodings, one behind the other."""
+        for length in {len(own) for own, _ in self._pairs}:
+            if len(row) > length and len(row) % length == 0:
+                return torch.cat([self._part(part) for part in row.split(length)])
+        return self._part(row)
+
+    def _part(self, row: Tensor) -> Tensor:
+        for own, wanted in self._pairs:
+            if own.shape == row.shape:
+                distance = (row.float() - own.to(row.device).float()).norm()
+                if float(distance) <= _SAME * float(row.float().norm()):
+                    return wanted.to(row)
+        return row
+
+
+# ------------------------------------------------------------------------ in the key projections
+
+
+class _Locked(nn.Module):
+    """Marks a key projection that reads something else.
+
+    Compiled code is checked against the classes of layers, not against their hooks: without a class
+    of its own a lock would be ignored by a denoiser that was compiled before.
+    """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401 - as object's own
+        # A copy is made of the layer's own class, which can be found by name.
+        locked = type(self)
+        self.__class__ = locked.__bases__[1]
+        try:
+            return self.__reduce_ex__(protocol)
+        finally:
+            self.__class__ = locked
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _lock_input(layer: nn.Module, number: int) -> torch.utils.hooks.RemovableHandle:
+    base = type(layer)
+    if base not in _classes:
+        _classes[base] = type(f"Locked{base.__name__}", (_Locked, base), {})
+    layer.__class__ = _classes[base]
+
+    def exchange(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return (_exchanged_copy(args[0], number), *args[1:])
+        lock = _locks.get(number)
+        return args if lock is None else (lock.exchanged(args[0]), *args[1:])
+
+    return layer.register_forward_pre_hook(exchange)
+
+
+# Opaque to the compiler, which would otherwise keep the encodings of the prompt that it saw.
+@torch.library.custom_op(
+    "rankedit_recipes::exchanged", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
+def _exchanged_copy(read: Tensor, number: int) -> Tensor:
+    lock = _locks.get(number)
+    return (read if lock is None else lock.exchanged(read)).clone()
+
+
+@_exchanged_copy.register_fake
+def _(read: Tensor, number: int) -> Tensor:  # noqa: ARG001 - as the operator's
+    return torch.empty_like(read)
+
+
+def _listed(prompts: str | Sequence[str] | None) -> list[str]:
+    if prompts is None:
+        return []
+    return [prompts] if isinstance(prompts, str) else list(prompts)

@@ -1,0 +1,115 @@
+"""Photos as cached latents with masks, and what is drawn of them in each step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rankedit_recipes.diffusion.text import Pipeline, device_of
+from rankedit_recipes.perfusion.learning.photos import Photo
+
+
+@dataclass(frozen=True)
+class Latents:
+    """All photos as the denoiser sees them, and mirrored ones behind them.
+
+    Attributes:
+        latents: `[2n, channels, height, width]`, scaled; the second half is mirrored.
+        masks: `[2n, 1, height, width]`, largest entry 1; ones where no mask is known.
+        size: edge of the pictures in pixels.
+        digest: hash of the pictures.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step works on; a function of seed and step alone."""
+
+    photos: Tensor
+    prompts: Tensor
+    times: Tensor
+    noise: Tensor
+
+
+def cached_latents(pipe: Pipeline, photos: Sequence[Photo], size: int) -> Latents:
+    """Encode photos and their mirror images once; the autoencoder is not needed after that."""
+    squares = [photo.square(size) for photo in photos]
+    pictures = torch.stack([_pixels(square.image) for square in squares])
+    masks = torch.stack([_mask(square) for square in squares])
+    pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
+    digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
+    latents = torch.cat([_encoded(pipe, picture[None]) for picture in pictures])
+    # A soft mask of the paper's kind: divided by its own largest entry, no threshold.
+    small = interpolate(masks, latents.shape[-2:], mode="area")
+    small = small / small.amax((-3, -2, -1), keepdim=True).clamp_min(1e-6)
+    return Latents(latents, small.to(latents.device), size, digest.hexdigest()[:16])
+
+
+def draw(
+    latents: Latents, prompts: int, times: int, batch: int, *, flip: bool, seed: int, step: int
+) -> Draw:
+    """Photos, prompts, times and noise of one step.
+
+    Times are stratified: each of the batch is drawn from a slice of its own of all times, which
+    leaves the expected loss as it is and takes most of the noise out of its gradient.
+    """
+    generator = torch.Generator().manual_seed(_stream(seed, step))
+    count = len(latents.latents) // 2
+
+    def integers(high: int) -> Tensor:
+        return torch.randint(high, (batch,), generator=generator)
+
+    chosen = integers(count)
+    mirrored = integers(2) * count
+    noise = torch.randn((batch, *latents.latents.shape[1:]), generator=generator)
+    within = torch.rand(batch, generator=generator, dtype=torch.float64)
+    spread = (torch.randperm(batch, generator=generator) + within) / batch
+    drawn = (spread * times).long().clamp_max(times - 1)
+    return Draw(chosen + mirrored * flip, integers(prompts), drawn, noise)
+
+
+def _stream(seed: int, step: int) -> int:
+    text = f"perfusion {seed} {step}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """`[3, height, width]` in [−1, 1]."""
+    array = np.asarray(image, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _mask(photo: Photo) -> Tensor:
+    if photo.mask is None:
+        return torch.ones(1, photo.image.height, photo.image.width)
+    return torch.from_numpy(np.asarray(photo.mask, dtype=np.float32) / 255)[None]
+
+
+def _encoded(pipe: Pipeline, picture: Tensor) -> Tensor:
+    vae: Any = pipe.vae
+    dtype = next(vae.parameters()).dtype
+    # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
+    upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+    with torch.no_grad():
+        if upcast:
+            vae.to(torch.float32)
+        encoded = vae.encode(picture.to(device_of(pipe), torch.float32 if upcast else dtype))
+        if upcast:
+            vae.to(dtype)
+    found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    scaled: Tensor = (found.float() - shift) * vae.config.scaling_factor
+    return scaled

@@ -1,0 +1,139 @@
+"""One step of learning: draw, encode, predict, compare, move."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.diffusion.denoising import denoiser_of, plain, run_denoiser
+from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.text import (
+    Encoded,
+    Pipeline,
+    at_positions,
+    device_of,
+    encode,
+    required_positions,
+)
+from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.data import Latents, draw
+from rankedit_recipes.perfusion.learning.learner import Learner
+from rankedit_recipes.perfusion.learning.loss import (
+    masked_loss,
+    noise_scheduler,
+    snr_weights,
+    target_of,
+    told_times,
+    train_steps,
+)
+from rankedit_recipes.perfusion.naming import Naming
+from rankedit_recipes.perfusion.prompts import filled
+
+_DTYPES = {"bfloat16": torch.bfloat16}
+
+
+class Stepper:
+    """Runs steps on a pipeline that has the concept's word in it.
+
+    Args:
+        pipe: the pipeline, frozen.
+        learner: what is learned; its edits are attached here.
+        data: the photos.
+        naming: the concept's words.
+        config: how to learn.
+
+    Attributes:
+        attached: the edits in the denoiser.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        learner: Learner,
+        data: Latents,
+        naming: Naming,
+        config: Config,
+    ) -> None:
+        self._pipe, self._learner, self._data = pipe, learner, data
+        self._word, self._config = naming.trigger, config
+        self._prompts = filled(config.templates, naming.phrase)
+        self._scheduler = noise_scheduler(pipe)
+        self.attached = rk.attach(denoiser_of(pipe), learner.edits())
+
+    def detach(self) -> None:
+        """Take the edits out."""
+        self.attached.detach()
+
+    def renew(self) -> None:
+        """Attach the edits as they are now."""
+        self.attached.detach()
+        self.attached = rk.attach(denoiser_of(self._pipe), self._learner.edits())
+
+    def step(self, step: int) -> float:
+        """Work on one batch, move what is learned, and return the loss.
+
+        Raises:
+            PerfusionError: the loss is not finite; nothing has moved.
+        """
+        config, data = self._config, self._data
+        times = train_steps(self._scheduler)
+        drawn = draw(
+            data, len(self._prompts), times, config.batch, flip=config.flip, seed=config.seed,
+            step=step,
+        )  # fmt: skip
+        parts = torch.arange(config.batch).chunk(config.accumulate)
+        total, seen = 0.0, []
+        for part in parts:
+            with self._autocast():
+                text, encodings = self._encoded(drawn.prompts[part])
+                loss = self._loss(text, drawn.photos[part], drawn.times[part], drawn.noise[part])
+            seen.append(encodings.detach())
+            (loss / len(parts)).backward()
+            total += float(loss.detach()) / len(parts)
+        if not math.isfinite(total):
+            raise PerfusionError(
+                f"learn: the loss of step {step} is {total}; lower value_rate and embedding_rate, "
+                "or use precision float32. The last checkpoint is as it was."
+            )
+        self._learner.step(torch.cat(seen), step)
+        if not config.key_gradient:
+            self.attached.refresh(self._learner.edits())
+        return total
+
+    def _encoded(self, prompts: Tensor) -> tuple[Encoded, Tensor]:
+        """The texts of a part of the batch, and their encodings `[n, in]` at the concept's word."""
+        unique, back = prompts.unique(return_inverse=True)
+        texts = [self._prompts[index] for index in unique]
+        encoded = encode(self._pipe, texts)
+        read = encoded.embeds
+        if not find_targets(self._pipe).direct:
+            with torch.set_grad_enabled(self._config.key_gradient):
+                read = reads(self._pipe, encoded)
+        places = required_positions(self._pipe, texts, self._word, read.shape[1])
+        encodings = at_positions(read[back], [places[index] for index in back])
+        if self._config.key_gradient:
+            self.attached.detach()
+            edits = self._learner.edits(self._learner.next_key(encodings))
+            self.attached = rk.attach(denoiser_of(self._pipe), edits)
+        return encoded.rows(back), encodings
+
+    def _loss(self, text: Encoded, photos: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        latents = self._data.latents[photos]
+        times, noise = times.to(latents.device), noise.to(latents)
+        noisy = self._scheduler.add_noise(latents, noise, times)
+        dtype = next(plain(denoiser_of(self._pipe)).parameters()).dtype
+        told = told_times(self._scheduler, times)
+        predicted = run_denoiser(self._pipe, noisy.to(dtype), told, text, size=self._data.size)
+        wanted = target_of(self._scheduler, latents, noise, times)
+        weights = snr_weights(self._scheduler, times, self._config.min_snr)
+        masks = self._data.masks[photos]
+        return masked_loss(predicted, wanted, masks, weights, self._config.reduction)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = _DTYPES.get(self._config.precision)
+        device = device_of(self._pipe).type
+        return torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,0 +1,1 @@
+"""What a concept can do, as numbers and as a report."""

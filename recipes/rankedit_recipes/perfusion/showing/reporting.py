@@ -1,0 +1,197 @@
+"""One HTML file that shows what was given, what was learned and what it is good for."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+from PIL import Image
+
+from rankedit.atomic import atomic_write
+from rankedit_recipes.perfusion.applying.explaining import Explanation
+from rankedit_recipes.perfusion.concept import Concept
+from rankedit_recipes.perfusion.showing.sweeping import Point, pareto_front
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
+  color: #1d2330; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+  gap: .75rem; } figure { margin: 0; min-width: 0; }
+figure img { width: 100%; border-radius: .3rem; image-rendering: auto; }
+figcaption { font-size: .8rem; color: #4a5264; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; } .plot { width: 100%; min-width: 34rem; height: auto; }
+table { border-collapse: collapse; font-size: .85rem; }
+td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #dde1e8; }
+td:not(:first-child) { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { body { color: #e4e7ee; background: #14171d; }
+  figcaption { color: #a8b0c0; } td, th { border-color: #303644; } .plot { background: #fff; } }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report may show; what is left out is not shown.
+
+    Attributes:
+        concept: what was learned.
+        photos: what was given.
+        pictures: pictures by their prompts.
+        losses: of the training's steps.
+        validations: `[step, picture, text, balance]` of each validation.
+        explanation: the gates of a prompt.
+        points: of a sweep.
+        together: pictures with two concepts, by their prompts.
+        settings: anything else worth recording.
+    """
+
+    concept: Concept
+    photos: Sequence[Image.Image] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    losses: Sequence[float] = ()
+    validations: Sequence[Sequence[float]] = ()
+    explanation: Explanation | None = None
+    points: Sequence[Point] = ()
+    together: Mapping[str, Image.Image] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs nothing else."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.html(), encoding="utf-8")
+
+    def html(self) -> str:
+        """The page."""
+        concept = self.concept
+        title = html.escape(f"{concept.trigger}: a {concept.category}")
+        parts = [
+            _section(
+                "Photos given", _gallery({f"photo {i + 1}": p for i, p in enumerate(self.photos)})
+            ),
+            _section("Pictures", _gallery(self.pictures)),
+            _section("Together", _gallery(self.together)),
+            _section("Training", _figure(self._training(), "training") if self.losses else ""),
+            _section("Gate", self._gate()),
+            _section("Concept against text", self._trade_off()),
+            _section("Settings and provenance", _table(self._facts())),
+        ]
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+            f"{''.join(parts)}</body></html>\n"
+        )
+
+    def _facts(self) -> dict[str, str]:
+        concept = self.concept
+        return {
+            "word": concept.trigger,
+            "in prompts": concept.phrase,
+            "stands for": concept.naming.origin,
+            "category": concept.category,
+            "key lock": concept.lock,
+            "gate": concept.gate,
+            "projections with learned targets": str(len(concept.targets)),
+            "base model": concept.base,
+            "statistics": concept.statistics,
+            **concept.notes,
+            **self.settings,
+        }
+
+    def _gate(self) -> str:
+        if self.explanation is None:
+            return ""
+        return _figure(self.explanation.plot(), "opening of the gate at each token")
+
+    def _training(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(1, len(self.losses) + 1), self.losses, linewidth=0.7, color="#9bb1d6")
+        window = max(1, len(self.losses) // 15)
+        smooth = [
+            sum(self.losses[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window))
+            for i in range(len(self.losses))
+        ]
+        axes.plot(range(1, len(smooth) + 1), smooth, color="#1f4e9c", label="loss")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        if self.validations:
+            other = axes.twinx()
+            steps = [row[0] for row in self.validations]
+            for column, name, colour in ((1, "picture", "#c2571a"), (2, "text", "#2f8f4e")):
+                other.plot(steps, [row[column] for row in self.validations], "o-", label=name,
+                           color=colour, markersize=3)  # fmt: skip
+            other.set_ylabel("similarity")
+            other.legend(loc="upper right", fontsize=8)
+        return figure
+
+    def _trade_off(self) -> str:
+        if not self.points:
+            return ""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        front = pareto_front(self.points)
+        axes.scatter([p.scores.text for p in self.points], [p.scores.picture for p in self.points],
+                     color="#9bb1d6", label="settings")  # fmt: skip
+        axes.plot([p.scores.text for p in front], [p.scores.picture for p in front], "o-",
+                  color="#1f4e9c", label="front")  # fmt: skip
+        for point in front:
+            where = (point.scores.text, point.scores.picture)
+            axes.annotate(f"{point.bias:g}/{point.temperature:g}", where, fontsize=7,
+                          xytext=(4, 4), textcoords="offset points")  # fmt: skip
+        axes.set_xlabel("like the text")
+        axes.set_ylabel("like the photos")
+        axes.legend(fontsize=8)
+        rows = [("bias", "temperature", "picture", "text")]
+        rows += [
+            (f"{p.bias:g}", f"{p.temperature:g}", f"{p.scores.picture:.3f}", f"{p.scores.text:.3f}")
+            for p in front
+        ]
+        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        cells = "".join(f"<tr>{line}</tr>" for line in lines)
+        return _figure(figure, "pictures against text") + f"<table>{cells}</table>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>{content}" if content else ""
+
+
+def _gallery(pictures: Mapping[str, Image.Image]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{html.escape(name, quote=True)}" src="{_data(picture)}">'
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, picture in pictures.items()
+    )
+    return f'<div class="gallery">{figures}</div>' if figures else ""
+
+
+def _data(picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _figure(figure: Any, name: str) -> str:  # noqa: ANN401 - a figure of matplotlib
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    data = base64.b64encode(stream.getvalue()).decode()
+    # On a narrow screen a plot is scrolled rather than shrunk until it cannot be read.
+    picture = f'<img class="plot" alt="{name}" src="data:image/png;base64,{data}">'
+    return f'<div class="scroll">{picture}</div>'
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>"
+        for name, text in rows.items()
+    )
+    return f'<div class="scroll"><table>{cells}</table></div>'
