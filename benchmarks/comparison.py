@@ -22,6 +22,7 @@ from pathlib import Path
 
 from personalisation.page import write_results
 from personalisation.study import Study
+from personalisation.units import units_of
 from personalisation.working import limit_threads, work
 from personalisation.world import QUICK, Plan, World
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
@@ -87,7 +88,7 @@ def main() -> None:
     others = [] if args.report else helpers(args.workers - 1, sys.argv[1:])
     study = Study(folder, World(folder, plan, args.device))
     if not args.report:
-        left = work(study, until=time.time() + 60 * args.minutes, only=args.only,
+        left = work(study, units_of(study), until=time.time() + 60 * args.minutes, only=args.only,
                     say=lambda text: print(text, flush=True), shown=not args.no_bar)  # fmt: skip
         print(f"{left} units left" if left else "all done", flush=True)
         for other in others:

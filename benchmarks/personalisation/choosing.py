@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from rankedit_recipes import sandbox
 
 from personalisation.fronts import balance
 from personalisation.methods import Method
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
+from personalisation.world import Plan
 
 SHARED = {f"DreamBooth-LoRA, rank {rank}": "DreamBooth-LoRA, rank 4" for rank in (1, 16)}
 """Methods that take the setting of another one where the plan says so."""
@@ -26,21 +27,34 @@ class Choice:
     scale: float
 
 
-def chosen(study: Study, method: Method) -> Choice | None:
+def chosen(
+    method: Method,
+    plan: Plan,
+    methods: Mapping[str, Method],
+    searched: Path,
+    concepts: Sequence[sandbox.Concept],
+) -> Choice | None:
     """The setting with the best harmonic mean of the two fidelities in the search.
 
-    None while the search is not done.
+    Args:
+        method: the method.
+        plan: whether there is a search, and over what.
+        methods: all of them by name.
+        searched: folder with the results of the search.
+        concepts: those of the search.
+
+    Returns:
+        The setting; None while the search is not done.
     """
-    plan = study.plan
     if not plan.search:
         rate = sorted(method.rates)[len(method.rates) // 2]
         return Choice(rate, plan.steps[-1], method.usual)
     if plan.shared and method.name in SHARED:
-        return chosen(study, study.methods[SHARED[method.name]])
+        return chosen(methods[SHARED[method.name]], plan, methods, searched, concepts)
     totals: dict[Choice, list[tuple[float, float]]] = {}
-    for concept in study.world.search_concepts():
+    for concept in concepts:
         for rate in method.rates[-plan.rates :]:
-            file = study.folder / f"search/{slug(method.name)}/{concept.name}-{rate:g}.json"
+            file = searched / slug(method.name) / f"{concept.name}-{rate:g}.json"
             if not file.exists():
                 return None
             for row in json.loads(file.read_text())["result"]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from personalisation.pairs import asked as pair_prompts
 from personalisation.prompts import Prompt
 from personalisation.retraining import RETRAININGS
+from personalisation.study import Study
 from personalisation.tables import Point, Result, revisions
 from rankedit.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
 
 
 def numbers(study: Study, concepts: Sequence[str], results: Mapping[str, Result]) -> dict[str, Any]:

@@ -8,19 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from personalisation import plots
 from personalisation.measures import DEFINITIONS
 from personalisation.numbers import numbers, write_json
 from personalisation.retraining import RETRAININGS, retraining_table
 from personalisation.side_tables import ablation_table, attention_table, pair_table
+from personalisation.study import Study
 from personalisation.tables import Area, Figure, Result, areas, figure_of, results_of, revisions
 from personalisation.telling import ABOVE, RATIO, compared
 from rankedit.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
 
 Rows = list[list[str]]
 

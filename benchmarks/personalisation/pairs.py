@@ -6,16 +6,14 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from baselines import CustomDiffusion, Described
 from rankedit_recipes import sandbox
 
 from personalisation.methods import Artefact, trained
 from personalisation.prompts import Prompt
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
+from personalisation.study import Study
 
 LORA, INVERSION = "DreamBooth-LoRA, rank 4", "textual inversion"
 MERGED, JOINT = "Custom Diffusion, merged", "Custom Diffusion, joint training"

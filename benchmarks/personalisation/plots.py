@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,8 @@ from PIL import Image, ImageDraw
 
 from personalisation.ablations import PLAIN
 from personalisation.fronts import front
+from personalisation.study import Study
 from personalisation.tables import PLANES, Result
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
 
 COLOURS = ("#c2571a", "#1f4e9c", "#2f8f4e", "#7a4fb5", "#b0306a", "#00839b", "#8a6d00", "#555c68")
 MARKERS = ("*", "o", "s", "^", "v", "<", ">", "D")

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankedit_recipes import sandbox
 
 from personalisation.choosing import slug
 from personalisation.methods import Method, Settings, trained
+from personalisation.study import Study
 from personalisation.tables import Figure, Point, Result, areas, figure_of, points_of, read
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
-    from personalisation.world import Plan
+from personalisation.world import Plan
 
 PERFUSION = "Perfusion"
 

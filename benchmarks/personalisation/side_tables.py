@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from personalisation.ablations import PLAIN
 from personalisation.choosing import slug
 from personalisation.fronts import hypervolume
 from personalisation.pairs import PAIRED
+from personalisation.study import Study
 from personalisation.tables import Figure, Point, differences, figure_of, points_of, read
 from personalisation.telling import OFTENER
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
 
 
 def pair_table(study: Study) -> dict[str, dict[str, Figure]]:

@@ -7,15 +7,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from personalisation.choosing import slug
 from personalisation.fronts import balance, bootstrap, hypervolume, interval
-
-if TYPE_CHECKING:
-    from personalisation.study import Study
+from personalisation.study import Study
 
 PICTURE_FIGURES = (
     "identity", "text", "clip_i", "clip_t", "category", "scene", "other", "colour", "relation",

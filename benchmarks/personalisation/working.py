@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-from personalisation.study import Study, Unit
+from personalisation.study import Study
+from personalisation.units import Unit
 from rankedit.atomic import atomic_write
 from rankedit.progress import progress
 
 
 def work(
     study: Study,
+    every: Sequence[Unit],
     *,
     until: float,
     only: str = "",
@@ -28,6 +30,7 @@ def work(
 
     Args:
         study: the study.
+        every: its units, those that are worth most first.
         until: `time.time()` after which no unit is begun.
         only: units whose file begins so.
         say: told what this process did.
@@ -36,7 +39,7 @@ def work(
     Returns:
         The number of units that are not done.
     """
-    units = [unit for unit in study.units() if unit.file.startswith(only)]
+    units = [unit for unit in every if unit.file.startswith(only)]
     left = _left(study, units)
     with progress("units", len(units), done=len(units) - len(left), shown=shown) as advance:
 

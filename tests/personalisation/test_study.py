@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import comparison
 import pytest
 from personalisation import choosing, numbers, page, retraining, side_tables, tables, working
-from personalisation.choosing import Choice, chosen, slug
+from personalisation.choosing import Choice, slug
 from personalisation.methods import Settings
 from personalisation.prompts import crossed, prompts_for
 from personalisation.retraining import RETRAININGS
-from personalisation.study import Study, Unit
+from personalisation.study import Study
 from personalisation.telling import compared
+from personalisation.units import Unit, units_of
 from personalisation.world import QUICK, Plan
 
 CONCEPTS = ("bean", "mug")
@@ -47,9 +48,7 @@ def study(folder, **plan):
 
 def own_units(own):
     """The units of a study that is not opened: no model is loaded."""
-    opened = Study.__new__(Study)
-    vars(opened).update(vars(own), perfusion=own.methods["Perfusion"])
-    return opened.units()
+    return units_of(own)
 
 
 def written(file, result):
@@ -111,16 +110,15 @@ def test_work_does_what_waits_after_what_it_waits_for(tmp_path):
         Unit("a/second.json", second),
         Unit("b/first.json", lambda: order.append("first") or 1),
     ]
-    own.units = lambda: units
-    assert working.work(own, until=time.time() + 60, say=lambda _: None) == 0
+    assert working.work(own, units, until=time.time() + 60, say=lambda _: None) == 0
     assert order == ["first", "second"]
 
 
 def test_work_begins_nothing_after_its_time_and_only_what_is_asked_for(tmp_path):
     own = study(tmp_path)
-    own.units = lambda: [Unit("a/one.json", lambda: 1), Unit("b/two.json", lambda: 2)]
-    assert working.work(own, until=0, say=lambda _: None) == 2
-    assert working.work(own, until=time.time() + 60, only="a/", say=lambda _: None) == 0
+    units = [Unit("a/one.json", lambda: 1), Unit("b/two.json", lambda: 2)]
+    assert working.work(own, units, until=0, say=lambda _: None) == 2
+    assert working.work(own, units, until=time.time() + 60, only="a/", say=lambda _: None) == 0
     assert not (tmp_path / "b/two.json").exists()
 
 
@@ -133,8 +131,8 @@ def test_the_bar_counts_what_every_process_does(tmp_path, capsys):
         return 1
 
     names = ("a/before", "a/own", "b/another")
-    own.units = lambda: [Unit(f"{name}.json", work) for name in names]
-    assert working.work(own, until=time.time() + 60, say=lambda _: None, shown=True) == 0
+    units = [Unit(f"{name}.json", work) for name in names]
+    assert working.work(own, units, until=time.time() + 60, say=lambda _: None, shown=True) == 0
     assert "units: 3/3, b/another.json" in capsys.readouterr().err
 
 
@@ -172,21 +170,21 @@ def test_a_folder_belongs_to_one_plan(tmp_path):
 def test_the_search_takes_the_best_harmonic_mean_over_its_concepts(tmp_path):
     own = study(tmp_path, search=1)
     method = own.methods["DreamBooth"]
-    assert chosen(own, method) is None
+    assert Study.choice(own, method) is None
     for rate, pairs in {1.0: [(0.9, 0.1), (0.6, 0.6)], 2.0: [(1.0, 0.3), (0.2, 0.9)]}.items():
         rows = [
             {"rate": rate, "step": step, "scale": 1.0, "marks": marks(*pair)}
             for step, pair in enumerate(pairs)
         ]
         written(tmp_path / f"search/dreambooth/oak-{rate:g}.json", rows)
-    assert chosen(own, method) == Choice(1.0, 1, 1.0)
-    assert chosen(study(tmp_path, search=1, rates=1), method) == Choice(2.0, 0, 1.0)
+    assert Study.choice(own, method) == Choice(1.0, 1, 1.0)
+    assert Study.choice(study(tmp_path, search=1, rates=1), method) == Choice(2.0, 0, 1.0)
 
 
 def test_without_a_search_the_middle_rate_and_the_last_step_are_taken(tmp_path):
     own = study(tmp_path, search=0, steps=(5, 9))
     method = SimpleNamespace(name="x", rates=(1.0, 2.0, 3.0), usual=0.7)
-    assert chosen(own, method) == Choice(2.0, 9, 0.7)
+    assert Study.choice(own, method) == Choice(2.0, 9, 0.7)
 
 
 def test_loras_may_share_a_search(tmp_path, monkeypatch):
@@ -195,7 +193,7 @@ def test_loras_may_share_a_search(tmp_path, monkeypatch):
     for rate in (1.0, 2.0):
         row = {"rate": rate, "step": 3, "scale": 1.0, "marks": marks(0.5, 0.1 * rate)}
         written(tmp_path / f"search/perfusion/oak-{rate:g}.json", [row])
-    assert chosen(own, own.methods["DreamBooth"]) == Choice(2.0, 3, 1.0)
+    assert Study.choice(own, own.methods["DreamBooth"]) == Choice(2.0, 3, 1.0)
 
 
 # ---------------------------------------------------------------------------- tables
