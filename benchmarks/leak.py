@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.diffusion.text import encode, positions, token_mask
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.commands.opening import sandbox_captions
 from torch import Tensor
@@ -36,18 +36,20 @@ def similarities(pipe: object, concept: perfusion.Concept, metric: object) -> di
     """Similarities by place, of all prompts."""
     image = metric.solve(concept.key[None])[0]
     image = image / (image @ concept.key.double())
-    words = NewWords(pipe, {concept.trigger: concept.embeddings})
+    words = NewWords(Parts(pipe).text, {concept.trigger: concept.embeddings})
     found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
     try:
         for template in TEMPLATES:
             prompt = template.format(concept.phrase)
             with torch.no_grad():
-                encoded = encode(pipe, [prompt])
-                other = encode(pipe, [template.format("flower")]).embeds[0].double() @ image
+                encoded = Parts(pipe).text.encode([prompt])
+                other = (
+                    Parts(pipe).text.encode([template.format("flower")]).embeds[0].double() @ image
+                )
             similarity = encoded.embeds[0].double() @ image
             length = len(similarity)
-            place = positions(pipe, [prompt], concept.trigger, length)[0][0]
-            content = token_mask(pipe, [prompt], encoded, "content")[0]
+            place = Parts(pipe).text.positions([prompt], concept.trigger, length)[0][0]
+            content = Parts(pipe).text.token_mask([prompt], encoded, "content")[0]
             end = int(content.nonzero()[-1]) + 1
             found["the word"].append(similarity[[place]])
             found["words before"].append(similarity[:place])

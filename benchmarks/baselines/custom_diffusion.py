@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import TEMPLATES, Task, fit, prior_task, task_of
-from rankedit_recipes.diffusion.denoising import denoiser_of
 from rankedit_recipes.diffusion.freezing import frozen
-from rankedit_recipes.diffusion.targets import find_targets, reads
-from rankedit_recipes.diffusion.text import at_positions, encode, required_positions
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import at_positions
 from rankedit_recipes.diffusion.words import NewWords
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ SOFTNESS = 1e-3
 
 def weights_of(pipe: Any) -> dict[str, nn.Parameter]:
     """The weights of all keys and values of the text, by name of their layer."""
-    modules = find_targets(pipe).modules(denoiser_of(pipe))
+    modules = Parts(pipe).projections
     return {name: module.weight for name, module in modules.items()}
 
 
@@ -61,8 +60,12 @@ class CustomDiffusion:
         tasks: list[Task] = [
             task for s in subjects for task in self._tasks(pipe, s, rows[s.word], settings)
         ]
-        with frozen(pipe, checkpointing=False), restored(weights), contextlib.ExitStack() as stack:
-            words = NewWords(pipe, rows)
+        with (
+            frozen(Parts(pipe), checkpointing=False),
+            restored(weights),
+            contextlib.ExitStack() as stack,
+        ):
+            words = NewWords(Parts(pipe).text, rows)
             stack.callback(words.remove)
             for weight in weights.values():
                 weight.requires_grad_(True)
@@ -83,7 +86,7 @@ class CustomDiffusion:
         tensors = load_file(artefact.file)
         rows = _rows(tensors, artefact.subject.word)
         tuned = {n: t for n, t in tensors.items() if not n.startswith("embedding.")}
-        words = NewWords(pipe, rows)
+        words = NewWords(Parts(pipe).text, rows)
         try:
             with moved(weights_of(pipe), tuned, scale):
                 yield
@@ -108,7 +111,7 @@ class CustomDiffusion:
         rows: dict[str, list[Tensor]] = {}
         for artefact, tensors in zip(artefacts, loaded, strict=True):
             rows |= _rows(tensors, artefact.subject.word)
-        words = NewWords(pipe, rows)
+        words = NewWords(Parts(pipe).text, rows)
         try:
             keys = [self._keys(pipe, artefact.subject) for artefact in artefacts]
             metric = rk.Metric.from_moment(statistics, ridge=1e-3)
@@ -116,7 +119,7 @@ class CustomDiffusion:
                 name: _joint(weight, keys, [t[name].float() for t in loaded], metric)
                 for name, weight in weights_of(pipe).items()
             }
-            with rk.attach(denoiser_of(pipe), edits):
+            with rk.attach(Parts(pipe).denoiser.module, edits):
                 yield
         finally:
             words.remove()
@@ -125,9 +128,9 @@ class CustomDiffusion:
         """Encodings `[n, in]` of the new word and of the category behind it, in the templates."""
         prompts = [template.format(self.phrase(subject)) for template in TEMPLATES]
         with torch.no_grad():
-            read = reads(pipe, encode(pipe, prompts))
+            read = Parts(pipe).reads(Parts(pipe).text.encode(prompts))
             places = [
-                required_positions(pipe, prompts, word, read.shape[1])
+                Parts(pipe).text.required_positions(prompts, word, read.shape[1])
                 for word in (subject.word, subject.category)
             ]
             return torch.cat([at_positions(read, place) for place in places])

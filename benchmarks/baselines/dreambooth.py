@@ -8,8 +8,8 @@ from typing import Any
 
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, prior_task, task_of
-from rankedit_recipes.diffusion.denoising import denoiser_of, plain
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.parts import Parts
 from safetensors.torch import load_file
 
 from baselines.weights import moved, restored
@@ -31,12 +31,12 @@ class DreamBooth:
         self, pipe: Any, subject: Subject, settings: Settings, folder: Path
     ) -> list[Artefact]:
         """Learn all weights of the U-Net, with pictures of the category to keep it what it is."""
-        unet = plain(denoiser_of(pipe))
+        unet = Parts(pipe).denoiser.plain
         kept = Kept(subject, folder)
         prior = prior_task(pipe, subject.category, settings)
         own = task_of(pipe, subject.photos, self.phrase(subject), masked=settings.masked)
         weights = dict(unet.named_parameters())
-        with frozen(pipe, checkpointing=False), restored(weights):
+        with frozen(Parts(pipe), checkpointing=False), restored(weights):
             unet.requires_grad_(True)
             fit(pipe, [{"params": list(weights.values())}], [own, prior], settings,
                 lambda step: kept.write(step, weights))  # fmt: skip
@@ -44,5 +44,5 @@ class DreamBooth:
 
     def apply(self, pipe: Any, artefact: Artefact, scale: float) -> AbstractContextManager[None]:
         """Exchange the U-Net's weights."""
-        weights = dict(plain(denoiser_of(pipe)).named_parameters())
+        weights = dict(Parts(pipe).denoiser.plain.named_parameters())
         return moved(weights, load_file(artefact.file), scale)

@@ -11,9 +11,8 @@ from typing import Any
 from peft import LoraConfig, get_peft_model_state_dict
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, task_of
-from rankedit_recipes.diffusion.denoising import denoiser_of, plain
 from rankedit_recipes.diffusion.freezing import frozen
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.words import NewWords
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -94,9 +93,9 @@ class DreamBoothLora:
             r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian",
             target_modules=["to_k", "to_q", "to_v", "to_out.0"],
         )  # fmt: skip
-        unet, kept = plain(denoiser_of(pipe)), Kept(subject, folder)
+        unet, kept = Parts(pipe).denoiser.plain, Kept(subject, folder)
         task = task_of(pipe, subject.photos, self.phrase(subject), masked=settings.masked)
-        with frozen(pipe, checkpointing=False), adapter(unet, config) as parameters:
+        with frozen(Parts(pipe), checkpointing=False), adapter(unet, config) as parameters:
             fit(pipe, [{"params": parameters}], [task], settings,
                 lambda step: kept.write(step, learned(unet)))  # fmt: skip
         return kept.artefacts
@@ -105,7 +104,7 @@ class DreamBoothLora:
         self, pipe: Any, artefact: Artefact, scale: float
     ) -> contextlib.AbstractContextManager[None]:
         """Load the LoRA with a weight."""
-        unet = plain(denoiser_of(pipe))
+        unet = Parts(pipe).denoiser.plain
         return loaded(unet, load_file(artefact.file), _name(artefact.subject), scale)
 
 
@@ -128,13 +127,13 @@ class TokenLora:
         self, pipe: Any, subject: Subject, settings: Settings, folder: Path
     ) -> list[Artefact]:
         """Learn word and LoRA at one rate."""
-        targets = find_targets(pipe)
+        targets = Parts(pipe).targets
         names = [*targets.keys, *targets.values]
         config = LoraConfig(r=1, lora_alpha=1, init_lora_weights="gaussian", target_modules=names)
-        unet, kept = plain(denoiser_of(pipe)), Kept(subject, folder)
+        unet, kept = Parts(pipe).denoiser.plain, Kept(subject, folder)
         rows = [row.requires_grad_() for row in first_rows(pipe, subject.category)]
-        with frozen(pipe, checkpointing=False), contextlib.ExitStack() as stack:
-            words = NewWords(pipe, {subject.word: rows})
+        with frozen(Parts(pipe), checkpointing=False), contextlib.ExitStack() as stack:
+            words = NewWords(Parts(pipe).text, {subject.word: rows})
             stack.callback(words.remove)
             parameters = stack.enter_context(adapter(unet, config))
             task = task_of(pipe, subject.photos, subject.word, masked=settings.masked)
@@ -147,8 +146,8 @@ class TokenLora:
         """Put the word in and load the LoRA with a weight."""
         tensors = load_file(artefact.file)
         lora = {name: t for name, t in tensors.items() if not name.startswith("embedding.")}
-        subject, unet = artefact.subject, plain(denoiser_of(pipe))
-        words = NewWords(pipe, {subject.word: rows_of(tensors)})
+        subject, unet = artefact.subject, Parts(pipe).denoiser.plain
+        words = NewWords(Parts(pipe).text, {subject.word: rows_of(tensors)})
         try:
             with loaded(unet, lora, _name(subject), scale):
                 yield

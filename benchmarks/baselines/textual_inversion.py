@@ -11,7 +11,8 @@ import torch
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import fit, task_of
 from rankedit_recipes.diffusion.freezing import frozen
-from rankedit_recipes.diffusion.text import device_of, text_encoders, word_tokens
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import word_tokens
 from rankedit_recipes.diffusion.words import NewWords, embedding_of
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +21,8 @@ from torch import Tensor
 def first_rows(pipe: Any, category: str) -> list[Tensor]:
     """The embedding of the category's word in each text encoder: where new words begin."""
     return [
-        embedding_of(encoder, word_tokens(tokenizer, category)[-1]).to(device_of(pipe))
-        for _, encoder, tokenizer in text_encoders(pipe)
+        embedding_of(encoder, word_tokens(tokenizer, category)[-1]).to(Parts(pipe).device)
+        for _, encoder, tokenizer in Parts(pipe).text.encoders
     ]
 
 
@@ -54,8 +55,8 @@ class TextualInversion:
         """Learn the word's embedding; as diffusers' script, without clipping of gradients."""
         rows = [row.requires_grad_() for row in first_rows(pipe, subject.category)]
         kept = Kept(subject, folder)
-        with frozen(pipe, checkpointing=False), contextlib.ExitStack() as stack:
-            words = NewWords(pipe, {subject.word: rows})
+        with frozen(Parts(pipe), checkpointing=False), contextlib.ExitStack() as stack:
+            words = NewWords(Parts(pipe).text, {subject.word: rows})
             stack.callback(words.remove)
             task = task_of(pipe, subject.photos, subject.word, masked=settings.masked)
             fit(pipe, [{"params": rows}], [task], settings,
@@ -82,7 +83,7 @@ class TextualInversion:
             ]
             for artefact in artefacts
         }
-        words = NewWords(pipe, rows)
+        words = NewWords(Parts(pipe).text, rows)
         try:
             yield
         finally:

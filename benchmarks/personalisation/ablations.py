@@ -10,8 +10,7 @@ from unittest import mock
 
 import torch
 from rankedit_recipes import perfusion
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.joining import GateForm, joint_edits, settings_of
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
@@ -29,10 +28,10 @@ PLAIN = "as it is"
 class ZeroValues(Learner):
     """Values begin at zero, not at what the layer makes of the category; rates stay the same."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, parts: Parts, *args: Any) -> None:
+        super().__init__(parts, *args)
         with torch.no_grad():
-            for name in set(find_targets(args[0]).values) & set(self.targets):
+            for name in set(parts.targets.values) & set(self.targets):
                 self.targets[name].zero_()
 
 
@@ -77,11 +76,11 @@ class GateOff(Changed):
         """The concepts' edits without their gates."""
         concepts = [perfusion.Concept.load(artefact.file) for artefact in artefacts]
         settings = settings_of(concepts, None, None, None, 1.0)
-        gated = joint_edits(pipe, concepts, settings, GateForm(floor=None))
+        gated = joint_edits(Parts(pipe), concepts, settings, GateForm(floor=None))
         edits = {name: edit.with_gate(rk.Identity()) for name, edit in gated.items()}
-        words = NewWords(pipe, {c.trigger: c.embeddings for c in concepts})
+        words = NewWords(Parts(pipe).text, {c.trigger: c.embeddings for c in concepts})
         try:
-            with rk.attach(denoiser_of(pipe), edits, strength=scale):
+            with rk.attach(Parts(pipe).denoiser.module, edits, strength=scale):
                 yield
         finally:
             words.remove()

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import positions, text_encoders
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.sandbox.images.judge import judge
 from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES
 from torch import Tensor
@@ -64,7 +63,7 @@ class Recorder:
 def recorded(pipe: Any, prompts: int) -> Iterator[Recorder]:
     """Record the attention on the text while pictures of so many prompts are made."""
     recorder = Recorder(prompts)
-    owners = {name.rpartition(".")[0] for name in find_targets(pipe).keys}
+    owners = {name.rpartition(".")[0] for name in Parts(pipe).targets.keys}
     before = dict(pipe.unet.attn_processors)
     changed = {
         name: recorder if name.removesuffix(".processor") in owners else processor
@@ -79,8 +78,8 @@ def recorded(pipe: Any, prompts: int) -> Iterator[Recorder]:
 
 def word_maps(pipe: Any, maps: Tensor, texts: list[str], word: str) -> Tensor:
     """The maps `[prompts, GRID, GRID]` of a word, summed over its occurrences."""
-    length = int(text_encoders(pipe)[0][2].model_max_length)
-    places = positions(pipe, texts, word, length)
+    length = int(Parts(pipe).text.encoders[0][2].model_max_length)
+    places = Parts(pipe).text.positions(texts, word, length)
     return torch.stack([own[found].sum(0) for own, found in zip(maps, places, strict=True)])
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.diffusion.denoising import picture_size, run_denoiser
 from rankedit_recipes.diffusion.freezing import frozen
-from rankedit_recipes.diffusion.text import encode
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
 from rankedit_recipes.perfusion.learning.config import Config
@@ -49,16 +48,16 @@ def step_times(
     """
     config = replace(SANDBOX_CONFIG, batch=batch)
     given = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(concept.photos(5))]
-    data = cached_latents(pipe, given, picture_size(pipe, 0))
+    data = cached_latents(Parts(pipe), given, Parts(pipe).denoiser.picture_size(0))
     naming = Naming(WORD, concept.category, config.adjective)
-    learner = Learner(pipe, naming, perfusion.metric_of(moment), config)
+    learner = Learner(Parts(pipe), naming, perfusion.metric_of(moment), config)
     prompts = [template.format(naming.phrase) for template in config.templates]
     ours, theirs = [], []
-    with frozen(pipe, checkpointing=False):
-        words = NewWords(pipe, {WORD: learner.rows})
+    with frozen(Parts(pipe), checkpointing=False):
+        words = NewWords(Parts(pipe).text, {WORD: learner.rows})
         optimiser = torch.optim.AdamW(learner.rows, lr=1e-3)
         for step in range(count):
-            stepper = Stepper(pipe, learner, data, naming, config)
+            stepper = Stepper(Parts(pipe), learner, data, naming, config)
             ours.append(seconds(lambda s=stepper, n=step: s.step(n)))
             stepper.detach()
             theirs.append(
@@ -82,10 +81,10 @@ def _inversion(
         data, len(prompts), times, config.batch, flip=config.flip, seed=config.seed, step=step
     )
     unique, back = drawn.prompts.unique(return_inverse=True)
-    text = encode(pipe, [prompts[index] for index in unique]).rows(back)
+    text = Parts(pipe).text.encode([prompts[index] for index in unique]).rows(back)
     latents = data.latents[drawn.photos]
     noisy = scheduler.add_noise(latents, drawn.noise, drawn.times)
-    predicted = run_denoiser(pipe, noisy, drawn.times, text)
+    predicted = Parts(pipe).denoiser.run(noisy, drawn.times, text)
     wanted = target_of(scheduler, latents, drawn.noise, drawn.times)
     ones = torch.ones(config.batch)
     loss = masked_loss(predicted, wanted, data.masks[drawn.photos], ones, config.reduction)

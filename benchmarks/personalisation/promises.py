@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of
 from rankedit_recipes.perfusion.concept import PRESETS
 from torch import Tensor
@@ -53,7 +54,7 @@ class Promises:
         self.world, self.config = world, config
         # Answers of another base model, other settings or presets are never mistaken for these.
         settings = repr((config.digest(), PRESETS[config.lock])).encode()
-        about = f"{base_of(world.pipe)}-{hashlib.sha256(settings).hexdigest()[:16]}"
+        about = f"{base_of(Parts(world.pipe))}-{hashlib.sha256(settings).hexdigest()[:16]}"
         self.folder = world.folder.parent / about
 
     def kept(self, name: str, answer: Callable[[], Any]) -> Any:

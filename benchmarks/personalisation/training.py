@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion
-from rankedit_recipes.diffusion.denoising import picture_size, run_denoiser
-from rankedit_recipes.diffusion.text import encode
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
 from rankedit_recipes.perfusion.learning.loss import masked_loss, noise_scheduler, target_of
 from torch import Tensor
@@ -40,7 +39,7 @@ def task_of(
 ) -> Task:
     """Photos under the templates with a phrase in them."""
     given = [perfusion.Photo(p.name, p.image, p.mask if masked else None) for p in photos]
-    data = cached_latents(pipe, given, picture_size(pipe, 0))
+    data = cached_latents(Parts(pipe), given, Parts(pipe).denoiser.picture_size(0))
     return Task(data, [template.format(phrase) for template in TEMPLATES], weight)
 
 
@@ -117,14 +116,14 @@ def _loss(
         for i in one.prompts.tolist()
     ]
     unique = list(dict.fromkeys(texts))
-    text = encode(pipe, unique).rows([unique.index(prompt) for prompt in texts])
+    text = Parts(pipe).text.encode(unique).rows([unique.index(prompt) for prompt in texts])
     pairs = list(zip(tasks, drawn, strict=True))
     latents = torch.cat([task.data.latents[one.photos] for task, one in pairs])
     masks = torch.cat([task.data.masks[one.photos] for task, one in pairs])
     noise = torch.cat([one.noise for one in drawn]).to(latents)
     moments = torch.cat([one.times for one in drawn]).to(latents.device)
     noisy = scheduler.add_noise(latents, noise, moments)
-    predicted = run_denoiser(pipe, noisy, moments, text)
+    predicted = Parts(pipe).denoiser.run(noisy, moments, text)
     wanted = target_of(scheduler, latents, noise, moments)
     weights = torch.tensor([task.weight for task in tasks]).repeat_interleave(settings.batch)
     ones = weights.to(latents) * len(tasks)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of
 from rankedit_recipes.perfusion.commands.opening import sandbox_captions
 from rankedit_recipes.sandbox.images.concepts import NAMED
@@ -197,7 +198,7 @@ class World:
         """What the numbers depend on."""
         return {
             "revision": revision(),
-            "base_model": base_of(self.pipe),
+            "base_model": base_of(Parts(self.pipe)),
             "captions": len(self.captions),
             "guidance": GUIDANCE,
             "plan": asdict(self.plan),

@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.parts import Parts, find_targets
 from rankedit_recipes.diffusion.statistics import RIDGE, second_moment
-from rankedit_recipes.diffusion.targets import find_targets
 from rankedit_recipes.perfusion import prompts as prompts_module
 from rankedit_recipes.perfusion.applying.apply import apply, load, set_concepts, unload
 from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
@@ -20,8 +20,9 @@ from rankedit_recipes.perfusion.errors import PerfusionError
 
 import rankedit as rk
 from rankedit.testing import check_edit
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import random_concept
 
 PROMPT = "a photo of a <bean> next to a <mug>"
 
@@ -50,7 +51,7 @@ def picture(pipe, prompt="a photo of a cat", **arguments):
 def recorded(pipe, prompt):
     """Inputs and outputs of every key and value projection in one run of the pipeline."""
     seen: dict[str, list] = {}
-    modules = find_targets(pipe).modules(denoiser_of(pipe))
+    modules = Parts(pipe).projections
     handles = [
         module.register_forward_hook(
             lambda _, args, output, name=name: seen.setdefault(name, []).append((args[0], output))
@@ -90,10 +91,12 @@ def inverse_of(pipe):
 def test_every_projection_gives_what_the_equations_say(pipe, bean, mug, which):
     chosen = [c for c in (bean, mug) if c.trigger in which]
     biases, temperatures = [0.6, 0.8][: len(chosen)], [0.15, 0.1][: len(chosen)]
-    targets = find_targets(pipe)
-    modules = targets.modules(denoiser_of(pipe))
+    targets = Parts(pipe).targets
+    modules = targets.modules(Parts(pipe).denoiser.module)
     weights = {name: module.weight.detach().clone() for name, module in modules.items()}
-    categories = [prompts_module.origin_encoding(pipe, c.naming, c.templates) for c in chosen]
+    categories = [
+        prompts_module.origin_encoding(Parts(pipe), c.naming, c.templates) for c in chosen
+    ]
     inverse = inverse_of(pipe)
     with apply(pipe, chosen, bias=biases, temperature=temperatures):
         seen = recorded(pipe, PROMPT)
@@ -122,7 +125,7 @@ def test_pictures_and_weights_afterwards_are_those_of_before(pipe, bean, mug):
 
 def test_strength_zero_of_one_concept_leaves_the_other_alone(pipe, bean):
     # Orthogonal keys: the joint projection is then the sum of the single ones.
-    targets = find_targets(pipe)
+    targets = Parts(pipe).targets
     name = targets.values[0]
     with apply(pipe, [bean, random_concept(pipe, "<mug>", "cup", seed=5)]) as applied:
         applied.set("<mug>", strength=0.0)
@@ -197,11 +200,11 @@ def test_concepts_of_another_kind_of_model_are_refused(pipe, bean):
 def test_keys_are_made_anew_on_a_fine_tuned_model(pipe, bean):
     tuned = pipelines.stable_diffusion()
     with torch.no_grad():
-        for module in find_targets(tuned).modules(tuned.unet).values():
+        for module in Parts(tuned).targets.modules(tuned.unet).values():
             module.weight.mul_(1.1)
     with pytest.warns(rk.RankeditWarning, match="keys are made anew"):
         there = apply(tuned, bean)
-    name = find_targets(tuned).keys[0]
+    name = Parts(tuned).targets.keys[0]
     moved = there.edits[name].targets
     there.detach()
     with apply(pipe, bean) as here:
@@ -211,7 +214,7 @@ def test_keys_are_made_anew_on_a_fine_tuned_model(pipe, bean):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_another_precision_of_the_same_weights_is_no_other_model(pipe, bean, mug, dtype):
     half = pipelines.stable_diffusion().to(dtype)
-    learned = dataclasses.replace(mug, base=base_of(half), sketch=sketch_of(half))
+    learned = dataclasses.replace(mug, base=base_of(Parts(half)), sketch=sketch_of(Parts(half)))
     assert learned.base != bean.base
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -222,7 +225,7 @@ def test_another_precision_of_the_same_weights_is_no_other_model(pipe, bean, mug
 def test_concepts_of_other_weights_are_not_merged(pipe, bean):
     tuned = pipelines.stable_diffusion()
     with torch.no_grad():
-        for module in find_targets(tuned).modules(tuned.unet).values():
+        for module in Parts(tuned).targets.modules(tuned.unet).values():
             module.weight.mul_(1.1)
     mug = random_concept(tuned, "<mug>", "teddy bear", statistics=bean.statistics)
     with pytest.raises(PerfusionError, match="base models with different weights"):
@@ -234,7 +237,7 @@ def test_concepts_of_other_weights_are_not_merged(pipe, bean):
 def test_the_global_lock_gives_the_keys_of_the_category_prompt(pipe, mug):
     prompt = "a photo of a <mug> on grass"
     plain = "a photo of a teddy bear on grass"
-    targets = find_targets(pipe)
+    targets = Parts(pipe).targets
     base = recorded(pipe, plain)
     with apply(pipe, mug, lock="global", strength=0.0):
         seen = recorded(pipe, prompt)
@@ -270,7 +273,7 @@ def test_other_families_work_and_are_restored(make, lock):
 
 
 def test_joint_attention_is_refused_with_the_reason():
-    with pytest.raises(PerfusionError, match="text and picture attend jointly"):
+    with pytest.raises(PipelineError, match="text and picture attend jointly"):
         find_targets(pipelines.stable_diffusion_3())
 
 

@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.apply import apply, load, unload
 from rankedit_recipes.perfusion.applying.locking import _exchanged_copy
 
-from tests.perfusion import pipelines
+from tests.diffusion import pipelines
 from tests.perfusion.concepts import random_concept
 from tests.perfusion.test_families import picture
 
@@ -78,8 +78,8 @@ def test_locks_and_concepts_change_under_compiled_code():
 def test_a_locked_pipeline_is_copied_and_its_layers_come_back():
     pipe = pipelines.stable_diffusion()
     bean, _ = concepts(pipe)
-    name = find_targets(pipe).keys[0]
-    layer = find_targets(pipe).modules(pipe.unet)[name]
+    name = Parts(pipe).targets.keys[0]
+    layer = Parts(pipe).targets.modules(pipe.unet)[name]
     with apply(pipe, bean, lock="global"):
         assert type(layer).__name__ == "LockedEditedLinear"
         twin = copy.deepcopy(pipe.unet)

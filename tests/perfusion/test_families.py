@@ -9,9 +9,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import encode, positions
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.applying.explaining import explain
 from rankedit_recipes.perfusion.concept import Concept
@@ -19,8 +17,9 @@ from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.training import learn
 
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import TEMPLATES, random_concept
 from tests.perfusion.test_learning import photos
 
 
@@ -42,8 +41,8 @@ def picture(pipe, prompt, **arguments):
 
 def key_and_value_reads(pipe, run):
     """What the first key and the first value projection read, and what the value one gives."""
-    targets, seen = find_targets(pipe), {}
-    modules = targets.modules(denoiser_of(pipe))
+    targets, seen = Parts(pipe).targets, {}
+    modules = targets.modules(Parts(pipe).denoiser.module)
     names = {"keys": targets.keys[0], "values": targets.values[0]}
     handles = []
     for kind, name in names.items():
@@ -94,7 +93,7 @@ def test_a_controlnet_pipeline(pipe, bean, lock):
 
 def test_stable_diffusion_2_1_is_found_learned_and_applied(tmp_path):
     pipe = pipelines.stable_diffusion_2_1()
-    found = find_targets(pipe)
+    found = Parts(pipe).targets
     assert len(found.keys) == len(found.values) == 4
     assert found.direct
     config = Config(steps=3, batch=2, templates=TEMPLATES)
@@ -118,12 +117,12 @@ def test_stable_diffusion_2_1_is_found_learned_and_applied(tmp_path):
 def test_every_occurrence_of_a_concept_is_edited(pipe, bean):
     prompt = "a <bean> and a <bean> on grass"
     with apply(pipe, bean, strength=1.0):
-        places = positions(pipe, [prompt], "<bean>", 24)[0]
+        places = Parts(pipe).text.positions([prompt], "<bean>", 24)[0]
         assert len(places) == 2
         inside = key_and_value_reads(pipe, lambda: picture(pipe, prompt))["values"]
         gates = explain(pipe, prompt, show=False).opening["values"][:, 0]
-    name = find_targets(pipe).values[0]
-    layer = find_targets(pipe).modules(pipe.unet)[name]
+    name = Parts(pipe).targets.values[0]
+    layer = Parts(pipe).targets.modules(pipe.unet)[name]
     read, output = inside[0][1], inside[1][1]
     change = output - torch.nn.functional.linear(read, layer.weight)
     for place in places:  # exactly what the gate of that place says, at each of them
@@ -151,7 +150,9 @@ def test_two_concepts_with_categories_of_several_tokens_follow_the_global_lock(p
 def test_prompt_embeddings_of_any_length(pipe, bean, lock):
     def long(prompt, copies=3):
         """Chunks one behind another, as programs for long prompts make them."""
-        parts = [encode(pipe, [text]).embeds for text in (prompt, "a dog", "on the grass")]
+        parts = [
+            Parts(pipe).text.encode([text]).embeds for text in (prompt, "a dog", "on the grass")
+        ]
         return torch.cat(parts[:copies], 1)
 
     def run(prompt, copies):

@@ -7,6 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from rankedit_recipes.diffusion.flow import FlowMatching
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -24,8 +25,9 @@ from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.learning.training import learn
 from rankedit_recipes.perfusion.naming import Naming
 
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, TEMPLATES
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import TEMPLATES
 from tests.perfusion.test_learning import photos
 
 
@@ -81,13 +83,13 @@ def test_a_scheduler_of_another_kind_is_refused(sana):
 
 def test_learning_lowers_the_loss_of_a_batch(sana):
     config = Config(batch=2, templates=TEMPLATES, value_rate=0.3, size=64)
-    data = cached_latents(sana, load_photos(photos(2)), 64)
+    data = cached_latents(Parts(sana), load_photos(photos(2)), 64)
     moment = second_moment(sana, CAPTIONS[:16], progress=False)
     naming = Naming("<bean>", "cat")
-    learner = Learner(sana, naming, metric_of(moment), config)
-    with frozen(sana, checkpointing=False):
-        words = NewWords(sana, {"<bean>": learner.rows})
-        stepper = Stepper(sana, learner, data, naming, config)
+    learner = Learner(Parts(sana), naming, metric_of(moment), config)
+    with frozen(Parts(sana), checkpointing=False):
+        words = NewWords(Parts(sana).text, {"<bean>": learner.rows})
+        stepper = Stepper(Parts(sana), learner, data, naming, config)
         # What is drawn is a function of the step: the same batch every time.
         losses = [stepper.step(0) for _ in range(12)]
         stepper.detach()

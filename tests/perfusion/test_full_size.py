@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.learning.config import Config
@@ -23,7 +23,7 @@ from rankedit_recipes.perfusion.learning.training import learn
 from torch.nn import Module
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.perfusion import pipelines
+from tests.diffusion import pipelines
 from tests.perfusion.concepts import random_concept
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def one_five() -> StableDiffusionPipeline:
 
 def test_a_concept_on_a_full_size_stable_diffusion_1_5(tmp_path):
     pipe = one_five()
-    found = find_targets(pipe)
+    found = Parts(pipe).targets
     assert len(found.keys) == len(found.values) == 16
     concept = random_concept(pipe)
     concept.save(tmp_path / "c.safetensors")
@@ -157,7 +157,7 @@ def test_a_concept_on_a_full_size_stable_diffusion_xl(tmp_path):
     pipe = xl()
     weights = sum(parameter.numel() for parameter in pipe.unet.parameters())
     assert weights == 2_567_463_684
-    found = find_targets(pipe)
+    found = Parts(pipe).targets
     assert len(found.keys) == len(found.values) == 70
     assert found.width == 2048
     pixels = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.generating import Sampling
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scores
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
-from rankedit_recipes.diffusion.targets import find_targets
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.applied import in_use
 from rankedit_recipes.perfusion.applying.apply import active, apply
@@ -40,8 +40,9 @@ from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding, word_encoding
 
 import rankedit as rk
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import TEMPLATES, random_concept
 
 SMALL = {"steps": 4, "batch": 4, "templates": TEMPLATES, "checkpoint_every": 1}
 
@@ -95,15 +96,15 @@ def test_values_and_the_word_move_and_nothing_else(pipe, moment, plain):
     concept = taught(pipe, moment)
     assert all(torch.equal(v, state[k]) for k, v in pipe.unet.state_dict().items())
     assert flags == [p.requires_grad for p in pipe.unet.parameters()]
-    assert set(concept.targets) == set(find_targets(pipe).values)
-    start = Learner(pipe, Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL))
+    assert set(concept.targets) == set(Parts(pipe).targets.values)
+    start = Learner(Parts(pipe), Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL))
     for name, target in start.targets.items():
         # Adam's first steps are as long as the rate: 4 steps of 5 % of the root mean square.
         start_value = target.detach()[0]
         distance = (concept.targets[name] - start_value).abs().max()
         moved = distance / start_value.square().mean().sqrt()
         assert 0.01 < float(moved) < 0.21
-    category = origin_encoding(pipe, Naming("<bean>", "cat"), TEMPLATES)
+    category = origin_encoding(Parts(pipe), Naming("<bean>", "cat"), TEMPLATES)
     assert 0 < float((concept.key - category).norm()) < 0.1 * float(category.norm())
 
 
@@ -126,7 +127,7 @@ def test_accumulation_and_checkpointing_change_nothing(pipe, moment, plain, sett
 
 def test_trained_keys_are_in_the_concept(pipe, moment):
     concept = taught(pipe, moment, lock="trained")
-    targets = find_targets(pipe)
+    targets = Parts(pipe).targets
     assert set(concept.targets) == {*targets.keys, *targets.values}
 
 
@@ -138,10 +139,10 @@ def test_gradients_through_the_key_change_what_is_learned(pipe, moment, plain):
 
 def test_the_gradient_through_the_key_is_that_of_the_equations(pipe, moment):
     learner = Learner(
-        pipe, Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL, key_gradient=True)
+        Parts(pipe), Naming("<bean>", "cat"), metric_of(moment), Config(**SMALL, key_gradient=True)
     )
-    name = find_targets(pipe).values[0]
-    layer = find_targets(pipe).modules(denoiser_of(pipe))[name]
+    name = Parts(pipe).targets.values[0]
+    layer = Parts(pipe).projections[name]
     inverse = learner.image(torch.eye(learner.key.shape[1])).double()
     x = torch.randn(5, learner.key.shape[1], generator=torch.Generator().manual_seed(0))
     key = learner.key.clone().requires_grad_()
@@ -162,9 +163,9 @@ def test_the_gradient_through_the_key_is_that_of_the_equations(pipe, moment):
 def test_the_kept_key_is_the_mean_over_templates_and_contexts(pipe, moment, tmp_path, contexts):
     concept = taught(pipe, moment, contexts=contexts, run=tmp_path)
     followed = rk.load(tmp_path / training.CHECKPOINT)["now.key"]
-    words = NewWords(pipe, {"<bean>": concept.embeddings})
+    words = NewWords(Parts(pipe).text, {"<bean>": concept.embeddings})
     prompts = [text.replace("{}", "<bean>") for text in (*TEMPLATES, *contexts)]
-    read = torch.stack([word_encoding(pipe, "<bean>", [prompt]) for prompt in prompts])
+    read = torch.stack([word_encoding(Parts(pipe), "<bean>", [prompt]) for prompt in prompts])
     words.remove()
     wanted = read.double().mean(0) if contexts else followed.double()
     torch.testing.assert_close(concept.key.double(), wanted, rtol=2e-3, atol=2e-3)
@@ -180,7 +181,7 @@ def test_a_context_without_the_word_is_refused(pipe, moment):
     long = "very " * 200 + "big {}"
     with (
         mock.patch.object(stepping.Stepper, "step", side_effect=AssertionError),
-        pytest.raises(PerfusionError, match="<bean>"),
+        pytest.raises(PipelineError, match="<bean>"),
     ):
         taught(pipe, moment, contexts=(long,))
 
@@ -327,7 +328,7 @@ def test_configurations_are_checked_and_survive_a_file(tmp_path):
 
 _CHILD = """
 import sys; sys.path[:0] = {path!r}
-from tests.perfusion import pipelines
+from tests.diffusion import pipelines
 from tests.perfusion.test_learning import taught
 from tests.perfusion.concepts import CAPTIONS
 pipe = pipelines.stable_diffusion()

@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from rankedit_recipes import perfusion
-from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import second_moment
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import encode
 from rankedit_recipes.diffusion.words import embedding_of
 from rankedit_recipes.perfusion.commands import opening, tasks
 from rankedit_recipes.perfusion.concept import Concept
@@ -20,8 +19,9 @@ from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
 
 import rankedit as rk
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import random_concept
 
 DRAWN = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
 
@@ -47,9 +47,9 @@ def picture(pipe, prompt):
 
 def outputs(pipe, naming, templates) -> dict:
     """What the bare projections give at the word that a concept stands for, float64."""
-    found = find_targets(pipe)
-    modules = found.modules(denoiser_of(pipe))
-    key = origin_encoding(pipe, naming, templates)[None]
+    found = Parts(pipe).targets
+    modules = found.modules(Parts(pipe).denoiser.module)
+    key = origin_encoding(Parts(pipe), naming, templates)[None]
     with torch.no_grad():
         return {name: rk.linear_output(module, key).double() for name, module in modules.items()}
 
@@ -57,10 +57,10 @@ def outputs(pipe, naming, templates) -> dict:
 def test_an_adjective_begins_as_its_word_where_that_word_stands(pipe):
     naming = Naming("<bean>", "cat", "red")
     concept = taught(pipe, adjective="red", templates=("a {} on the beach",), steps=1)
-    start = origin_encoding(pipe, naming, ("a {} on the beach",))
+    start = origin_encoding(Parts(pipe), naming, ("a {} on the beach",))
     ids = list(pipe.tokenizer("a red cat on the beach").input_ids)
     place = ids.index(pipe.tokenizer.get_vocab().get("red</w>", pipe.tokenizer("red").input_ids[1]))
-    there = encode(pipe, ["a red cat on the beach"]).embeds[0, place]
+    there = Parts(pipe).text.encode(["a red cat on the beach"]).embeds[0, place]
     torch.testing.assert_close(start, there, rtol=0, atol=1e-6)
     assert float((concept.key - start).norm()) < 0.05 * float(start.norm())
     assert (concept.phrase, concept.category, concept.adjective) == ("<bean> cat", "cat", "red")
@@ -79,7 +79,7 @@ def test_an_adjective_is_kept_in_the_file_and_locks_to_its_word(pipe, tmp_path):
         for naming in (concept.naming, Naming("<bean>", "cat"))
     )
     with perfusion.apply(pipe, concept) as applied:
-        for name in find_targets(pipe).keys:
+        for name in Parts(pipe).targets.keys:
             locked = applied.edits[name].targets
             torch.testing.assert_close(locked, there[name].to(locked), rtol=1e-5, atol=1e-5)
             apart = float((locked - category[name]).norm())
@@ -96,14 +96,14 @@ def test_the_global_lock_puts_the_adjective_back(pipe):
 
 
 def test_the_finest_level_is_found_by_running_the_model(pipe):
-    found = find_targets(pipe)
+    found = Parts(pipe).targets
     assert set(found.finest) == {name for name in found.keys if "mid_block" not in name}
     assert 0 < len(found.finest) < len(found.keys)
 
 
 def test_the_coarse_lock_learns_the_finest_level_only(pipe):
     concept = taught(pipe, lock="coarse", adjective="red")
-    found = find_targets(pipe)
+    found = Parts(pipe).targets
     pairs = dict(zip(found.keys, found.values, strict=True))
     finest = {*found.finest, *(pairs[key] for key in found.finest)}
     assert set(concept.targets) == finest
@@ -119,7 +119,7 @@ def test_a_lock_that_is_asked_for_holds_learned_keys_too(pipe):
     concept = taught(pipe, lock="trained", adjective="red")
     locked = outputs(pipe, concept.naming, concept.templates)
     with perfusion.apply(pipe, concept, lock="local") as applied:
-        for name in find_targets(pipe).keys:
+        for name in Parts(pipe).targets.keys:
             assert name in concept.targets
             there = locked[name]
             held = applied.edits[name].targets
@@ -174,7 +174,7 @@ def test_two_adjectives_are_told_apart_and_merged(pipe):
 
 def test_an_adjective_that_the_model_does_not_know_is_refused():
     world = pipelines.pixart()
-    with pytest.raises(PerfusionError, match="the adjective must be a word or two"):
+    with pytest.raises(PipelineError, match="the adjective must be a word or two"):
         taught(world, adjective="qwxz")
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from rankedit_recipes import perfusion, sandbox
-from rankedit_recipes.diffusion.denoising import denoiser_of
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
-from rankedit_recipes.diffusion.targets import find_targets
 from rankedit_recipes.perfusion.commands import tasks
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -22,8 +21,9 @@ from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
 
 import rankedit as rk
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import random_concept
 from tests.perfusion.test_learning import photos, same, taught
 
 
@@ -53,7 +53,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_the_newest_state(pipe, moment, tmp_p
             taught(pipe, moment, run=tmp_path, checkpoint_every=100)
     # The step that was being worked on is in the checkpoint, though none was due.
     assert rk.load(tmp_path / training.CHECKPOINT).metadata["step"] == "2"
-    assert type(pipe.unet.get_submodule(find_targets(pipe).keys[0])) is torch.nn.Linear
+    assert type(pipe.unet.get_submodule(Parts(pipe).targets.keys[0])) is torch.nn.Linear
     steps = []
     monkeypatch.setattr(
         stepping.Stepper, "step", lambda self, step: steps.append(step) or real(self, step)
@@ -102,7 +102,7 @@ def test_bfloat16_weights_learn(moment):
     pipe = pipelines.stable_diffusion().to(torch.bfloat16)
     concept = taught(pipe, CAPTIONS, steps=2)
     assert all(bool(torch.isfinite(target).all()) for target in concept.targets.values())
-    assert concept.targets[find_targets(pipe).values[0]].dtype == torch.float32
+    assert concept.targets[Parts(pipe).targets.values[0]].dtype == torch.float32
 
 
 # ------------------------------------------------------------------------ the dead zone
@@ -115,9 +115,9 @@ def world():
     captions = [f"a photo of a {a} next to a {b}" for a in ("cat", "tree", "cup", "red car")
                 for b in ("house", "blue fish", "star on the beach", "boat at night")]  # fmt: skip
     metric = metric_of(second_moment(pipe, captions, progress=False))
-    key = origin_encoding(pipe, Naming("<bean>", "cat"), ("a photo of a {}",))
-    targets, generator = find_targets(pipe), torch.Generator().manual_seed(0)
-    modules = targets.modules(denoiser_of(pipe))
+    key = origin_encoding(Parts(pipe), Naming("<bean>", "cat"), ("a photo of a {}",))
+    targets, generator = Parts(pipe).targets, torch.Generator().manual_seed(0)
+    modules = targets.modules(Parts(pipe).denoiser.module)
     values = {
         name: torch.randn(rk.Projection(modules[name]).out_features, generator=generator)
         for name in targets.values

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rankedit_recipes import perfusion
 from rankedit_recipes.diffusion.generating import Sampling
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scores
 from rankedit_recipes.perfusion.commands import cli, opening
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -21,8 +22,9 @@ from rankedit_recipes.perfusion.showing.sweeping import Point, pareto_front, swe
 from typer.testing import CliRunner
 
 import rankedit as rk
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS, TEMPLATES, random_concept
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import TEMPLATES, random_concept
 
 SMALL = Sampling(steps=1, size=16)
 
@@ -126,7 +128,7 @@ def test_the_exported_lora_is_the_linearised_edit(pipe, bean, tmp_path):
     name = targets.keys[0]
     layer = targets.modules(pipe.unet)[name]
     key = bean.key[None]
-    category = origin_encoding(pipe, Naming("<bean>", "cat"), TEMPLATES)[None]
+    category = origin_encoding(Parts(pipe), Naming("<bean>", "cat"), TEMPLATES)[None]
     flat = next(e for n, e in edits.items() if n.replace(".", "_").endswith(name.replace(".", "_")))
     torch.testing.assert_close(
         key @ flat.delta().T + layer(key), layer(category), atol=1e-4, rtol=1e-3
@@ -205,7 +207,7 @@ def ran(*arguments, fails=None):
     if fails is None:
         assert result.exception is None, (result.output, result.exception)
     else:
-        assert isinstance(result.exception, PerfusionError)
+        assert isinstance(result.exception, rk.RankeditError)
         assert fails in str(result.exception)
     return result.output
 

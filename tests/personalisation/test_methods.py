@@ -16,15 +16,15 @@ from personalisation.perfusions import Perfusion
 from personalisation.world import Plan
 from PIL import Image
 from rankedit_recipes import perfusion
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.learner import Learner
 from rankedit_recipes.perfusion.naming import Naming
 from safetensors.torch import load_file
 
 import rankedit as rk
-from tests.perfusion import pipelines
-from tests.perfusion.concepts import CAPTIONS
+from tests.diffusion import pipelines
+from tests.diffusion.pipelines import CAPTIONS
 
 SETTINGS = Settings(rate=5e-3, steps=(1, 3), batch=2, priors=2)
 CAT = Naming("<bean>", "cat")
@@ -224,7 +224,7 @@ def customs(tmp_path_factory):
 
 def test_merged_weights_give_each_concept_what_its_own_weights_give(customs):
     own, made = customs
-    modules = find_targets(pipe()).modules(pipe().unet)
+    modules = Parts(pipe()).targets.modules(pipe().unet)
     name = next(iter(modules))
     with own.merged(pipe(), made, moment()):
         for artefact in made:
@@ -279,8 +279,8 @@ def test_the_recipe_gets_the_studys_settings():
 
 def test_values_from_zero_start_at_zero_with_the_rates_of_the_category():
     metric = perfusion.metric_of(moment())
-    zero = ablations.ZeroValues(pipe(), CAT, metric, Config())
-    usual = Learner(pipe(), CAT, metric, Config())
+    zero = ablations.ZeroValues(Parts(pipe()), CAT, metric, Config())
+    usual = Learner(Parts(pipe()), CAT, metric, Config())
     assert all(float(t.detach().abs().max()) == 0 for t in zero.targets.values())
     rates = [[g["lr"] for g in learner.optimiser.param_groups] for learner in (zero, usual)]
     assert rates[0] == rates[1]
@@ -288,7 +288,7 @@ def test_values_from_zero_start_at_zero_with_the_rates_of_the_category():
 
 def test_an_ungated_learner_makes_plain_rank_one_edits():
     metric = perfusion.metric_of(moment())
-    edits = ablations.Ungated(pipe(), CAT, metric, Config()).edits()
+    edits = ablations.Ungated(Parts(pipe()), CAT, metric, Config()).edits()
     assert {type(edit.gate) for edit in edits.values()} == {rk.Identity}
 
 

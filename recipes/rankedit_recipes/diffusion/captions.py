@@ -42,6 +42,7 @@ def make_captions(count: int = 4000, seed: int = 0) -> list[str]:
     be preferred where there are some.
     """
     rng = random.Random(seed)
+    # Duplicates are likely and wanted: they weigh what is common.
     return [_caption(rng) for _ in range(count)]
 
 

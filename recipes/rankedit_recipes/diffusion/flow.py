@@ -55,4 +55,5 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration is one of flow matching."""
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return True
+    # Without either mark: schedulers of diffusion have betas, those of flow matching a shift.
     return "beta_schedule" not in config and "shift" in config

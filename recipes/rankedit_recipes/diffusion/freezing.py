@@ -7,22 +7,23 @@ from collections.abc import Iterator
 
 import torch
 
-from rankedit_recipes.diffusion.denoising import denoiser_of, plain
-from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.parts import Parts
 
 
 @contextlib.contextmanager
-def frozen(pipe: Pipeline, *, checkpointing: bool) -> Iterator[None]:
+def frozen(parts: Parts, *, checkpointing: bool) -> Iterator[None]:
     """No weight asks for gradients and no layer drops out, for the length of the block."""
-    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    modules = [m for m in parts.pipe.components.values() if isinstance(m, torch.nn.Module)]
     wanted = [(p, p.requires_grad) for m in modules for p in m.parameters()]
     modes = [(m, m.training) for module in modules for m in module.modules()]
-    denoiser = plain(denoiser_of(pipe))
+    denoiser = parts.denoiser.plain
     try:
         for module in modules:
             module.requires_grad_(False).eval()  # noqa: FBT003
         if checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            # Checkpointing of diffusers works in training mode only; its denoisers are made with
+            # dropout 0, so that nothing else changes.
             denoiser.train()
         yield
     finally:

@@ -49,6 +49,8 @@ def generate(
         part = slice(start, start + sampling.batch)
         result = pipe(
             prompt=list(prompts[part]),
+            # A generator for each picture, on the CPU: neither the batch nor the device changes
+            # what is drawn.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,

@@ -11,31 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import (
-    check_callable,
-    denoiser_of,
-    ended_when,
-    joint_attention,
-    plain,
-    probe_latents,
-    run_denoiser,
-)
+from rankedit_recipes.diffusion.denoising import Denoiser
 from rankedit_recipes.diffusion.errors import PipelineError
-from rankedit_recipes.diffusion.text import Encoded, Pipeline, encode
+from rankedit_recipes.diffusion.text import Texts
 
 # Curvature of the attention's output along a large change of a projection's output, relative to
 # the change: rounding for values (1e-3 in half precision), of the order of 1 for keys.
 _AFFINE = 0.05
 _CONTRAST = 10.0
 _CHANGE = 100.0
-
-_found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -66,68 +55,52 @@ class Targets:
         return (*(self.keys if lock == "trained" else ()), *self.values)
 
     def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """All of them by name."""
-        known = dict(plain(denoiser).named_modules())
+        """All of them by name.
+
+        Args:
+            denoiser: without the wrapper of a compiler.
+        """
+        known = dict(denoiser.named_modules())
         return {name: known[name] for name in (*self.keys, *self.values)}
 
 
-def find_targets(pipe: Pipeline) -> Targets:
-    """Key and value projections of a pipeline's denoiser; probed once for each denoiser.
+def probed(texts: Texts, denoiser: Denoiser) -> Targets:
+    """Key and value projections of a denoiser, found by running it a few times.
 
     Raises:
         PipelineError: text and picture attend jointly, or nothing reads the text by itself.
     """
-    denoiser = plain(denoiser_of(pipe))
-    if denoiser not in _found:
-        check_callable(pipe)
-        with torch.no_grad():
-            _found[denoiser] = _probed(pipe, denoiser)
-    return _found[denoiser]
-
-
-def reads(pipe: Pipeline, encoded: Encoded) -> Tensor:
-    """What the key and value projections read of encoded prompts, `[batch, tokens, width]`.
-
-    That is the text encoder's output, or what the denoiser makes of it before attention.
-    """
-    targets = find_targets(pipe)
-    if targets.direct:
-        return encoded.embeds
-    first = targets.modules(denoiser_of(pipe))[targets.keys[0]]
-    count = len(encoded.embeds)
-    latents = probe_latents(pipe, 0).expand(count, -1, -1, -1)
-    time = torch.ones(count, device=latents.device)
-    read = ended_when(lambda: run_denoiser(pipe, latents, time, encoded), first)
-    return read.reshape(count, -1, read.shape[-1])
-
-
-def _probed(pipe: Pipeline, denoiser: nn.Module) -> Targets:
-    latents = [probe_latents(pipe, seed) for seed in (0, 1)]
+    denoiser.check_callable()
+    # Two of everything: what changes with the text alone is static for a prompt. Times lie far
+    # apart, so that their embeddings differ by more than rounding in half precision.
+    latents = [denoiser.probe_latents(seed, texts.device) for seed in (0, 1)]
     times = [torch.full((1,), time, device=latents[0].device) for time in (1.0, 500.0)]
-    texts = [encode(pipe, [prompt]) for prompt in ("a", "a photo of the night by the sea")]
-    inputs: dict[str, Any] = {"latents": latents[0], "time": times[0], "text": texts[0]}
+    encoded = [texts.encode([prompt]) for prompt in ("a", "a photo of the night by the sea")]
+    inputs: dict[str, Any] = {"latents": latents[0], "time": times[0], "text": encoded[0]}
     readings = rk.probe(
-        denoiser,
+        denoiser.plain,
         inputs,
-        {"picture": {"latents": latents[1], "time": times[1]}, "text": {"text": texts[1]}},
-        call=lambda **given: run_denoiser(pipe, **given),
+        {"picture": {"latents": latents[1], "time": times[1]}, "text": {"text": encoded[1]}},
+        call=denoiser.run,
     )
     static = [name for name, reading in readings.items() if reading.changes == {"text"}]
-    calls = _Calls(denoiser, static)
+    # Static projections are more than keys and values (caption projections, modulations): only
+    # pairs that feed one attention count.
+    calls = _Calls(denoiser.plain, static)
     with calls:
-        run_denoiser(pipe, **inputs)
+        denoiser.run(**inputs)
     pairs = [pair for siblings in calls.families() for pair in calls.pairs(siblings)]
     if not pairs:
         raise _nothing(denoiser, readings)
     inputs_read = [calls.read[key] for key, _ in pairs]
     if any(not torch.equal(inputs_read[0], read) for read in inputs_read[1:]):
         raise PipelineError(
-            f"diffusion: the cross-attention layers of {type(denoiser).__name__} read different "
-            "encodings of the text, so that one key direction cannot serve all; not supported."
+            f"diffusion: the cross-attention layers of {denoiser.name} read different encodings "
+            "of the text, so that one key direction cannot serve all; not supported."
         )
     keys, values = zip(*pairs, strict=True)
-    read = inputs_read[0]
-    direct = read.shape == texts[0].embeds.shape and torch.equal(read, texts[0].embeds.to(read))
+    read, given = inputs_read[0], encoded[0].embeds
+    direct = read.shape == given.shape and torch.equal(read, given.to(read))
     places = [calls.places(key) for key in keys]
     finest = tuple(key for key, n in zip(keys, places, strict=True) if n == max(places))
     return Targets(keys, values, finest, read.shape[-1], direct)
@@ -189,6 +162,8 @@ class _Calls:
         """The key and the value projection of one attention, if there is one of each."""
         bends = {name: self._curvature(name) for name in siblings}
         curved = sorted((bend, name) for name, bend in bends.items() if bend is not None)
+        # Three or more that bend the output are no keys and values of one attention; fused or
+        # shared ones are not split here.
         if len(curved) != 2:
             return []
         (straight, value), (bent, key) = curved
@@ -200,6 +175,8 @@ class _Calls:
         module = self._modules[name]
         parent = self._modules[name.rpartition(".")[0]]
         args, kwargs = self._parents[name.rpartition(".")[0]]
+        # Second difference along one random direction, as long as softmax needs to leave its linear
+        # part: zero where the output is affine.
         noise = torch.Generator().manual_seed(0)
         outputs = []
         for sign in (1.0, -1.0, 0.0):
@@ -220,13 +197,13 @@ class _Calls:
         return float((plus + minus - 2 * middle).norm()) / span if span else None
 
 
-def _nothing(denoiser: nn.Module, readings: Mapping[str, rk.Reading]) -> PipelineError:
+def _nothing(denoiser: Denoiser, readings: Mapping[str, rk.Reading]) -> PipelineError:
     both = [name for name, reading in readings.items() if len(reading.changes) > 1]
     if both:
-        return joint_attention(
-            denoiser, f"no keys and values are made of the text alone; {both[-1]!r} reads both"
+        return denoiser.joint_attention(
+            f"no keys and values are made of the text alone; {both[-1]!r} reads both"
         )
     return PipelineError(
-        f"diffusion: no projection of {type(denoiser).__name__} reads the text by itself. If keys "
-        "and values were fused (fuse_qkv_projections), unfuse them first."
+        f"diffusion: no projection of {denoiser.name} reads the text by itself. If keys and "
+        "values were fused (fuse_qkv_projections), unfuse them first."
     )

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from rankedit_recipes.diffusion.errors import PipelineError
-from rankedit_recipes.diffusion.text import Pipeline, Tokenizer, text_encoders, word_tokens
+from rankedit_recipes.diffusion.text import Texts, Tokenizer, word_tokens
 
 # CLIP configurations of before 2023 say 2 here; their models then take the highest token number
 # for the end of the text, which a new word would be.
@@ -31,6 +31,8 @@ class _WithNewWords(nn.Module):
     num_embeddings: int
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # The table is asked for a row that it has, whatever it is: the new row takes its place
+        # below.
         known = tokens.where(tokens < self.num_embeddings, 0)
         found: Tensor = super().forward(known)
         for token, row in self._new_rows.items():
@@ -47,7 +49,7 @@ def _with_new_words(base: type[nn.Module]) -> type[nn.Module]:
     return _classes[base]
 
 
-def check_trigger(pipe: Pipeline, trigger: str) -> None:
+def check_trigger(texts: Texts, trigger: str) -> None:
     """Refuse a word that cannot stand for something new.
 
     The vocabulary is asked, and the word must come back from a round trip through the tokenizer:
@@ -61,8 +63,9 @@ def check_trigger(pipe: Pipeline, trigger: str) -> None:
             f"diffusion: the placeholder must be one word without spaces, got {trigger!r}; "
             "for example '<bean>'."
         )
-    for suffix, _, tokenizer in text_encoders(pipe):
+    for suffix, _, tokenizer in texts.encoders:
         known = tokenizer.get_vocab()
+        # Byte-pair tokenizers mark the end of a word (CLIP) or its beginning (sentencepiece).
         taken = [t for t in (trigger, f"{trigger}</w>", f"▁{trigger}") if t in known]
         single = word_tokens(tokenizer, trigger)
         if taken or (len(single) == 1 and single[0] != tokenizer.unk_token_id):
@@ -73,13 +76,13 @@ def check_trigger(pipe: Pipeline, trigger: str) -> None:
         extended_tokenizer(tokenizer, [trigger])
 
 
-def check_known(pipe: Pipeline, category: str, role: str = "category") -> None:
+def check_known(texts: Texts, category: str, role: str = "category") -> None:
     """Refuse a category, or an adjective, that the model has no words for: learning starts there.
 
     Raises:
         PipelineError: empty, or with a word that a tokenizer does not know; names the role.
     """
-    for suffix, _, tokenizer in text_encoders(pipe):
+    for suffix, _, tokenizer in texts.encoders:
         unknown = [
             word
             for word in category.split()
@@ -99,6 +102,7 @@ def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokeniz
     Raises:
         PipelineError: a word does not come back from a text that it is put in.
     """
+    # A copy: a tokenizer that had a word added cannot forget it (transformers 5).
     extended = copy.deepcopy(tokenizer)
     for trigger in triggers:
         whole = trigger[0].isalnum() or trigger[-1].isalnum()  # "cat1" must not match in "cat10"
@@ -107,6 +111,7 @@ def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokeniz
         )
         token = extended.get_vocab().get(trigger)
         ids = extended(f"a {trigger} a").input_ids
+        # A number below the old length is an old word: a normaliser changed the new one into it.
         if token is None or token < len(tokenizer) or list(ids).count(token) != 1:
             raise PipelineError(
                 f"diffusion: the tokenizer does not give {trigger!r} back as one token, but as "
@@ -120,7 +125,7 @@ class NewWords:
     """Words in a pipeline, until they are taken out.
 
     Args:
-        pipe: the pipeline.
+        texts: of the pipeline.
         rows: by word one embedding for each text encoder; used as they are, so that rows that
             require gradients receive them.
 
@@ -128,11 +133,11 @@ class NewWords:
         PipelineError: a word that cannot be added, or rows of another number or width.
     """
 
-    def __init__(self, pipe: Pipeline, rows: Mapping[str, Sequence[Tensor]]) -> None:
-        self._pipe = pipe
-        encoders = text_encoders(pipe)
+    def __init__(self, texts: Texts, rows: Mapping[str, Sequence[Tensor]]) -> None:
+        self._pipe = texts.pipe
+        encoders = texts.encoders
         for trigger, given in rows.items():
-            check_trigger(pipe, trigger)
+            check_trigger(texts, trigger)
             _check_rows(trigger, given, encoders)
         tokenizers = [extended_tokenizer(tokenizer, list(rows)) for *_, tokenizer in encoders]
         self._tokenizers: list[tuple[str, Tokenizer]] = []
@@ -140,7 +145,7 @@ class NewWords:
         self._ends: list[tuple[Any, int]] = []
         for index, (suffix, encoder, old) in enumerate(encoders):
             self._tokenizers.append((f"tokenizer{suffix}", old))
-            setattr(pipe, f"tokenizer{suffix}", tokenizers[index])
+            setattr(self._pipe, f"tokenizer{suffix}", tokenizers[index])
             vocabulary = tokenizers[index].get_vocab()
             own = {vocabulary[trigger]: given[index] for trigger, given in rows.items()}
             self._layers += [_extend(layer, own) for layer in embedding_layers(encoder)]
@@ -169,6 +174,7 @@ def embedding_layers(encoder: nn.Module) -> list[nn.Module]:
     """The token embedding of a text encoder; several layers where one table is shared."""
     own = encoder.get_input_embeddings()  # type: ignore[operator]
     table = getattr(own, "weight", None)
+    # T5 of transformers 5 has one table in two layers, and calls the second.
     shared = [m for m in encoder.modules() if m is not own and getattr(m, "weight", 0) is table]
     return [own, *(m for m in shared if isinstance(m, nn.Embedding))]
 
@@ -183,6 +189,7 @@ def embedding_of(encoder: nn.Module, token: int) -> Tensor:
     """The embedding `[width]` of a token, float32, by running the embedding layer."""
     layer = embedding_layers(encoder)[0]
     device = next(encoder.parameters()).device
+    # Weights that accelerate keeps on disk are fetched by the layer's own hook when it runs.
     if device.type == "meta":
         device = torch.device("cpu")
     with torch.no_grad():

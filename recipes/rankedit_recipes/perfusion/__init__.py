@@ -12,9 +12,10 @@ Key-locked rank-one editing (Tewel, Gal, Chechik, Atzmon, SIGGRAPH 2023, arXiv 2
 
 from rankedit_recipes.diffusion.captions import make_captions
 from rankedit_recipes.diffusion.generating import Sampling, generate
+from rankedit_recipes.diffusion.parts import find_targets
 from rankedit_recipes.diffusion.scoring import ClipScorer, Scorer, Scores
 from rankedit_recipes.diffusion.statistics import metric_of, read_captions, second_moment
-from rankedit_recipes.diffusion.targets import Targets, find_targets
+from rankedit_recipes.diffusion.targets import Targets
 from rankedit_recipes.perfusion.applying.applied import Applied
 from rankedit_recipes.perfusion.applying.apply import (
     active,

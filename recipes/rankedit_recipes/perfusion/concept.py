@@ -138,6 +138,7 @@ class Concept:
             **{f"note.{name}": text for name, text in self.notes.items()},
         }
         if self.templates != TEMPLATES:
+            # Only where they differ from the usual ones: files are small, and most have these.
             texts["templates"] = "|".join(self.templates)
         if self.preview:
             texts["preview"] = base64.b64encode(self.preview).decode()
@@ -158,6 +159,7 @@ class Concept:
         first = next(iter(edits.values()))
         if not isinstance(first.gate, rk.Sigmoid):
             raise PerfusionError(f"Concept.load: '{path}' has a gate that is no sigmoid.")
+        # Notes have a prefix of their own, so that none can stand for a field.
         notes = {k.removeprefix("note."): v for k, v in texts.items() if k.startswith("note.")}
         templates = texts.get("templates")
         return cls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.text import Texts
 from rankedit_recipes.diffusion.words import check_known, check_trigger
 
 
@@ -45,13 +45,13 @@ class Naming:
         return [template.replace("{}", f"{{}}{after}") for template in templates]
 
 
-def check_naming(pipe: Pipeline, naming: Naming) -> None:
+def check_naming(texts: Texts, naming: Naming) -> None:
     """Refuse words that nothing can be learned with.
 
     Raises:
         PipelineError: the trigger is no new word, or the category or the adjective no known one.
     """
-    check_trigger(pipe, naming.trigger)
-    check_known(pipe, naming.category)
+    check_trigger(texts, naming.trigger)
+    check_known(texts, naming.category)
     if naming.adjective:
-        check_known(pipe, naming.adjective, "adjective")
+        check_known(texts, naming.adjective, "adjective")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankedit_recipes.diffusion.targets import reads
-from rankedit_recipes.diffusion.text import Pipeline, at_positions, encode, required_positions
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import at_positions
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 
@@ -44,7 +44,7 @@ VALIDATION_PROMPTS = (
 """Eight prompts, as many as the paper's choice of a checkpoint uses."""
 
 
-def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) -> Tensor:
+def origin_encoding(parts: Parts, naming: Naming, templates: Sequence[str]) -> Tensor:
     """The encoding `[in]` of the word that the new one stands for, averaged over the templates.
 
     That is the category's, or the adjective's before the category, at its position.
@@ -52,8 +52,10 @@ def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) ->
     Raises:
         PerfusionError: a template lacks `{}`, cuts the word off, or has that word itself.
     """
-    read, places = _read(pipe, naming.origin, filled(naming.slots(templates), naming.origin))
+    read, places = _read(parts, naming.origin, filled(naming.slots(templates), naming.origin))
     for template, found in zip(templates, places, strict=True):
+        # More places than slots: the template says the word too, and its encoding would be mixed
+        # in.
         if len(found) != template.count("{}"):
             raise PerfusionError(
                 f"perfusion: {naming.origin!r} stands in the template {template!r} itself, so that "
@@ -63,20 +65,21 @@ def origin_encoding(pipe: Pipeline, naming: Naming, templates: Sequence[str]) ->
     return at_positions(read, places).float().mean(0)
 
 
-def word_encoding(pipe: Pipeline, word: str, prompts: Sequence[str]) -> Tensor:
+def word_encoding(parts: Parts, word: str, prompts: Sequence[str]) -> Tensor:
     """The encoding `[in]` of a word that is in the pipeline, averaged over prompts with it.
 
     Raises:
         PerfusionError: a prompt lacks it, or is cut off before it.
     """
-    return at_positions(*_read(pipe, word, prompts)).float().mean(0)
+    return at_positions(*_read(parts, word, prompts)).float().mean(0)
 
 
-def _read(pipe: Pipeline, word: str, prompts: Sequence[str]) -> tuple[Tensor, list[list[int]]]:
+def _read(parts: Parts, word: str, prompts: Sequence[str]) -> tuple[Tensor, list[list[int]]]:
     """What cross-attention reads of prompts `[n, tokens, in]`, and where the word is in each."""
+    # Encodings of words that the model knows are constants of the training.
     with torch.no_grad():
-        read = reads(pipe, encode(pipe, prompts))
-    return read, required_positions(pipe, prompts, word, read.shape[1])
+        read = parts.reads(parts.text.encode(prompts))
+    return read, parts.text.required_positions(prompts, word, read.shape[1])
 
 
 def filled(templates: Sequence[str], word: str) -> list[str]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.joining import (
@@ -40,7 +39,7 @@ class Applied:
     """Concepts in a pipeline. Made by `apply`."""
 
     def __init__(self, pipe: Pipeline, form: GateForm) -> None:
-        self._pipe, self._form = pipe, form
+        self._model, self._form = Parts(pipe), form
         self._concepts: dict[str, Concept] = {}
         self._settings: dict[str, Settings] = {}
         self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
@@ -111,11 +110,13 @@ class Applied:
         changed = {word: replace(self._settings[word], **changes) for word in chosen}
         check(changed)
         wanted = self._settings | changed
+        # Written into the tensors that are in the layers: compiled code reads them there.
         numbers: dict[str, Any] = columns(wanted)
         for part in self._parts:
             if isinstance(part, rk.Attachment):
                 part.set(**numbers)
         self._settings = wanted
+        # What was computed with the old settings would be taken for the present.
         for kept in self._remembered:
             kept.forget()
 
@@ -151,12 +152,13 @@ class Applied:
         """Take everything out. Doing it again changes nothing."""
         self._clear()
         self._concepts, self._settings, self.edits = {}, {}, {}
-        if in_use.get(self._pipe) is self:
-            del in_use[self._pipe]
+        if in_use.get(self._model.pipe) is self:
+            del in_use[self._model.pipe]
 
     def replace_all(self, concepts: Sequence[Concept], settings: Mapping[str, Settings]) -> None:
         """Exchange what is in; if that fails, what was in stays."""
         check(settings)
+        # Two joint edits cannot be in at once, so the old one goes first and comes back if need be.
         before = (list(self._concepts.values()), self._settings)
         self._clear()
         try:
@@ -168,27 +170,29 @@ class Applied:
             raise
 
     def _install(self, concepts: Sequence[Concept], settings: dict[str, Settings]) -> None:
-        check_compatible(self._pipe, concepts)
+        check_compatible(self._model, concepts)
         self._concepts = {concept.trigger: concept for concept in concepts}
         self._settings = settings
         # Locked keys are read before anything is installed: from the pipeline as it is.
-        self.edits = joint_edits(self._pipe, concepts, settings, self._form)
+        self.edits = joint_edits(self._model, concepts, settings, self._form)
         strengths = torch.tensor([settings[c.trigger].strength for c in concepts])
         rows = {c.trigger: c.embeddings for c in concepts}
-        self._parts.append(NewWords(self._pipe, rows))
+        self._parts.append(NewWords(self._model.text, rows))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
-        named = find_targets(self._pipe).keys
+        named = self._model.targets.keys
         weighted = {
             name: Weighted(edit, strengths, keys if name in named else values)
             for name, edit in self.edits.items()
         }
-        self._parts.append(rk.attach(denoiser_of(self._pipe), weighted))
+        self._parts.append(rk.attach(self._model.denoiser.module, weighted))
         if self.lock == "global":
+            # Last, for it wraps the `encode_prompt` that must know the new words.
             categories = {c.trigger: c.naming.origin for c in concepts}
-            self._parts.append(GlobalLock(self._pipe, categories))
+            self._parts.append(GlobalLock(self._model, categories))
 
     def _clear(self) -> None:
+        # In reverse: the lock was put around what came before it.
         for part in reversed(self._parts):
             if isinstance(part, rk.Attachment):
                 part.detach()

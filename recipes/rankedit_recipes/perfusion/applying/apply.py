@@ -76,6 +76,7 @@ def apply(
     loaded = [c if isinstance(c, Concept) else Concept.load(c) for c in listed]
     form = GateForm(lock, normalised, floor)
     applied = Applied(pipe, form)
+    # Entered only after it worked: what failed must not look as if it were in.
     applied.replace_all(loaded, settings_of(loaded, lock, bias, temperature, strength))
     in_use[pipe] = applied
     return applied

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import (
     Pipeline,
-    encode,
-    text_encoders,
-    token_mask,
     token_table,
 )
 from rankedit_recipes.perfusion.applying.apply import active
@@ -112,25 +109,26 @@ def explain(pipe: Pipeline, prompt: str, *, show: bool = True) -> Explanation:
     Raises:
         PerfusionError: no concept is in the pipeline, or the prompt is empty.
     """
-    applied = active(pipe)
+    applied, parts = active(pipe), Parts(pipe)
     if not prompt.strip():
         raise PerfusionError("explain: a prompt with at least one word is expected, got none.")
     with torch.no_grad():
-        encoded = encode(pipe, [prompt])
-        read = reads(pipe, encoded)
+        encoded = parts.text.encode([prompt])
+        read = parts.reads(encoded)
         kinds = {"keys": applied.key_reads(read)[0], "values": read[0]}
-    targets = find_targets(pipe)
+    targets = parts.targets
     edits = {"keys": applied.edits[targets.keys[0]], "values": applied.edits[targets.values[0]]}
     # Settings may have been changed since the edits were made: they are read where they are now.
     present = {kind: applied.as_set(edit) for kind, edit in edits.items()}
+    # The table shows plain similarities, gates read joint ones: with one concept they are equal.
     similarity = {kind: edits[kind].similarity(x.cpu()) for kind, x in kinds.items()}
     opening = {kind: present[kind].opening(x.cpu()) for kind, x in kinds.items()}
-    tokenizer = text_encoders(pipe)[0][2]
+    tokenizer = parts.text.tokenizer
     ids, _ = token_table(tokenizer, [prompt], read.shape[1])
     explanation = Explanation(
         prompt=prompt,
         tokens=list(tokenizer.convert_ids_to_tokens(ids[0])),
-        shown=token_mask(pipe, [prompt], encoded, "eos")[0],
+        shown=parts.text.token_mask([prompt], encoded, "eos")[0],
         triggers=applied.triggers,
         similarity=similarity,
         opening=opening,

@@ -9,15 +9,15 @@ from safetensors.torch import save
 
 import rankedit as rk
 from rankedit.atomic import atomic_write
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets, reads
-from rankedit_recipes.diffusion.text import Pipeline, encode
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.applied import ConceptLike
 from rankedit_recipes.perfusion.applying.joining import GateForm, joint_edits, settings_of
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.prompts import filled
 
+# The names that ComfyUI and diffusers look for in embeddings of two encoders.
 _SDXL = ("clip_l", "clip_g")
 
 
@@ -61,14 +61,14 @@ def export_lora(
     """
     loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
     settings = settings_of([loaded], None, None, None, 1.0)
-    edits = joint_edits(pipe, [loaded], settings, GateForm())
-    denoiser = denoiser_of(pipe)
-    modules = find_targets(pipe).modules(denoiser)
-    words = NewWords(pipe, {loaded.trigger: loaded.embeddings})
+    parts = Parts(pipe)
+    edits = joint_edits(parts, [loaded], settings, GateForm())
+    modules = parts.projections
+    words = NewWords(parts.text, {loaded.trigger: loaded.embeddings})
     try:
         with torch.no_grad():
             prompts = filled(loaded.templates, loaded.phrase)
-            inputs = reads(pipe, encode(pipe, prompts)).float().cpu()
+            inputs = parts.reads(parts.text.encode(prompts)).float().cpu()
     finally:
         words.remove()
     linear: dict[str, rk.LowRank] = {}
@@ -81,8 +81,10 @@ def export_lora(
         linear[name] = edit.linearised(outputs)
         gated = edit.added(inputs, edit.bind(outputs))
         straight = linear[name].added(inputs, linear[name].bind(outputs))
+        # Over all projections together, so that small layers do not count more than they do.
         wrong += float((straight - gated).double().square().sum())
         right += float(gated.double().square().sum())
+    # Loaders find the network by this prefix; PEFT's own folders have none.
     component = "unet" if hasattr(pipe, "unet") else "transformer"
     rk.to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
             dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.phrase})  # fmt: skip

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of, same_weights, sketch_of
 from rankedit_recipes.perfusion.applying.weighting import WEIGHTS
 from rankedit_recipes.perfusion.concept import PRESETS, Concept, HeldLock, Preset
@@ -55,12 +53,14 @@ class GateForm:
             return self.floor
         heights = [preset_of(concept, self.lock).floor for concept in concepts]
         known = [height for height in heights if height is not None]
+        # The lowest: a higher one would silence a concept that was learned without it.
         return min(known) if len(known) == len(heights) else None
 
 
 def preset_of(concept: Concept, lock: HeldLock | None) -> Preset:
     """A concept's own settings; under another lock than its own, bias and temperature of that."""
     if lock is not None and lock != concept.lock:
+        # Biases are tuned for a lock; the dead zone belongs to the concept's key.
         return PRESETS[lock]._replace(floor=concept.floor)
     return Preset(concept.bias, concept.temperature, concept.floor)
 
@@ -125,7 +125,7 @@ def columns(settings: Mapping[str, Settings]) -> dict[str, Tensor]:
     }
 
 
-def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
+def check_compatible(parts: Parts, concepts: Sequence[Concept]) -> None:
     """Refuse concepts that do not belong to this kind of model or share a word.
 
     Raises:
@@ -138,9 +138,9 @@ def check_compatible(pipe: Pipeline, concepts: Sequence[Concept]) -> None:
             "concept.renamed('<other>') gives another word."
         )
     _check_one_base(concepts)
-    targets, base = find_targets(pipe), base_of(pipe)
+    targets, base = parts.targets, base_of(parts)
     strange = [concept for concept in concepts if concept.base not in ("", base)]
-    sketch = sketch_of(pipe) if any(concept.sketch for concept in strange) else ""
+    sketch = sketch_of(parts) if any(concept.sketch for concept in strange) else ""
     for concept in concepts:
         lacking = set(targets.learned(concept.lock)) - set(concept.targets)
         foreign = set(concept.targets) - {*targets.keys, *targets.values}
@@ -177,7 +177,7 @@ def _one_base(one: Concept, other: Concept) -> bool:
 
 
 def joint_edits(
-    pipe: Pipeline,
+    parts: Parts,
     concepts: Sequence[Concept],
     settings: Mapping[str, Settings],
     form: GateForm,
@@ -190,23 +190,24 @@ def joint_edits(
     Raises:
         PerfusionError: concepts with parallel keys, or made under other statistics.
     """
-    targets = find_targets(pipe)
-    modules = targets.modules(denoiser_of(pipe))
-    categories = [origin_encoding(pipe, concept.naming, concept.templates) for concept in concepts]
+    targets, modules = parts.targets, parts.projections
+    categories = [origin_encoding(parts, concept.naming, concept.templates) for concept in concepts]
     floor = form.floor_of(concepts)
     edits = {}
     for name in (*targets.keys, *targets.values):
-        parts = []
+        single = []
         for concept, category in zip(concepts, categories, strict=True):
             # A lock that was asked for holds all keys, those too that were learned.
             held = form.lock is not None and name in targets.keys
             target = None if held else concept.targets.get(name)
             if target is None:
                 with torch.no_grad():
+                    # Made of this model's own weights: a fine-tuned copy has keys of its own.
                     target = rk.linear_output(modules[name], category[None])[0]
             own = settings[concept.trigger]
             gate = rk.JointSigmoid(own.bias, own.temperature)
-            part = rk.GatedEdit.from_images(
+            edit = rk.GatedEdit.from_images(
+                # On the CPU: `attach` brings the constants to each layer's device.
                 concept.key[None].cpu(),
                 target[None].float().cpu(),
                 concept.image[None].cpu(),
@@ -215,14 +216,14 @@ def joint_edits(
                 floor=floor,
                 statistics=concept.statistics,
             )
-            parts.append(part)
-        edits[name] = _merged(parts, concepts)
+            single.append(edit)
+        edits[name] = _merged(single, concepts)
     return edits
 
 
-def _merged(parts: Sequence[rk.GatedEdit], concepts: Sequence[Concept]) -> rk.GatedEdit:
+def _merged(single: Sequence[rk.GatedEdit], concepts: Sequence[Concept]) -> rk.GatedEdit:
     try:
-        return rk.merge(parts)
+        return rk.merge(single)
     except rk.SolveError as error:
         words = ", ".join(concept.trigger for concept in concepts)
         raise PerfusionError(

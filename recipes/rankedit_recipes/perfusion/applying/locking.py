@@ -16,17 +16,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rankedit_recipes.diffusion.denoising import denoiser_of, plain
-from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import (
     Encoded,
-    Pipeline,
     encoded_of,
-    positions,
-    text_encoders,
     word_tokens,
 )
 
+# Prompts whose two encodings are kept: more than any batch; 40 MB for SDXL in 16 bit.
 _REMEMBERED = 64
 # Encodings of one prompt in batches of different sizes differ by rounding; those of two prompts by
 # far more.
@@ -41,21 +38,20 @@ class GlobalLock:
     """Puts the category's encodings before the key projections until it is removed.
 
     Args:
-        pipe: the pipeline, with the concepts' words in it.
+        parts: of the pipeline, with the concepts' words in it.
         categories: by trigger word the category.
     """
 
-    def __init__(self, pipe: Pipeline, categories: Mapping[str, str]) -> None:
-        self._pipe, self._categories = pipe, dict(categories)
+    def __init__(self, parts: Parts, categories: Mapping[str, str]) -> None:
+        self._parts, self._categories = parts, dict(categories)
         self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
         self._last: tuple[Tensor, Tensor] | None = None
-        self._encode = pipe.encode_prompt
+        self._encode = parts.pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
-        pipe.encode_prompt = self._encode_both
-        targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
-        modules = targets.modules(denoiser)
-        self._layers = [modules[name] for name in targets.keys]
-        self._number = _numbers.setdefault(denoiser, next(_counter))
+        parts.pipe.encode_prompt = self._encode_both
+        modules = parts.projections
+        self._layers = [modules[name] for name in parts.targets.keys]
+        self._number = _numbers.setdefault(parts.denoiser.plain, next(_counter))
         _locks[self._number] = self
         self._handles = [_lock_input(layer, self._number) for layer in self._layers]
 
@@ -67,7 +63,7 @@ class GlobalLock:
                 layer.__class__ = type(layer).__bases__[1]
         _locks.pop(self._number, None)
         self._handles, self._layers = [], []
-        self._pipe.__dict__.pop("encode_prompt", None)
+        self._parts.pipe.__dict__.pop("encode_prompt", None)
         self._pairs.clear()
 
     def key_reads(self, read: Tensor) -> Tensor:
@@ -81,6 +77,7 @@ class GlobalLock:
         if any(trigger in prompt for prompt in prompts for trigger in self._categories):
             changed = dict(given)
             extra = changed.pop("kwargs", {})
+            # XL and SD 3 may be given other words for their further encoders.
             for name in ("prompt", "prompt_2", "prompt_3"):
                 if given.get(name) is not None:
                     changed[name] = [self._in_category(p) for p in _listed(given[name])]
@@ -95,7 +92,7 @@ class GlobalLock:
 
     def _remember(self, prompts: Sequence[str], own: Encoded, other: Encoded) -> None:
         with torch.no_grad():
-            read, wanted = reads(self._pipe, own), reads(self._pipe, other)
+            read, wanted = self._parts.reads(own), self._parts.reads(other)
         copies = len(read) // len(prompts)
         for index, prompt in enumerate(prompts):
             row = index * copies
@@ -109,15 +106,16 @@ class GlobalLock:
         A category of several tokens moves what follows it; its last token stands for the concept.
         """
         shift = torch.zeros(length, dtype=torch.long)
-        tokenizer = text_encoders(self._pipe)[0][2]
+        texts = self._parts.text
         for trigger, category in self._categories.items():
-            more = len(word_tokens(tokenizer, category)) - 1
-            for place in positions(self._pipe, [prompt], trigger, length)[0]:
+            more = len(word_tokens(texts.tokenizer, category)) - 1
+            for place in texts.positions([prompt], trigger, length)[0]:
                 shift[place:] += more
         return (torch.arange(length) + shift).clamp_max(length - 1)
 
     def exchanged(self, read: Tensor) -> Tensor:
         """`key_reads`, kept for as long as the same tensor comes: from all layers, in all steps."""
+        # By identity: comparing the contents would cost as much as the search.
         if self._last is None or self._last[0] is not read:
             self._last = (read, self._locked(read))
         return self._last[1]

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import picture_size
 from rankedit_recipes.diffusion.generating import Sampling, generate
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scorer, Scores
 from rankedit_recipes.diffusion.statistics import second_moment
 from rankedit_recipes.diffusion.text import Pipeline
@@ -60,7 +60,7 @@ def learn_to(
     scorer: Scorer | None,
 ) -> Concept:
     """`learn` with checkpoints in a folder."""
-    check_words(pipe, task)
+    check_words(Parts(pipe), task)
     return learn(
         pipe,
         task.photos,
@@ -155,7 +155,7 @@ class SweepTask:
 def sweep_to(pipe: Pipeline, task: SweepTask, scorer: Scorer, out: Path) -> Iterator[str]:
     """Sweep, write the report, and give the lines of the front."""
     concept = Concept.load(task.concept)
-    given = [p.square(picture_size(pipe, 0)).image for p in load_photos(task.photos)]
+    given = [p.square(Parts(pipe).denoiser.picture_size()).image for p in load_photos(task.photos)]
     points = sweep(
         pipe, concept, given, scorer, biases=task.biases, temperatures=task.temperatures,
         seeds=task.seeds, sampling=task.sampling,
@@ -216,7 +216,7 @@ def scores_of(
 ) -> Scores:
     """Scores of a concept's pictures over the validation prompts."""
     loaded = Concept.load(concept)
-    given = [p.square(picture_size(pipe, 0)).image for p in load_photos(photos)]
+    given = [p.square(Parts(pipe).denoiser.picture_size()).image for p in load_photos(photos)]
     templates = [t for t in VALIDATION_PROMPTS for _ in seeds]
     chosen = [seed for _ in VALIDATION_PROMPTS for seed in seeds]
     with apply(pipe, loaded, **settings):

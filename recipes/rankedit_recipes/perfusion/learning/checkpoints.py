@@ -59,8 +59,10 @@ class CheckpointFile:
 
     def write(self, progress: Progress, state: dict[str, Tensor]) -> None:
         """Replace the file in one step; a kill at any moment leaves the old one or the new one."""
+        # Flat, for Adam's count has no dimension; shapes come back from the learner.
         items = {_NOW + name: tensor.reshape(-1) for name, tensor in state.items()}
         items |= {_BEST + name: tensor.reshape(-1) for name, tensor in progress.best.items()}
+        # The zero in front keeps the tensor from being empty, which files do not hold.
         items[_LOSSES] = torch.tensor([0.0, *progress.losses], dtype=torch.float64)
         texts = {
             "perfusion.training": "1",

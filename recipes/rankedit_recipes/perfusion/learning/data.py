@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rankedit_recipes.diffusion.text import Pipeline, device_of
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.learning.photos import Photo
 
 
@@ -44,14 +44,15 @@ class Draw:
     noise: Tensor
 
 
-def cached_latents(pipe: Pipeline, photos: Sequence[Photo], size: int) -> Latents:
+def cached_latents(parts: Parts, photos: Sequence[Photo], size: int) -> Latents:
     """Encode photos and their mirror images once; the autoencoder is not needed after that."""
     squares = [photo.square(size) for photo in photos]
     pictures = torch.stack([_pixels(square.image) for square in squares])
     masks = torch.stack([_mask(square) for square in squares])
     pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
     digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
-    latents = torch.cat([_encoded(pipe, picture[None]) for picture in pictures])
+    # One by one: the autoencoder needs far more memory than a step of learning.
+    latents = torch.cat([_encoded(parts, picture[None]) for picture in pictures])
     # A soft mask of the paper's kind: divided by its own largest entry, no threshold.
     small = interpolate(masks, latents.shape[-2:], mode="area")
     small = small / small.amax((-3, -2, -1), keepdim=True).clamp_min(1e-6)
@@ -76,12 +77,14 @@ def draw(
     mirrored = integers(2) * count
     noise = torch.randn((batch, *latents.latents.shape[1:]), generator=generator)
     within = torch.rand(batch, generator=generator, dtype=torch.float64)
+    # The slices are shuffled, so that no photo always gets the noisy times.
     spread = (torch.randperm(batch, generator=generator) + within) / batch
     drawn = (spread * times).long().clamp_max(times - 1)
     return Draw(chosen + mirrored * flip, integers(prompts), drawn, noise)
 
 
 def _stream(seed: int, step: int) -> int:
+    # A stream for each step: resuming needs no state of a generator.
     text = f"perfusion {seed} {step}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
 
@@ -98,17 +101,18 @@ def _mask(photo: Photo) -> Tensor:
     return torch.from_numpy(np.asarray(photo.mask, dtype=np.float32) / 255)[None]
 
 
-def _encoded(pipe: Pipeline, picture: Tensor) -> Tensor:
-    vae: Any = pipe.vae
+def _encoded(parts: Parts, picture: Tensor) -> Tensor:
+    vae: Any = parts.pipe.vae
     dtype = next(vae.parameters()).dtype
     # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
     upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
     with torch.no_grad():
         if upcast:
             vae.to(torch.float32)
-        encoded = vae.encode(picture.to(device_of(pipe), torch.float32 if upcast else dtype))
+        encoded = vae.encode(picture.to(parts.device, torch.float32 if upcast else dtype))
         if upcast:
             vae.to(dtype)
+    # The mode and not a draw: the same photo gives the same latents, and there is less noise.
     found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     scaled: Tensor = (found.float() - shift) * vae.config.scaling_factor

@@ -11,9 +11,8 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.edits import KeyOutputs
 from rankedit.shapes import Inputs, Outputs
-from rankedit_recipes.diffusion.denoising import denoiser_of
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import Pipeline, device_of, text_encoders, word_tokens
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import Texts, word_tokens
 from rankedit_recipes.diffusion.words import embedding_layers, embedding_of
 from rankedit_recipes.perfusion.concept import Lock
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -66,7 +65,7 @@ class Learner:
     """The state of one training.
 
     Args:
-        pipe: the pipeline, bare.
+        parts: of the pipeline, bare.
         naming: the concept's words.
         metric: of the statistics.
         config: how to learn.
@@ -79,32 +78,37 @@ class Learner:
         optimiser: over `rows` and `targets`.
     """
 
-    def __init__(self, pipe: Pipeline, naming: Naming, metric: rk.Metric, config: Config) -> None:
+    def __init__(self, parts: Parts, naming: Naming, metric: rk.Metric, config: Config) -> None:
         self._config, self._metric = config, metric
-        device = device_of(pipe)
-        found = find_targets(pipe)
-        modules = found.modules(denoiser_of(pipe))
-        self.key = origin_encoding(pipe, naming, config.templates)[None].to(device)
+        device, modules = parts.device, parts.projections
+        self.key = origin_encoding(parts, naming, config.templates)[None].to(device)
         with torch.no_grad():
             outputs = {n: rk.linear_output(m, self.key).float() for n, m in modules.items()}
-        learned = learned_names(pipe, config.lock)
+        learned = learned_names(parts, config.lock)
         self.targets = {n: y.clone().requires_grad_() for n, y in outputs.items() if n in learned}
         self.locked = {n: y for n, y in outputs.items() if n not in learned}
-        self.rows = [row.to(device).requires_grad_() for row in _first_rows(pipe, naming.origin)]
-        self.optimiser = torch.optim.AdamW(self._groups(pipe), weight_decay=0.0)
+        self.rows = [
+            row.to(device).requires_grad_() for row in _first_rows(parts.text, naming.origin)
+        ]
+        # No decay: it would pull the values towards zero and not towards the category's.
+        self.optimiser = torch.optim.AdamW(self._groups(parts.text), weight_decay=0.0)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
         self._inverse: Tensor | None = None
         if config.key_gradient:
+            # Solved once as a matrix, for gradients pass through a product and not through the
+            # solver.
             identity = torch.eye(metric.dim, dtype=torch.float64)
             self._inverse = metric.solve(identity).float().to(device)
 
-    def _groups(self, pipe: Pipeline) -> list[dict[str, object]]:
+    def _groups(self, texts: Texts) -> list[dict[str, object]]:
         config = self._config
         relative = config.rates == "relative"
         groups: list[dict[str, object]] = []
-        for row, (_, encoder, _) in zip(self.rows, text_encoders(pipe), strict=True):
+        for row, (_, encoder, _) in zip(self.rows, texts.encoders, strict=True):
             spread = _embedding_spread(encoder) if relative else 1.0
             groups.append({"params": [row], "lr": config.embedding_rate * spread})
+        # Adam moves each number by its rate: relative to the spread, layers of any scale move
+        # alike.
         for target in self.targets.values():
             spread = float(target.detach().square().mean().sqrt()) if relative else 1.0
             groups.append({"params": [target], "lr": config.value_rate * max(spread, 1e-8)})
@@ -181,31 +185,33 @@ class Learner:
             names = [n.rpartition(".")[0] for n in state if n.endswith(f".{index}")]
             kept = {name: state[f"{name}.{index}"].clone() for name in names if name != "learned"}
             self.optimiser.state[tensor] = {
-                name: value if name == "step" else value.to(tensor) for name, value in kept.items()
+                # Adam keeps its count on the CPU, its moments beside the parameter.
+                name: value if name == "step" else value.to(tensor)
+                for name, value in kept.items()
             }
 
 
-def learned_names(pipe: Pipeline, lock: Lock) -> list[str]:
+def learned_names(parts: Parts, lock: Lock) -> list[str]:
     """Projections whose outputs are learned: those that the lock leaves free.
 
     Raises:
         PerfusionError: a lock of the coarse levels, on a model that has one level only.
     """
-    found = find_targets(pipe)
+    found = parts.targets
     if lock == "coarse" and found.finest == found.keys:
         raise PerfusionError(
             f"learn: the coarse lock needs levels, but all cross-attention layers of "
-            f"{type(denoiser_of(pipe)).__name__} look at the picture in one resolution; choose the "
+            f"{parts.denoiser.name} look at the picture in one resolution; choose the "
             "lock 'local', or 'trained'."
         )
     return list(found.learned(lock))
 
 
-def _first_rows(pipe: Pipeline, word: str) -> list[Tensor]:
+def _first_rows(texts: Texts, word: str) -> list[Tensor]:
     """The embedding of a word in each text encoder; of a phrase, of its last token."""
     return [
         embedding_of(encoder, word_tokens(tokenizer, word)[-1])
-        for _, encoder, tokenizer in text_encoders(pipe)
+        for _, encoder, tokenizer in texts.encoders
     ]
 
 
@@ -213,6 +219,7 @@ def _embedding_spread(encoder: torch.nn.Module) -> float:
     """Root mean square deviation of token embeddings from their mean, over a thousand tokens."""
     layer = embedding_layers(encoder)[0]
     count: int = layer.num_embeddings  # type: ignore[assignment]
+    # Spread over the table: neighbouring numbers are words of one kind.
     tokens = torch.linspace(0, count - 1, min(count, 1000)).long()
     with torch.no_grad():
         rows = layer(tokens.to(next(encoder.parameters()).device)).float()

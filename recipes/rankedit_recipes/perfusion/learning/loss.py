@@ -32,6 +32,7 @@ def noise_scheduler(pipe: Pipeline) -> Process:
             "learning needs a scheduler of diffusion (epsilon, v_prediction or sample) or of flow "
             "matching, such as DDIMScheduler or FlowMatchEulerDiscreteScheduler."
         )
+    # Samplers such as DPM++ cannot add noise to a drawn time; all of them share DDPM's process.
     return DDPMScheduler.from_config(config)
 
 
@@ -97,6 +98,7 @@ def masked_loss(
     """
     error = (predicted.float() - wanted.float()).square()
     if reduction == "weighted":
+        # An empty mask gives a loss of zero, not a division by it.
         area = masks.sum((-3, -2, -1)).clamp_min(1e-6)
         each = (error * masks).sum((-3, -2, -1)) / (area * error.shape[1])
     else:

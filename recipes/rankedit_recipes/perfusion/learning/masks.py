@@ -33,6 +33,7 @@ class ClipSegMasks:
         logits = self._model(**inputs.to(self._model.device)).logits.squeeze()
         grey = (torch.sigmoid(logits.float()) * 255).round().to(torch.uint8).cpu().numpy()
         mask = Image.fromarray(np.ascontiguousarray(grey))
+        # CLIPSeg gives 352 pixels for any picture; between them the map is smooth.
         return mask.resize(image.size, Image.Resampling.BILINEAR)
 
 

@@ -15,6 +15,7 @@ import rankedit as rk
 from rankedit_recipes.perfusion.errors import PerfusionError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# More than any camera's picture that is worth squeezing into 1,024 pixels; 200 MB decoded.
 MOST_PIXELS = 64_000_000
 MASK_MARK = ".mask"
 # A photo whose alpha channel covers less than this share shows nothing to learn.
@@ -150,6 +151,7 @@ def _mask_beside(file: Path, size: tuple[int, int]) -> Image.Image | None:
     beside = file.with_name(f"{file.stem}{MASK_MARK}.png")
     numbered = file.with_name(file.name.replace("photo", "mask", 1))
     for path in (beside, numbered, file.parent / "masks" / f"{file.stem}.png"):
+        # "photo" need not be in the name: then the numbered mask would be the photo itself.
         if path != file and path.exists():
             mask = _opened(path).convert("L")
             if mask.size != size:

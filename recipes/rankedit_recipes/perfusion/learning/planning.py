@@ -9,15 +9,8 @@ from dataclasses import dataclass
 import torch
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import (
-    denoiser_of,
-    latent_shape,
-    picture_size,
-    plain,
-    run_denoiser,
-)
-from rankedit_recipes.diffusion.targets import find_targets
-from rankedit_recipes.diffusion.text import Pipeline, device_of, encode, text_encoders
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import embedding_width
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.learner import learned_names
@@ -42,34 +35,34 @@ class LearnTask:
     config: Config
 
 
-def check_words(pipe: Pipeline, task: LearnTask) -> None:
+def check_words(parts: Parts, task: LearnTask) -> None:
     """Refuse words and a lock that cannot be learned with, before anything takes time.
 
     Raises:
         PerfusionError: the placeholder is no new word, the category or the adjective no known one,
             or the model has no levels for the coarse lock.
     """
-    check_naming(pipe, Naming(task.placeholder, task.category, task.config.adjective))
-    learned_names(pipe, task.config.lock)
+    check_naming(parts.text, Naming(task.placeholder, task.category, task.config.adjective))
+    learned_names(parts, task.config.lock)
 
 
 def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     """What a training would do: photos, projections, sizes, and estimates of memory and time."""
-    check_words(pipe, task)
-    config = task.config
-    targets, denoiser = find_targets(pipe), plain(denoiser_of(pipe))
-    modules = targets.modules(denoiser)
-    learned = learned_names(pipe, config.lock)
+    parts, config = Parts(pipe), task.config
+    check_words(parts, task)
+    targets, denoiser, modules = parts.targets, parts.denoiser, parts.projections
+    learned = learned_names(parts, config.lock)
     widths = {name: rk.Projection(modules[name]).out_features for name in learned}
-    rows = sum(embedding_width(encoder) for _, encoder, _ in text_encoders(pipe))
+    rows = sum(embedding_width(encoder.model) for encoder in parts.text.encoders)
+    # Values, i* and its image under the metric, the word; two bytes each in 16 bit.
     numbers = sum(widths.values()) + 2 * targets.width + rows
     masks = sum(photo.mask is not None for photo in task.photos)
-    weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
-    size, part = picture_size(pipe, config.size), config.batch // config.accumulate
-    seconds = _forward_seconds(pipe, size, part)
+    weights = sum(p.numel() * p.element_size() for p in denoiser.plain.parameters())
+    size, part = denoiser.picture_size(config.size), config.batch // config.accumulate
+    seconds = _forward_seconds(parts, size, part)
     yield f"{len(task.photos)} photos, {masks} with masks; {task.placeholder} is a {task.category}"
     yield (
-        f"{type(denoiser).__name__}: {len(targets.keys)} key and {len(targets.values)} value "
+        f"{denoiser.name}: {len(targets.keys)} key and {len(targets.values)} value "
         f"projections of an encoding {targets.width} wide; pictures of {size} px"
     )
     for name in learned:
@@ -84,15 +77,15 @@ def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     yield f"time: about {whole / 60:.1f} minutes for {config.steps} steps; nothing was written"
 
 
-def _forward_seconds(pipe: Pipeline, size: int, batch: int) -> float:
+def _forward_seconds(parts: Parts, size: int, batch: int) -> float:
     """Seconds of one forward pass of the denoiser."""
-    device = device_of(pipe)
-    dtype = next(plain(denoiser_of(pipe)).parameters()).dtype
-    latents = torch.zeros(batch, *latent_shape(pipe, size, size), device=device, dtype=dtype)
+    device, denoiser = parts.device, parts.denoiser
+    shape = denoiser.latent_shape(size, size)
+    latents = torch.zeros(batch, *shape, device=device, dtype=denoiser.dtype)
     times = torch.ones(batch, dtype=torch.long, device=device)
     with torch.no_grad():
-        text = encode(pipe, ["a"]).rows([0] * batch)
-        run_denoiser(pipe, latents, times, text)  # the first pass also sets things up
+        text = parts.text.encode(["a"]).rows([0] * batch)
+        denoiser.run(latents, times, text)  # the first pass also sets things up
         start = time.perf_counter()
-        float(run_denoiser(pipe, latents, times, text).sum())
+        float(denoiser.run(latents, times, text).sum())
     return time.perf_counter() - start

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.diffusion.denoising import denoiser_of, plain, run_denoiser
-from rankedit_recipes.diffusion.targets import find_targets, reads
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import (
     Encoded,
-    Pipeline,
     at_positions,
-    device_of,
-    encode,
-    required_positions,
 )
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
@@ -40,7 +35,7 @@ class Stepper:
     """Runs steps on a pipeline that has the concept's word in it.
 
     Args:
-        pipe: the pipeline, frozen.
+        parts: of the pipeline, frozen.
         learner: what is learned; its edits are attached here.
         data: the photos.
         naming: the concept's words.
@@ -52,17 +47,17 @@ class Stepper:
 
     def __init__(
         self,
-        pipe: Pipeline,
+        parts: Parts,
         learner: Learner,
         data: Latents,
         naming: Naming,
         config: Config,
     ) -> None:
-        self._pipe, self._learner, self._data = pipe, learner, data
+        self._parts, self._learner, self._data = parts, learner, data
         self._word, self._config = naming.trigger, config
         self._prompts = filled(config.templates, naming.phrase)
-        self._scheduler = noise_scheduler(pipe)
-        self.attached = rk.attach(denoiser_of(pipe), learner.edits())
+        self._scheduler = noise_scheduler(parts.pipe)
+        self.attached = rk.attach(parts.denoiser.module, learner.edits())
 
     def detach(self) -> None:
         """Take the edits out."""
@@ -71,7 +66,7 @@ class Stepper:
     def renew(self) -> None:
         """Attach the edits as they are now."""
         self.attached.detach()
-        self.attached = rk.attach(denoiser_of(self._pipe), self._learner.edits())
+        self.attached = rk.attach(self._parts.denoiser.module, self._learner.edits())
 
     def step(self, step: int) -> float:
         """Work on one batch, move what is learned, and return the loss.
@@ -85,6 +80,7 @@ class Stepper:
             data, len(self._prompts), times, config.batch, flip=config.flip, seed=config.seed,
             step=step,
         )  # fmt: skip
+        # All is drawn for the whole batch first: accumulating does not change what is drawn.
         parts = torch.arange(config.batch).chunk(config.accumulate)
         total, seen = 0.0, []
         for part in parts:
@@ -94,6 +90,7 @@ class Stepper:
             seen.append(encodings.detach())
             (loss / len(parts)).backward()
             total += float(loss.detach()) / len(parts)
+        # Before anything moves: one step of NaN would spoil all that was learned.
         if not math.isfinite(total):
             raise PerfusionError(
                 f"learn: the loss of step {step} is {total}; lower value_rate and embedding_rate, "
@@ -106,28 +103,29 @@ class Stepper:
 
     def _encoded(self, prompts: Tensor) -> tuple[Encoded, Tensor]:
         """The texts of a part of the batch, and their encodings `[n, in]` at the concept's word."""
+        # Five templates for a batch of eight: each is encoded once.
         unique, back = prompts.unique(return_inverse=True)
         texts = [self._prompts[index] for index in unique]
-        encoded = encode(self._pipe, texts)
+        encoded = self._parts.text.encode(texts)
         read = encoded.embeds
-        if not find_targets(self._pipe).direct:
+        if not self._parts.targets.direct:
             with torch.set_grad_enabled(self._config.key_gradient):
-                read = reads(self._pipe, encoded)
-        places = required_positions(self._pipe, texts, self._word, read.shape[1])
+                read = self._parts.reads(encoded)
+        places = self._parts.text.required_positions(texts, self._word, read.shape[1])
         encodings = at_positions(read[back], [places[index] for index in back])
         if self._config.key_gradient:
             self.attached.detach()
             edits = self._learner.edits(self._learner.next_key(encodings))
-            self.attached = rk.attach(denoiser_of(self._pipe), edits)
+            self.attached = rk.attach(self._parts.denoiser.module, edits)
         return encoded.rows(back), encodings
 
     def _loss(self, text: Encoded, photos: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         latents = self._data.latents[photos]
         times, noise = times.to(latents.device), noise.to(latents)
         noisy = self._scheduler.add_noise(latents, noise, times)
-        dtype = next(plain(denoiser_of(self._pipe)).parameters()).dtype
+        denoiser = self._parts.denoiser
         told = told_times(self._scheduler, times)
-        predicted = run_denoiser(self._pipe, noisy.to(dtype), told, text, size=self._data.size)
+        predicted = denoiser.run(noisy.to(denoiser.dtype), told, text, size=self._data.size)
         wanted = target_of(self._scheduler, latents, noise, times)
         weights = snr_weights(self._scheduler, times, self._config.min_snr)
         masks = self._data.masks[photos]
@@ -135,5 +133,5 @@ class Stepper:
 
     def _autocast(self) -> torch.autocast:
         dtype = _DTYPES.get(self._config.precision)
-        device = device_of(self._pipe).type
+        device = self._parts.device.type
         return torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -16,9 +16,9 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
-from rankedit_recipes.diffusion.denoising import denoiser_of, picture_size, plain
 from rankedit_recipes.diffusion.freezing import frozen
 from rankedit_recipes.diffusion.generating import generate
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import NewWords
@@ -85,13 +85,14 @@ def learn(
         )
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
-    check_naming(pipe, naming)
-    learned_names(pipe, config.lock)  # refused now rather than after the statistics
+    parts = Parts(pipe)
+    check_naming(parts.text, naming)
+    learned_names(parts, config.lock)  # refused now rather than after the statistics
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
         statistics = second_moment(pipe, statistics, tokens=config.tokens, progress=progress)
-    with frozen(pipe, checkpointing=config.checkpointing):
-        training = _Training(pipe, loaded, naming, statistics, config)
+    with frozen(parts, checkpointing=config.checkpointing):
+        training = _Training(parts, loaded, naming, statistics, config)
         training.validation = validation
         if run is not None:
             Path(run).mkdir(parents=True, exist_ok=True)
@@ -105,22 +106,22 @@ class _Training:
 
     def __init__(
         self,
-        pipe: Pipeline,
+        parts: Parts,
         photos: list[Photo],
         naming: Naming,
         moment: rk.SecondMoment,
         config: Config,
     ) -> None:
-        self._pipe, self._config, self._photos = pipe, config, photos
+        self._parts, self._config, self._photos = parts, config, photos
         self._naming, self._word = naming, naming.trigger
         # Both refuse what cannot be learned on before anything is computed.
-        noise_scheduler(pipe)
-        _check_precision(pipe)
+        noise_scheduler(parts.pipe)
+        _check_precision(parts)
         self._metric = metric_of(moment, config.ridge)
-        self._base, self._sketch = base_of(pipe), sketch_of(pipe)
-        size = picture_size(pipe, config.size)
-        self._data: Latents = cached_latents(pipe, photos, size)
-        self._learner = Learner(pipe, naming, self._metric, config)
+        self._base, self._sketch = base_of(parts), sketch_of(parts)
+        size = parts.denoiser.picture_size(config.size)
+        self._data: Latents = cached_latents(parts, photos, size)
+        self._learner = Learner(parts, naming, self._metric, config)
         self._kept_key()  # a context that cuts the word off is refused now, not after all steps
         self._progress = Progress()
         self._file: CheckpointFile | None = None
@@ -131,10 +132,10 @@ class _Training:
     def work(self, *, shown: bool) -> None:
         """All steps that are left."""
         config, state = self._config, self._progress
-        self._words = NewWords(self._pipe, {self._word: self._learner.rows})
+        self._words = NewWords(self._parts.text, {self._word: self._learner.rows})
         with contextlib.ExitStack() as stack:
             stack.callback(self._forget)
-            stepper = Stepper(self._pipe, self._learner, self._data, self._naming, config)
+            stepper = Stepper(self._parts, self._learner, self._data, self._naming, config)
             stack.callback(stepper.detach)
             interrupt = stack.enter_context(Interrupt(enabled=self._file is not None))
             advance = stack.enter_context(
@@ -162,7 +163,7 @@ class _Training:
             return
         prompts = filled(judge.prompts, self._naming.phrase)
         with self._as_it_will_be(stepper), torch.no_grad():
-            made = generate(self._pipe, prompts, range(len(prompts)), judge.sampling)
+            made = generate(self._parts.pipe, prompts, range(len(prompts)), judge.sampling)
         shown = [photo.square(self._data.size).image for photo in self._photos]
         scores = judge.scorer(made, in_words(judge.prompts, self._naming.category), shown)
         better = scores.balance > state.best_balance
@@ -173,13 +174,14 @@ class _Training:
     @contextlib.contextmanager
     def _as_it_will_be(self, stepper: Stepper) -> Iterator[None]:
         """The concept applied with its own settings, in place of what is being learned."""
+        # Out first: what is being learned and the concept made of it must not both act.
         stepper.detach()
         self._words.remove()
         try:
-            with apply(self._pipe, self._concept()):
+            with apply(self._parts.pipe, self._concept()):
                 yield
         finally:
-            self._words = NewWords(self._pipe, {self._word: self._learner.rows})
+            self._words = NewWords(self._parts.text, {self._word: self._learner.rows})
             stepper.renew()
 
     def _stale(self) -> bool:
@@ -218,6 +220,7 @@ class _Training:
 
     def _checkpoint(self, *, now: bool) -> None:
         step = self._progress.step
+        # Also at the last step, so that calling again with the same steps returns at once.
         due = now or step % self._config.checkpoint_every == 0 or step == self._config.steps
         if self._file is not None and (due or self._stale()):
             self._file.write(self._progress, self._learner.state())
@@ -271,25 +274,25 @@ class _Training:
         config, phrase = self._config, self._naming.phrase
         if not config.contexts:
             return self._learner.key.detach()
+        # See docs/decisions/a-key-for-every-place.md.
         prompts = filled((*config.templates, *config.contexts), phrase)
-        words = NewWords(self._pipe, {self._word: self._learner.rows})
+        words = NewWords(self._parts.text, {self._word: self._learner.rows})
         try:
-            return word_encoding(self._pipe, self._word, prompts)[None]
+            return word_encoding(self._parts, self._word, prompts)[None]
         finally:
             words.remove()
 
     def _notes(self) -> Mapping[str, str]:
         return {
-            "model": type(plain(denoiser_of(self._pipe))).__name__,
+            "model": self._parts.denoiser.name,
             "photos": f"{len(self._photos)}, {self._data.digest}",
             "step": str(self._progress.best_step or self._progress.step),
             "config": self._config.digest(),
         }
 
 
-def _check_precision(pipe: Pipeline) -> None:
-    weight = next(plain(denoiser_of(pipe)).parameters())
-    if weight.dtype == torch.float16:
+def _check_precision(parts: Parts) -> None:
+    if parts.denoiser.dtype == torch.float16:
         raise PerfusionError(
             "learn: the denoiser's weights are float16, in which the small gradients of a picture "
             "vanish; load the pipeline in bfloat16, which takes no more memory, or in float32. "

@@ -34,6 +34,13 @@ from transformers import (
     T5EncoderModel,
 )
 
+CAPTIONS = [
+    f"{start} {a} {b} {end}"
+    for start in ("a photo of", "a picture of")
+    for a in ("a red", "a blue", "the", "my wooden")
+    for b in ("cat", "cup", "teddy bear", "dog")
+    for end in ("on the grass", "in the snow", "at night", "by the beach")
+]
 WIDTH = 32
 _TEXT = (
     "a an the photo picture of on in at by and next to grass snow beach night cat cup teddy "

@@ -1,0 +1,82 @@
+"""A text-to-image pipeline as recipes see it: what they ask of it again and again."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from rankedit_recipes.diffusion.denoising import Denoiser, ended_when
+from rankedit_recipes.diffusion.targets import Targets, probed
+from rankedit_recipes.diffusion.text import Encoded, Pipeline, Texts
+
+# By denoiser and not by pipeline: pipelines that share one find the same, once.
+_found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
+
+
+class Parts:
+    """A pipeline's texts, its denoiser, and the projections between them.
+
+    Made where a pipeline comes in, and passed on in its place. Making one costs nothing; the
+    projections are searched for when they are first asked for, once for each denoiser.
+
+    Args:
+        pipe: a text-to-image pipeline of diffusers.
+
+    Attributes:
+        pipe: the pipeline.
+        text: what it makes of prompts.
+        denoiser: what it samples with.
+    """
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self.pipe = pipe
+        self.text = Texts(pipe)
+        self.denoiser = Denoiser(pipe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes, offloading included."""
+        return self.text.device
+
+    @property
+    def targets(self) -> Targets:
+        """Key and value projections of the denoiser.
+
+        Raises:
+            PipelineError: text and picture attend jointly, or nothing reads the text by itself.
+        """
+        plain = self.denoiser.plain
+        if plain not in _found:
+            with torch.no_grad():
+                _found[plain] = probed(self.text, self.denoiser)
+        return _found[plain]
+
+    @property
+    def projections(self) -> dict[str, nn.Module]:
+        """The layers of the targets by name, keys before values."""
+        return self.targets.modules(self.denoiser.plain)
+
+    def reads(self, encoded: Encoded) -> Tensor:
+        """What the key and value projections read of encoded prompts, `[batch, tokens, width]`.
+
+        That is the text encoder's output, or what the denoiser makes of it before attention.
+        """
+        if self.targets.direct:
+            return encoded.embeds
+        first = self.projections[self.targets.keys[0]]
+        count = len(encoded.embeds)
+        latents = self.denoiser.probe_latents(0, self.device).expand(count, -1, -1, -1)
+        time = torch.ones(count, device=latents.device)
+        read = ended_when(lambda: self.denoiser.run(latents, time, encoded), first)
+        return read.reshape(count, -1, read.shape[-1])
+
+
+def find_targets(pipe: Pipeline) -> Targets:
+    """Key and value projections of a pipeline's denoiser; probed once for each denoiser.
+
+    Raises:
+        PipelineError: text and picture attend jointly, or nothing reads the text by itself.
+    """
+    return Parts(pipe).targets
