@@ -42,6 +42,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The safetensors header of `tensors` in their order, padded to a multiple of 8 bytes."""
     document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    # Written without holes: safetensors' own reader refuses them too.
     position = 0
     for name, tensor in tensors.items():
         end = position + tensor.numel() * tensor.element_size()
@@ -52,6 +53,8 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         }
         position = end
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    # The format asks that data begin at a multiple of 8, which makes float64 tensors aligned in a
+    # memory map; spaces after a JSON document are still JSON.
     return text + b" " * (-len(text) % 8)
 
 
@@ -64,6 +67,8 @@ def write_tensors(
     metadata is replaced by the digest of the file.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    # The digest covers the header in which it stands: it is computed over zeros in its own place,
+    # which has the same length, so that no offset moves when it is filled in.
     raw = header_bytes(ordered, metadata)
     if _DIGEST_MARK in raw:
         actual = file_digest(raw, NO_DIGEST, map(tensor_bytes, ordered.values()))
@@ -84,6 +89,7 @@ def file_digest(raw_header: bytes, claimed: str, data: Iterable[memoryview | byt
 
 
 def _with_digest(raw_header: bytes, old: str, new: str) -> bytes:
+    # Once only: a copy of the mark inside a text of the document must stay what it is.
     return raw_header.replace(_DIGEST_MARK + old.encode(), _DIGEST_MARK + new.encode(), 1)
 
 
@@ -95,6 +101,7 @@ def read_data(stream: BinaryIO, header: Header) -> dict[str, bytearray]:
     """
     data = {}
     for name, info in header.tensors.items():
+        # One buffer for each tensor, not one for the file: what an edit does not keep is freed.
         try:
             buffer = bytearray(info.end - info.begin)
         except (MemoryError, OverflowError) as error:

@@ -51,6 +51,7 @@ class TensorTable:
                 f"save: {what} must be a non-empty tensor to be stored as float64, float32, "
                 f"float16 or bfloat16, got {describe(tensor)} for {dtype}."
             )
+        # Only float16 needs it: bfloat16 has the range of float32.
         exponent = _half_exponent(tensor) if dtype == torch.float16 else 0
         stored = _scaled(tensor.detach().cpu(), -exponent).to(dtype).contiguous()
         if not bool(torch.isfinite(stored).all()):
@@ -62,6 +63,7 @@ class TensorTable:
         return [number, exponent] if exponent else number
 
     def _number(self, stored: Tensor) -> int:
+        # By content, not by identity: edits that were loaded apart share keys as equal copies.
         content = hashlib.sha256(tensor_bytes(stored)).digest()
         key = (stored.dtype, stored.shape, content)
         if key not in self._known:
@@ -99,6 +101,7 @@ class Reference(NamedTuple):
         wide = tensor.float() if tensor.element_size() == 2 else tensor
         if not self.exponent:
             return wide
+        # Two finite numbers may have an infinite product, which a check of the data cannot see.
         scaled = _scaled(wide, self.exponent).to(wide.dtype)
         if not bool(torch.isfinite(scaled).all()):
             raise EditFileError(f"tensor {self.name!r} times 2**{self.exponent} is infinite")
@@ -136,6 +139,7 @@ class Fields:
     """
 
     def __init__(self, raw: object, what: str, context: Context) -> None:
+        # A copy: `finish` reports what nobody took, and the document is looked at again later.
         self._rest: dict[str, object] = dict(checked_object(raw, what))
         self._what = what
         self.context = context
@@ -183,6 +187,7 @@ class Fields:
     def _tensor(self, name: str, shape: tuple[int | None, ...] | None) -> Reference:
         value = self.take(name)
         number, exponent = _number_and_exponent(value)
+        # `type(...) is int`: True would find tensor "True", and 1.0 would pass for 1.
         info = self.context.infos.get(str(number)) if type(number) is int else None
         if info is None:
             raise EditFileError(
@@ -193,6 +198,7 @@ class Fields:
             raise EditFileError(f"{name!r} of {self._what}: exponent {exponent!r:.80} is too large")
         if shape is not None:
             self._check_shape(name, shape, info.shape)
+        # Counted for each reference: a small file may name one large tensor a thousand times.
         self.context.used.add(str(number))
         self.context.read.append(math.prod(info.shape))
         return Reference(str(number), info.shape, exponent)

@@ -44,10 +44,12 @@ from rankedit.moments import SecondMoment
 METADATA_KEY = "rankedit"
 VERSION = 1
 METADATA_BYTES = 1 << 16
+# Bounds the time that a hostile file takes to be planned: docs/file-format.md has the figures.
 NAMES = 1_024
 # Entries may share tensors, and unpack them: a file must not grow beyond this when it is loaded.
 _GROWTH, _ALWAYS_ALLOWED = 128, 1 << 23
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+# 64 bits tell models apart. They are no defence: who forges a file can leave them out as well.
 FINGERPRINT_DIGITS = 16
 _FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 
@@ -110,6 +112,7 @@ def _entries(
     items: Mapping[str, Item], table: TensorTable, dtype: torch.dtype | None
 ) -> list[Entry]:
     gated = {name: item for name, item in items.items() if isinstance(item, GatedEdit)}
+    # Gated ones first and together, because they share entries; readers do not rely on the order.
     entries = encode_gated(gated, table, dtype)
     for name, item in items.items():
         if isinstance(item, LowRank):
@@ -183,6 +186,7 @@ def _built(build: Build, tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
         return build(tensors)
     except EditFileError:
         raise
+    # A constructor's own refusal (dependent keys, for one) would blame an argument of the caller.
     except RankeditError as error:
         raise EditFileError(f"the file describes something impossible: {error}") from error
 
@@ -195,6 +199,7 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
         )
     context = Context(header.tensors, gates)
     document = Fields(parse_json(header.metadata[METADATA_KEY]), "the document", context)
+    # First of all, so that a file of a newer version is not told that it has unknown fields.
     version = document.take("version")
     if version != VERSION or type(version) is not int:
         raise EditFileError(
@@ -208,6 +213,7 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
     document.finish()
     modules, builds = _plan_entries(entries, context)
     _check_growth(context)
+    # Bytes that no entry refers to could carry anything, and would pass every other check.
     unused = header.tensors.keys() - context.used
     if unused:
         raise EditFileError(f"tensors {sorted(unused)!r:.80} belong to nothing")
@@ -215,6 +221,7 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
 
 
 def _check_growth(context: Context) -> None:
+    # At 8 bytes each, as if all were float64: packed statistics are unpacked in that dtype.
     stored = sum(info.end - info.begin for info in context.infos.values())
     needed = 8 * sum(context.read)
     if needed > _GROWTH * stored + _ALWAYS_ALLOWED:

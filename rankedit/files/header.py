@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from rankedit.errors import EditFileError
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Strict enough that a name can never be a path, a pattern or markup, wherever it is printed.
 NAME_CHARACTERS = re.compile(r"[A-Za-z0-9_.\-/]{1,256}")
 LENGTH_BYTES = 8
 _TENSOR_FIELDS = {"dtype", "shape", "data_offsets"}
@@ -80,12 +81,14 @@ def read_header(stream: BinaryIO, size: int, limits: Limits) -> Header:
     if len(document) > limits.tensors:
         raise EditFileError(f"at most {limits.tensors} tensors are allowed, got {len(document)}")
     infos = {checked_name(n): _tensor_info(n, d, limits) for n, d in document.items()}
+    # By place, because the layout is checked, and then read, in one pass over the file.
     ordered = dict(sorted(infos.items(), key=lambda item: item[1].begin))
     _check_layout(ordered, size - LENGTH_BYTES - len(raw))
     return Header(metadata, ordered, raw)
 
 
 def _raw_header(stream: BinaryIO, size: int, limits: Limits) -> bytes:
+    # The shortest header is `{}`.
     if size < LENGTH_BYTES + 2:
         raise EditFileError(f"the file is cut off or no safetensors file: it has {size} bytes")
     length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
@@ -99,8 +102,10 @@ def _raw_header(stream: BinaryIO, size: int, limits: Limits) -> bytes:
             f"the file is cut off: its header has {length} bytes, only {size - LENGTH_BYTES} follow"
         )
     raw = stream.read(length)
+    # safetensors demands the brace in the first byte: leading spaces would let a file be two kinds.
     if len(raw) != length or raw[:1] != b"{":
         raise EditFileError("the header must begin with '{': the file is damaged")
+    # Counted in the bytes, before parsing: each of them may cost `json` an object.
     separators = sum(raw.count(mark) for mark in (b",", b"{", b"["))
     if separators > limits.separators:
         raise EditFileError(
@@ -202,6 +207,7 @@ def _tensor_info(name: str, entry: object, limits: Limits) -> TensorInfo:
         )
     if not _whole_numbers(offsets) or len(offsets) != 2:
         raise EditFileError(f"tensor {name!r} must have two offsets, got {offsets!r:.80}")
+    # Python's integers do not overflow, so that sizes near 2**64 need no case of their own.
     begin, end = offsets
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise EditFileError(f"tensor {name!r}: its offsets do not fit its shape and dtype")

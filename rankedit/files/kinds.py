@@ -32,6 +32,7 @@ ACTIVATION_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 KEYS = 512  # sets of keys in a file; each is factorised when it is loaded
+# The numbers of a report; its warnings are texts and stand beside them.
 _FIGURES = ("residual", "drift", "condition")
 _MOMENT_SUMS = ("count", "weight_squares", "fourth")
 
@@ -53,6 +54,7 @@ def encode_low_rank(
     }
     if edit.report:
         figures = {figure: getattr(edit.report, figure) for figure in _FIGURES}
+        # nan and infinity are no JSON; both mean that the figure is not known.
         known = {figure: x if math.isfinite(x) else None for figure, x in figures.items()}
         entry["report"] = {**known, "warnings": list(edit.report.warnings)}
     return entry
@@ -94,6 +96,7 @@ def encode_gated(
     groups: dict[str, tuple[Entry, dict[str, GatedEdit]]] = {}
     for name, edit in items.items():
         common = _gated_settings(name, edit, table, kept)
+        # By their text: gate parameters are floats, which must agree to the last digit.
         groups.setdefault(repr(common), (common, {}))[1][name] = edit
     entries = []
     for common, members in groups.values():
@@ -142,6 +145,7 @@ def plan_gated(entry: Fields) -> Build:
         parts = targets.resolve(tensors).split(list(widths.values()), dim=1)
         blocks = [part.contiguous() for part in parts]
         bases = entry.context.bases
+        # To factorise the keys is most of the time of loading; equal ones share it.
         if (keys, images) in bases:
             base = bases[keys, images].with_targets(blocks[0]).with_statistics(statistics)
             base = base.with_gate(gate, normalised=normalised, floor=height)
@@ -206,6 +210,7 @@ def encode_moment(
     name: str, moment: SecondMoment, table: TensorTable, dtype: torch.dtype | None
 ) -> Entry:
     """The sums; of the symmetric one the upper triangle."""
+    # In 16 bits a sum of squares has no small eigenvalue left that is right.
     kept = dtype or torch.float64
     if kept.itemsize == 2:
         raise ShapeError(
@@ -252,6 +257,7 @@ def _provenance(values: dict[str, object]) -> Provenance:
     known = {f.name for f in fields(Provenance)}
     if not values.keys() <= known:
         raise EditFileError(f"provenance has unknown fields {sorted(values.keys() - known)!r:.80}")
+    # Above 2**63 − 1 torch's integers end, in which counts are added up over processes.
     tokens = values.pop("tokens", 0)
     if type(tokens) is not int or not 0 <= tokens < 1 << 63:
         raise EditFileError(f"provenance: tokens must be a whole number, got {tokens!r:.80}")

@@ -33,6 +33,8 @@ _READ_SUFFIXES = (
     Suffixes(".lora.down.weight", ".lora.up.weight"),
 )
 _PEFT_PREFIX = "base_model.model."
+# kohya-ss writes `lora_te1_` for SDXL's first text encoder and `lora_te_` where there is only one;
+# diffusers reads both alike, so that only the second is written.
 _KOHYA_COMPONENTS = {
     "unet": "lora_unet",
     "transformer": "lora_transformer",

@@ -100,12 +100,14 @@ def save(
             f"save: the header of '{path}' needs {size} bytes, at most {Limits.header} are "
             f"allowed; split the {len(named)} items over several files."
         )
+    # The gates of the edits themselves, so that one of a user's own is found when it is read back.
     gates = {
         item.gate.name: type(item.gate) for item in named.values() if isinstance(item, GatedEdit)
     }
     with atomic_write(path) as temporary:
         with temporary.open("wb") as stream:
             write_tensors(stream, tensors, header)
+        # Before the rename: a file that cannot be loaded must not replace one that can.
         _check_written(temporary, path, gates)
 
 
@@ -194,6 +196,7 @@ def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
     """
     # Without O_NONBLOCK, opening a pipe would wait for a writer.
     with open(path, "rb", opener=_open_without_waiting) as stream:
+        # Asked of what was opened: the name may stand for another file a moment later.
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise EditFileError("it is not a regular file")
