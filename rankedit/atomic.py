@@ -51,7 +51,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = _create(temporary)
         yield temporary
         temporary.chmod(mode)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(target)
         _sync_folder(target.parent)
     finally:
@@ -91,7 +91,8 @@ def _create(temporary: Path) -> int:
         os.close(descriptor)
 
 
-def _sync(file: Path) -> None:
+def sync(file: Path) -> None:
+    """Have a file's data on the disk before anything that relies on them."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,10 @@
 """LoRA files: names and scales. test_lora_peft and test_lora_diffusers show who can read them."""
 
+import itertools
 import json
+import os
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -164,6 +167,103 @@ def test_the_configuration_inside_a_diffusers_file_scales_its_component(path):
         for part, tensor in (("A", edit.down.clone()), ("B", edit.up.clone()))
     }
     foreign(path, metadata, **tensors)
-    back = from_lora(path)
-    assert torch.equal(back["unet.a"].delta(), 0.5 * edit.delta())
-    assert torch.equal(back["text_encoder.a"].delta(), edit.delta())
+    back = from_lora(path, component="unet")
+    assert torch.equal(back["a"].delta(), 0.5 * edit.delta())
+    with pytest.raises(EditFileError, match=r"nothing of 'text_encoder\.a': pass component="):
+        from_lora(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({"r": 2, "lora_alpha": 1}, 0.5),
+        ({"r": 9, "lora_alpha": 2, "rank_pattern": {"^a": 2}, "alpha_pattern": {"^a": 6}}, 3.0),
+        ({"r": 2, "lora_alpha": 4, "use_rslora": True}, 4 / 2**0.5),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "unet.", "text_encoder."])
+def test_fields_stand_bare_or_after_their_component(path, prefix, fields, scale):
+    """A model that saves itself writes the first, a pipeline the second."""
+    edit = low_rank(2)
+    metadata = {"lora_adapter_metadata": json.dumps({prefix + k: v for k, v in fields.items()})}
+    foreign(path, metadata, **{f"{prefix}a.lora_A.weight": edit.down,
+                               f"{prefix}a.lora_B.weight": edit.up})  # fmt: skip
+    torch.testing.assert_close(from_lora(path)[f"{prefix}a"].delta(), scale * edit.delta())
+
+
+def test_a_pattern_of_zero_is_no_missing_pattern(tmp_path):
+    edit = low_rank(2)
+    to_lora({"a": edit}, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"a": 0}}))
+    with pytest.raises(EditFileError, match="must give a scale"):
+        from_lora(tmp_path)
+
+
+# -------------------------------------------------------------------- numbers and two files
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.title)
+@pytest.mark.parametrize(
+    ("dtype", "rank"), [(torch.bfloat16, 257), (torch.float16, 2049), (torch.bfloat16, 1001)]
+)
+def test_ranks_that_half_precision_cannot_hold_keep_the_strength(path, layout, dtype, rank):
+    """Whole numbers end at 256 in bfloat16 and at 2048 in float16."""
+    edit = LowRank(torch.ones(4, rank), torch.ones(rank, 4))  # balanced, and exact in any dtype
+    to_lora({"unet.a": edit}, path, layout=layout, dtype=dtype)
+    back = from_lora(path, modules=["unet.a"])["unet.a"]
+    assert torch.equal(back.delta(), torch.full((4, 4), float(rank)))
+
+
+def test_a_configuration_of_the_callers_cannot_change_the_strength(path):
+    for config, message in (
+        ({"lora_alpha": 7}, "would have 'a' read at 3.5 times"),
+        ({"use_rslora": True}, "at 1.41421 times"),
+        ({"alpha_pattern": {"a": 1}}, "at 0.5 times"),
+        ({"r": 4}, "has rank 2"),
+        ({"use_dora": True}, "'use_dora' is True"),
+        ({"init_lora_weights": "pissa"}, "relative to a base"),
+        ({"task_type": float("nan")}, "holds NaN"),
+        ({"task_type": {1, 2}}, "not JSON serializable"),
+    ):
+        with pytest.raises(EditFileError, match=f"to_lora: config.*{message}"):
+            to_lora({"a": low_rank(2)}, path, config=config)
+        assert not path.exists()
+
+
+def test_a_folder_stopped_between_its_two_files_is_refused_not_misread(tmp_path, monkeypatch):
+    """At every step of writing, what lies there is the old pair, the new one, or refused."""
+    old, new = {"a": low_rank(1)}, {"a": low_rank(2, seed=5), "b": low_rank(2, seed=7)}
+    seen = []
+
+    def look(*arguments) -> None:
+        if not (tmp_path / "adapter_config.json").exists():
+            with pytest.raises(EditFileError, match="put it there, or write the LoRA again"):
+                from_lora(tmp_path)
+            seen.append("refused")
+            return
+        edits = from_lora(tmp_path)
+        seen.append("old" if len(edits) == 1 else "new")
+        for name, edit in (old if len(edits) == 1 else new).items():
+            assert torch.equal(edits[name].delta(), edit.delta())
+
+    to_lora(old, tmp_path)
+    for owner, step in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "chmod")):
+        actual = getattr(owner, step)
+
+        def stepwise(*arguments, actual=actual, **options):
+            look()
+            result = actual(*arguments, **options)
+            look()
+            return result
+
+        monkeypatch.setattr(owner, step, stepwise)
+    to_lora(new, tmp_path)
+    assert [what for what, _ in itertools.groupby(seen)] == ["old", "refused", "new"]
+    seen.clear()
+    to_lora(new, tmp_path)
+    assert set(seen) == {"new"}  # equal layers and ranks: one rename
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]

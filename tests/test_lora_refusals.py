@@ -56,7 +56,19 @@ def test_to_lora_refuses_what_it_cannot_express(path):
         ({"a": normal(2, 2)}, {}, "must be a LowRank edit, got Tensor"),
         ({"../a": low_rank()}, {}, "names consist of letters"),
         ({"a": low_rank()}, {"layout": KOHYA}, "begin with one of unet.*component='unet'"),
-        ({"a.b": low_rank(), "a_b": low_rank()}, {"layout": KOHYA, "component": "unet"}, "both"),
+        (
+            {"a.b": low_rank(), "a_b": low_rank()},
+            {"layout": KOHYA, "component": "transformer"},
+            "both",
+        ),
+        (
+            {"unet.class_embedding.linear_1": low_rank()},
+            {"layout": KOHYA},
+            "diffusers cannot tell which layer.*layout 'diffusers'",
+        ),
+        ({"text_encoder.a.wi_0": low_rank()}, {"layout": KOHYA}, "diffusers cannot tell"),
+        ({"a": low_rank()}, {"metadata": {1: "a"}}, "metadata: a key must be text"),
+        ({"a": low_rank()}, {"metadata": {"a": 1}}, "metadata: 'a' must be text"),
     ]
     for edits, options, message in cases:
         with pytest.raises(EditFileError, match=f"to_lora: .*{message}"):
@@ -99,7 +111,7 @@ BROKEN = {
         "two tensors for",
     ),
     "two_groups": (
-        GOOD | {f"base_model.model.{name}": t for name, t in GOOD.items()},
+        GOOD | {f"module.{name}": t for name, t in GOOD.items()},
         "two groups of tensors belong to one layer",
     ),
     "flat_name": ({f"lora_unet_{n}": t.clone() for n, t in GOOD.items()}, "cannot be told"),
@@ -126,7 +138,7 @@ def test_broken_loras_are_refused(path, name):
         ('{"lora_alpha":1e9}', "must give a scale"),
         ('{"lora_alpha":0}', "must give a scale"),
         ('{"lora_alpha":1,"lora_alpha":2}', "twice"),
-        ('{"alpha_pattern":{"(a+)+$":2}}', "names consist"),
+        ('{"alpha_pattern":{"(a+)+$":2}}', r"the key '\(a\+\)\+\$', a regular expression beyond"),
         ('{"alpha_pattern":[]}', ""),
         ('{"alpha_pattern":[1]}', "must be a JSON object"),
         ('{"a":' + "[" * 100_000, "nested too deeply"),

@@ -13,13 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rankedit.atomic import atomic_write
+from rankedit.atomic import atomic_write, sync
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.container import write_tensors
-from rankedit.files.header import checked_name
+from rankedit.files.header import checked_name, checked_text
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
-from rankedit.files.lora_layouts import DIFFUSERS, KOHYA, PEFT, Layout, layout_named
+from rankedit.files.lora_layouts import (
+    DIFFUSERS,
+    KOHYA,
+    PEFT,
+    ZEROS_KEY,
+    Layout,
+    layout_named,
+)
 from rankedit.files.lora_reading import from_lora
 from rankedit.files.storage import PathLike
 from rankedit.models.geometry import geometry, innermost
@@ -70,19 +77,50 @@ def to_lora(
     named = {f"{component}.{n}" if component else n: e for n, e in _checked(edits).items()}
     views = {} if model is None else {n: _Kernel.of(find(model, n)) for n in edits}
     kernels = dict(zip(named, (views.get(n, _Kernel()) for n in edits), strict=True))
-    tensors = _tensors(named, chosen, kernels, dtype)
-    header = {"format": "pt", **(metadata or {})}
+    zeros = _zeros_for_diffusers(named, chosen)
+    kernels |= dict.fromkeys(zeros, _Kernel())
+    tensors = _tensors(named | zeros, chosen, kernels, dtype)
+    header = {"format": "pt", **_texts(metadata or {})}
+    if zeros:
+        header[ZEROS_KEY] = " ".join(map(chosen.stem, zeros))
     if not chosen.folder:
         _write(Path(path), tensors, header)
         return
-    folder = Path(path)
-    folder.mkdir(exist_ok=True)
     ranks = {name: edit.rank for name, edit in named.items()}
     transposed = {"fan_in_fan_out": any(kernel.transposed for kernel in kernels.values())}
     text = adapter_config(ranks, {**transposed, **(config or {})})
-    _write(folder / WEIGHTS_NAME, tensors, header)
-    with atomic_write(folder / CONFIG_NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write_folder(Path(path), tensors, header, text)
+
+
+def _texts(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    try:
+        return {
+            checked_text(k, "a key"): checked_text(v, f"{k!r:.80}") for k, v in metadata.items()
+        }
+    except EditFileError as error:
+        raise EditFileError(f"to_lora: metadata: {error}.") from error
+
+
+def _zeros_for_diffusers(edits: Mapping[str, LowRank], layout: Layout) -> dict[str, LowRank]:
+    """Layers of zeros without which diffusers does not know, or loses, what is edited.
+
+    diffusers 0.42.1 tells the convention of a text encoder's flat names from its output
+    projections: without one, queries, keys, values and the text projection alone are an error, and
+    beside an MLP they are dropped without a word. And it knows no rank for a text projection alone.
+    """
+    zeros = {}
+    for component in dict.fromkeys(name.partition(".")[0] for name in edits):
+        if layout.folder or not component.startswith("text_encoder"):
+            continue
+        ends = {n.rpartition(".")[2]: n for n in edits if n.startswith(f"{component}.")}
+        lost = ends.keys() & ({"q_proj", "k_proj", "v_proj"} if layout.flat else set())
+        lost |= ends.keys() & {"text_projection"} if layout.flat or len(ends) == 1 else set()
+        if lost and "out_proj" not in ends:
+            # Each of them reads what an output projection reads and writes.
+            width = edits[ends[min(lost)]].in_features
+            name = f"{component}.text_model.encoder.layers.0.self_attn.out_proj"
+            zeros[name] = LowRank(torch.zeros(width, 1), torch.zeros(1, width))
+    return zeros
 
 
 def _checked(edits: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
@@ -147,7 +185,8 @@ def _tensors(
         tensors[stem + suffixes.down] = down.reshape(*down.shape, *ones)
         tensors[stem + suffixes.up] = up.reshape(*up.shape, *ones)
         if layout.with_alpha:
-            tensors[stem + suffixes.alpha] = torch.tensor(float(rank), dtype=dtype)
+            # In float32 whatever the rest is in: bfloat16 has no whole number between 256 and 258.
+            tensors[stem + suffixes.alpha] = torch.tensor(float(rank))
     return tensors
 
 
@@ -178,3 +217,25 @@ def _factors(name: str, edit: LowRank, rank: int, dtype: torch.dtype) -> tuple[T
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         write_tensors(stream, tensors, metadata)
+
+
+def _write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], text: str
+) -> None:
+    """Two files as one: a reader sees the old pair, the new pair, or tensors that it refuses.
+
+    PEFT reads nothing without a configuration, so that an old one goes before the tensors come that
+    it is not about. Both new files are on the disk by then.
+    """
+    folder.mkdir(exist_ok=True)
+    config, content = folder / CONFIG_NAME, text.encode()
+    with atomic_write(config) as new_config:
+        new_config.write_bytes(content)
+        with atomic_write(folder / WEIGHTS_NAME) as new_tensors:
+            with new_tensors.open("wb") as stream:
+                write_tensors(stream, tensors, metadata)
+            for file in (new_config, new_tensors):
+                sync(file)
+            # Of the same layers and ranks either configuration is right for either tensors.
+            if not config.exists() or config.read_bytes() != content:
+                config.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ pipelines a layer's name begins with the pipeline's component (`unet.`, `transfo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 
 from rankedit.errors import EditFileError
@@ -25,23 +25,39 @@ class Suffixes:
 
 _PEFT_SUFFIXES = Suffixes(".lora_A.weight", ".lora_B.weight")
 _KOHYA_SUFFIXES = Suffixes(".lora_down.weight", ".lora_up.weight")
+# Of diffusers before 0.21, whose LoRAs were attention processors.
+_OLD_SUFFIXES = Suffixes("_lora.down.weight", "_lora.up.weight")
 _TEXT_SUFFIXES = Suffixes(".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 _READ_SUFFIXES = (
     _PEFT_SUFFIXES,
     _KOHYA_SUFFIXES,
     _TEXT_SUFFIXES,
     Suffixes(".lora.down.weight", ".lora.up.weight"),
+    # PEFT's own state dict, before save_pretrained takes out the adapter's usual name.
+    Suffixes(".lora_A.default.weight", ".lora_B.default.weight"),
+    _OLD_SUFFIXES,
 )
-_PEFT_PREFIX = "base_model.model."
+# In a file's metadata: layers of zeros that are there for diffusers only.
+ZEROS_KEY = "rankedit.zeros"
+PEFT_PREFIX = "base_model.model."
 # kohya-ss writes `lora_te1_` for SDXL's first text encoder and `lora_te_` where there is only one;
 # diffusers reads both alike, so that only the second is written.
-_KOHYA_COMPONENTS = {
+COMPONENTS = {
     "unet": "lora_unet",
     "transformer": "lora_transformer",
     "text_encoder": "lora_te",
     "text_encoder_2": "lora_te2",
+    "text_encoder_3": "lora_te3",
 }
-_KOHYA_PREFIXES = (*_KOHYA_COMPONENTS.values(), "lora_te1")
+# Underscores of flat names that diffusers 0.42.1 knows not to be dots.
+_RESTORED = {
+    "unet": re.compile(
+        r"(down|up|transformer)_blocks|mid_block|to_[qkv]\b|to_out(?=\.0$)|proj_(in|out)\b|"
+        r"time_emb_proj|conv_(in|out|shortcut)\b|time_embedding\.linear_[12]"
+    ),
+    "text_encoder": re.compile(r"text_model|self_attn|(q|k|v|out)_proj|text_projection"),
+}
+_LABELS = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
 
 
 @dataclass(frozen=True)
@@ -68,9 +84,10 @@ class Layout:
         """What stands before the suffix for a layer's full name.
 
         Raises:
-            EditFileError: a flat name of a component without an abbreviation.
+            EditFileError: a flat name of a component without an abbreviation, or one that
+                diffusers cannot restore.
         """
-        return flat_stem(name) if self.flat else self.prefix + name
+        return _written_stem(name) if self.flat else self.prefix + name
 
     def suffixes_for(self, name: str) -> Suffixes:
         """The suffixes for a layer; diffusers has its own for text encoders."""
@@ -78,7 +95,7 @@ class Layout:
         return _TEXT_SUFFIXES if in_text_encoder else self.suffixes
 
 
-PEFT = Layout("peft", _PEFT_SUFFIXES, prefix=_PEFT_PREFIX, folder=True)
+PEFT = Layout("peft", _PEFT_SUFFIXES, prefix=PEFT_PREFIX, folder=True)
 DIFFUSERS = Layout("diffusers", _PEFT_SUFFIXES)
 KOHYA = Layout("kohya", _KOHYA_SUFFIXES, flat=True, with_alpha=True)
 LAYOUTS = {layout.title: layout for layout in (PEFT, DIFFUSERS, KOHYA)}
@@ -106,17 +123,34 @@ def flat_stem(name: str) -> str:
         EditFileError: the name does not begin with a component that has an abbreviation.
     """
     component, _, rest = name.partition(".")
-    if component not in _KOHYA_COMPONENTS or not rest:
+    if component not in COMPONENTS or not rest:
         raise EditFileError(
-            f"names in this layout begin with one of {', '.join(_KOHYA_COMPONENTS)}, got "
+            f"names in this layout begin with one of {', '.join(COMPONENTS)}, got "
             f"{name!r:.80}; pass component='unet', for instance"
         )
-    return f"{_KOHYA_COMPONENTS[component]}_{rest.replace('.', '_')}"
+    return f"{COMPONENTS[component]}_{rest.replace('.', '_')}"
 
 
-def is_flat(stem: str) -> bool:
-    """Whether a stem in a file is a flat one, from which the layer's name cannot be told."""
-    return "." not in stem and stem.startswith(tuple(f"{p}_" for p in _KOHYA_PREFIXES))
+def _written_stem(name: str) -> str:
+    """The flat stem, in words that diffusers 0.42.1 turns into the layer's name again.
+
+    Raises:
+        EditFileError: there are none.
+    """
+    stem = flat_stem(name)
+    component, _, rest = name.partition(".")
+    known = _RESTORED.get(component.rstrip("_123"))
+    if known is None:
+        return stem
+    # These two alone come back under the name that Stable Diffusion's own code has for them.
+    if rest in _LABELS:
+        return f"{COMPONENTS[component]}_{_LABELS[rest]}"
+    if "_" in known.sub("", rest):
+        raise EditFileError(
+            f"diffusers cannot tell which layer {stem!r:.120} is, since underscores stand for dots "
+            "there; write it in the layout 'diffusers'"
+        )
+    return stem
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -129,38 +163,17 @@ def split_key(key: str) -> tuple[str, str]:
         for part in ("down", "up", "alpha"):
             suffix: str = getattr(suffixes, part)
             if key.endswith(suffix):
-                return key.removesuffix(suffix), part
+                stem = key.removesuffix(suffix)
+                return _modern(stem) if suffixes is _OLD_SUFFIXES else stem, part
     raise EditFileError(
         f"tensor {key!r:.120} is not a part of a plain LoRA: DoRA, LoHa, biases and other adapters "
         "are no low-rank edits"
     )
 
 
-def names_of(stems: Iterable[str], candidates: Iterable[str]) -> dict[str, str]:
-    """The layer's full name for each stem.
-
-    Args:
-        stems: as `split_key` gives them.
-        candidates: full names of layers that flat stems may mean.
-
-    Raises:
-        EditFileError: a flat stem that no candidate, or more than one, could mean.
-    """
-    meanings: dict[str, set[str]] = {}
-    for name in candidates:
-        if name.partition(".")[0] in _KOHYA_COMPONENTS and name.partition(".")[2]:
-            meanings.setdefault(flat_stem(name), set()).add(name)
-    return {stem: _name_of(stem, meanings) for stem in stems}
-
-
-def _name_of(stem: str, meanings: dict[str, set[str]]) -> str:
-    if not is_flat(stem):
-        return stem.removeprefix(_PEFT_PREFIX)
-    # Files for SDXL call the first of its two text encoders te1.
-    found = meanings.get(stem.replace("lora_te1_", "lora_te_", 1), set())
-    if len(found) != 1:
-        raise EditFileError(
-            f"the layer of {stem!r:.120} cannot be told from its name ({len(found)} candidates): "
-            "pass modules= with the names of the model's layers"
-        )
-    return next(iter(found))
+def _modern(stem: str) -> str:
+    """`x.attn1.processor.to_out` as `x.attn1.to_out.0`, `self_attn.to_q` as `self_attn.q_proj`."""
+    before, _, last = stem.rpartition(".")
+    if before.endswith("self_attn"):
+        return f"{before}.{last.removeprefix('to_')}_proj"
+    return stem.replace(".processor.", ".") + ".0" * stem.endswith(".to_out")

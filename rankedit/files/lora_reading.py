@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +14,15 @@ from rankedit.errors import EditFileError, RankeditError
 from rankedit.files.container import as_tensors, read_data
 from rankedit.files.header import Limits, checked_object, parse_json, read_header
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
-from rankedit.files.lora_layouts import names_of, split_key
+from rankedit.files.lora_layouts import PEFT_PREFIX, ZEROS_KEY, split_key
+from rankedit.files.lora_names import names_of
 from rankedit.files.storage import PathLike, open_regular
 
 # Files of other programs carry longer headers than ours, and convolutions of four axes.
 _FOREIGN_LIMITS = Limits(header=4 << 20, tensors=20_000, dimensions=4, separators=600_000)
+# Comparisons of a name with a pattern; 1.5 seconds. An adapter of 500 layers, each with a rank and
+# an alpha of its own, needs 500,000.
+_LARGEST_WORK = 4_000_000
 
 
 def from_lora(
@@ -44,23 +48,45 @@ def from_lora(
     candidates = [f"{prefix}{name}" for name in modules]
     place = Path(path)
     try:
-        if place.is_dir():
-            strengths = {"": Strength.from_config(_config(place / CONFIG_NAME))}
-            tensors, _ = _read(place / WEIGHTS_NAME)
-        else:
-            tensors, metadata = _read(place)
-            strengths = strengths_in_metadata(metadata)
-        edits = _edits(tensors, strengths, candidates)
+        tensors, metadata = _read(place / WEIGHTS_NAME if place.is_dir() else place)
+        strengths = strengths_in_metadata(metadata) or _strength_beside(place, tensors)
+        layers = _layers(tensors, metadata.get(ZEROS_KEY, "").split())
+        names = names_of(layers, candidates)
+        if len(set(names.values())) < len(names):
+            raise EditFileError("two groups of tensors belong to one layer")
+        wanted = {names[stem]: layers[stem] for stem in names if names[stem].startswith(prefix)}
+        _check_work(strengths, len(wanted))
+        edits = {name: _edit(name, parts, strengths) for name, parts in wanted.items()}
     except EditFileError as error:
         fact = str(error).rstrip(".")
         raise EditFileError(f"from_lora: '{path}': {fact}. Nothing was loaded.") from error
-    chosen = {n.removeprefix(prefix): edit for n, edit in edits.items() if n.startswith(prefix)}
-    if not chosen:
+    if not edits:
         raise EditFileError(
             f"from_lora: '{path}' has no layer in component {component!r}; its layers are "
-            f"{', '.join(edits)[:200]}."
+            f"{', '.join(names.values())[:200]}."
         )
-    return chosen
+    return {name.removeprefix(prefix): edit for name, edit in edits.items()}
+
+
+def _strength_beside(place: Path, tensors: Mapping[str, Tensor]) -> dict[str, Strength]:
+    """The configuration in PEFT's second file, if these are the tensors of PEFT's first.
+
+    Raises:
+        EditFileError: it is not there, and nothing else says how strong they are.
+    """
+    config = (place if place.is_dir() else place.parent) / CONFIG_NAME
+    by_peft = place.is_dir() or place.name == WEIGHTS_NAME
+    if not by_peft and not any(PEFT_PREFIX in key for key in tensors):
+        return {}
+    if config.exists():
+        return {"": Strength.from_config(_config(config))}
+    own = sum(split_key(key)[1] == "alpha" for key in tensors)
+    if own and 3 * own == len(tensors):
+        return {}
+    raise EditFileError(
+        f"PEFT keeps a LoRA's strength in {CONFIG_NAME}, and there is none beside the tensors: it "
+        "was not copied along, or writing was interrupted; put it there, or write the LoRA again"
+    )
 
 
 def _config(path: Path) -> Mapping[str, object]:
@@ -82,19 +108,44 @@ def _read_stream(stream: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict[s
     return as_tensors(read_data(stream, header), header), header.metadata
 
 
-def _edits(
-    tensors: Mapping[str, Tensor], strengths: Mapping[str, Strength], candidates: Iterable[str]
-) -> dict[str, LowRank]:
+def _layers(tensors: Mapping[str, Tensor], zeros: Container[str]) -> dict[str, dict[str, Tensor]]:
+    """By stem the tensors of each layer, without those that `to_lora` added for other readers."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         stem, part = split_key(key)
         if part in layers.setdefault(stem, {}):
             raise EditFileError(f"layer {stem!r:.120} has two tensors for {part}")
         layers[stem][part] = tensor
-    names = names_of(layers, candidates)
-    if len(set(names.values())) < len(names):
-        raise EditFileError("two groups of tensors belong to one layer")
-    return {names[stem]: _edit(names[stem], parts, strengths) for stem, parts in layers.items()}
+    return {
+        stem: parts
+        for stem, parts in layers.items()
+        if stem not in zeros or any(t.any() for part, t in parts.items() if part != "alpha")
+    }
+
+
+def _check_work(strengths: Mapping[str, Strength], layers: int) -> None:
+    work = layers * sum(strength.cost() for strength in strengths.values())
+    if work > _LARGEST_WORK:
+        raise EditFileError(
+            f"its patterns of ranks and alphas would need {work} comparisons for {layers} layers, "
+            f"at most {_LARGEST_WORK} are done"
+        )
+
+
+def _strength_of(name: str, strengths: Mapping[str, Strength]) -> tuple[Strength, str]:
+    """What is said of a layer, and the name by which it is said."""
+    component, _, rest = name.partition(".")
+    if "" in strengths:
+        return strengths[""], name
+    if component in strengths:
+        return strengths[component], rest
+    if strengths:
+        # diffusers reads PEFT's defaults then, which fit the tensors by chance only.
+        raise EditFileError(
+            f"its metadata says how strong {', '.join(strengths)[:80]} are, and nothing of "
+            f"{name!r:.120}: pass component= to read one of them alone"
+        )
+    return Strength(), name
 
 
 def _edit(name: str, parts: Mapping[str, Tensor], strengths: Mapping[str, Strength]) -> LowRank:
@@ -105,9 +156,9 @@ def _edit(name: str, parts: Mapping[str, Tensor], strengths: Mapping[str, Streng
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise EditFileError(f"alpha of {name!r:.120} must be one number, got {list(alpha.shape)}")
-    strength = strengths.get("") or strengths.get(name.partition(".")[0]) or Strength()
+    strength, stated_name = _strength_of(name, strengths)
     own = None if alpha is None else float(alpha)
-    scale = strength.scale(name, down.shape[0], own)
+    scale = strength.scale(stated_name, down.shape[0], own)
     try:
         edit = LowRank(up, down)
         return edit if scale == 1 else edit * scale
