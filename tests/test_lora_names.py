@@ -5,7 +5,7 @@ import re
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from rankedit.edits import LowRank
@@ -123,7 +123,8 @@ def test_flat_names_that_cannot_be_told_say_what_is_missing(path):
 # -------------------------------------------------------------------- patterns
 
 PIECES = ["a", "b", ".", r"\.", "(a|b)", "a*", "b+", ".*", "(ab)?", "[ab]", "[^a]", "^", "$", "|",
-          r"\d+", r"\w", "1", "(a.|b|)", "(q|k)_proj", "layers"]  # fmt: skip
+          r"\d+", r"\w", "1", "(a.|b|)", "(q|k)_proj", "layers", "*",
+          "+", "?", "(", ")"]  # fmt: skip
 
 
 @given(
@@ -131,8 +132,12 @@ PIECES = ["a", "b", ".", r"\.", "(a|b)", "a*", "b+", ".*", "(ab)?", "[ab]", "[^a
     st.lists(st.sampled_from(["a", "b", ".", "1", "q_proj", "layers"]), min_size=1).map("".join),
 )
 def test_patterns_match_as_peft_matches_them(pattern, name):
-    expected = bool(re.match(rf"(.*\.)?({pattern})$", name))
-    assert (NamePatterns({pattern: 1.0}, "x").first(name) is not None) == expected
+    try:
+        expected = bool(re.match(rf"(.*\.)?({pattern})$", name))
+        read = NamePatterns({pattern: 1.0}, "x")
+    except (EditFileError, re.error):
+        reject()  # what is refused is tested below
+    assert (read.first(name) is not None) == expected
 
 
 def test_the_first_pattern_that_matches_wins():
@@ -144,6 +149,7 @@ def test_the_first_pattern_that_matches_wins():
 @pytest.mark.parametrize(
     "pattern",
     ["(a+)+$", "a{2}", "(?=a)", "a**", "a+?", "(", ")", "(a", "a)", "a|*", r"\1", r"(a)\1",
+     "((a))", "(a)b|c", "(a|b)" * 9, "(ab)*", "(a|b)+c", "(a)??",
      "[z-a]", "[]", r"\s", "a b", "(" * 250, "a" * 300 + "*", "(?i)a"],
 )  # fmt: skip
 def test_patterns_beyond_those_are_refused_with_a_remedy(pattern):
@@ -152,9 +158,9 @@ def test_patterns_beyond_those_are_refused_with_a_remedy(pattern):
 
 
 def test_no_pattern_takes_long(tmp_path):
-    """Backtracking engines need 2**40 steps and more for these: they would never end."""
+    """Backtracking engines need 2**100 steps for some of these: they would never end."""
     name = "a" * 256
-    for pattern in (".*a?" * 50 + "b", "(a|a)?" * 40 + "b", "a?" * 100 + "a" * 50 + "b"):
+    for pattern in (".*a?" * 50 + "b", "(a|a)" * 8 + "b", "a?" * 100 + "a" * 50 + "b"):
         assert NamePatterns({pattern: 1.0}, "x").first(name) is None
     to_lora({f"a{i}": edit_of() for i in range(100)}, tmp_path)
     config = (tmp_path / "adapter_config.json").read_text()
