@@ -177,9 +177,10 @@ class LowRank:
         """
         # Squares and ratios leave the range of half precision.
         up, down = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.up, self.down))
-        ups, downs = up.norm(dim=0), down.norm(dim=1)
+        ups, downs = _norms(up.T), _norms(down)
         alive = (ups > 0) & (downs > 0)
-        ratio = torch.where(alive, (downs / ups.where(alive, 1)).sqrt(), 0.0)
+        # Roots first: the ratio of 1e-30 and 1e30 is none of float32's numbers.
+        ratio = torch.where(alive, downs.sqrt() / ups.where(alive, 1).sqrt(), 0.0)
         inverse = torch.where(alive, 1 / ratio.where(alive, 1), 0.0)
         balanced = replace(self, up=up * ratio, down=down * inverse[:, None])
         return balanced.to(self.up.dtype)
@@ -272,3 +273,9 @@ def check_width(call: str, x: Tensor, width: int) -> None:
     """Refuse inputs whose last axis is not `width`."""
     if x.shape[-1:] != (width,):
         raise ShapeError(f"{call}: x must have shape [..., {width}], got {describe(x)}.")
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Norms of the rows, whose squares may be out of range."""
+    peaks = rows.abs().amax(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
+    return peaks * (rows / peaks[:, None]).norm(dim=1)

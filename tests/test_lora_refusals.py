@@ -68,7 +68,7 @@ def test_to_lora_refuses_what_it_cannot_express(path):
         ),
         ({"text_encoder.a.wi_0": low_rank()}, {"layout": KOHYA}, "diffusers cannot tell"),
         ({"a": low_rank()}, {"metadata": {1: "a"}}, "metadata: a key must be text"),
-        ({"a": low_rank()}, {"metadata": {"a": 1}}, "metadata: 'a' must be text"),
+        ({"a": low_rank()}, {"metadata": {"a": 1}}, "metadata 'a' must be text"),
     ]
     for edits, options, message in cases:
         with pytest.raises(EditFileError, match=f"to_lora: .*{message}"):

@@ -14,13 +14,20 @@ from torch import Tensor
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.container import DTYPES, tensor_bytes
-from rankedit.files.header import TensorInfo, checked_name, checked_object, checked_text
+from rankedit.files.header import (
+    TensorInfo,
+    checked_name,
+    checked_object,
+    checked_place,
+    checked_text,
+)
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 from rankedit.shapes import describe
 
 # Largest power of two by which a stored tensor is scaled; float32 ends at 2**128.
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _LARGEST_EXPONENT = 256
 # Half precision is scaled to just below 2**15: the largest entry keeps clear of overflow (65504)
 # and as many small ones as possible keep clear of underflow.
@@ -46,15 +53,20 @@ class TensorTable:
         Raises:
             ShapeError: empty, not finite, or beyond the range of `dtype`.
         """
-        if dtype not in DTYPES.values() or not tensor.numel():
+        dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.numel()
+        if dtype not in DTYPES.values() or not (dense and tensor.is_floating_point()):
+            where = f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
             raise ShapeError(
-                f"save: {what} must be a non-empty tensor to be stored as float64, float32, "
-                f"float16 or bfloat16, got {describe(tensor)} for {dtype}."
+                f"save: {what} must be a non-empty tensor of floating-point numbers to be stored "
+                f"as float64, float32, float16 or bfloat16, got {describe(tensor)}, {where}, for "
+                f"{dtype}; load it if it is on the meta device, make it dense if it is sparse."
             )
         # Only float16 needs it: bfloat16 has the range of float32.
         exponent = _half_exponent(tensor) if dtype == torch.float16 else 0
         stored = _scaled(tensor.detach().cpu(), -exponent).to(dtype).contiguous()
-        if not bool(torch.isfinite(stored).all()):
+        # A reader gives 16 bits back as float32, whatever the power of two.
+        overflows = exponent > 0 and float(tensor.detach().abs().max()) > _LARGEST_FLOAT32
+        if overflows or not bool(torch.isfinite(stored).all()):
             raise ShapeError(
                 f"save: {what} must be finite and within the range of {dtype}, got "
                 f"{describe(tensor)}; look for NaN, or pass a wider dtype=."
@@ -162,6 +174,10 @@ class Fields:
         """The name of a module; the empty name is the model itself."""
         value = self.text(name)
         return checked_name(value) if value else value
+
+    def place(self, name: str, rows: int) -> str:
+        """The name of a module, or of so many rows of one."""
+        return checked_place(self.text(name), rows)
 
     def flag(self, name: str) -> bool:
         """True or false."""

@@ -24,8 +24,7 @@ from rankedit.files.entries import Build, Context, Fields, Item, TensorTable
 from rankedit.files.header import (
     Header,
     Limits,
-    checked_object,
-    checked_text,
+    checked_texts,
     parse_json,
     read_header,
 )
@@ -101,7 +100,8 @@ def encode(
     table = TensorTable()
     document: dict[str, object] = {"digest": NO_DIGEST, "version": VERSION}
     if metadata:
-        document["metadata"] = dict(metadata)
+        # Before JSON turns a key such as 1 into "1" without a word.
+        document["metadata"] = checked_texts(metadata, "save: metadata")
     if base:
         document["base"] = [base[name] for name in sorted(base)]
     document["entries"] = _entries(items, table, dtype)
@@ -232,10 +232,7 @@ def _check_growth(context: Context) -> None:
 
 
 def _metadata(value: object) -> dict[str, str]:
-    texts = checked_object({} if value is None else value, "metadata")
-    for key, text in texts.items():
-        checked_text(key, "a key of metadata")
-        checked_text(text, f"metadata {key!r:.80}")
+    texts = checked_texts({} if value is None else value, "metadata")
     size = sum(len(key) + len(text) for key, text in texts.items())
     if size > METADATA_BYTES:
         raise EditFileError(f"metadata may have {METADATA_BYTES} characters, got {size}")

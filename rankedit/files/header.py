@@ -22,6 +22,10 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Strict enough that a name can never be a path, a pattern or markup, wherever it is printed.
 NAME_CHARACTERS = re.compile(r"[A-Za-z0-9_.\-/]{1,256}")
 LENGTH_BYTES = 8
+# Written in one way only, so that no two names mean the same rows.
+_ROWS = re.compile(
+    r"(?P<module>[^\[]*)\[(?P<start>0|[1-9][0-9]{0,8}):(?P<stop>[1-9][0-9]{0,8})\]", re.ASCII
+)
 _TENSOR_FIELDS = {"dtype", "shape", "data_offsets"}
 # Everything below U+0020 but tab and newline, U+007F to U+009F, and halves of surrogate pairs.
 _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -77,7 +81,7 @@ def read_header(stream: BinaryIO, size: int, limits: Limits) -> Header:
     """
     raw = _raw_header(stream, size, limits)
     document = checked_object(parse_json(raw), "the header")
-    metadata = _checked_metadata(document.pop("__metadata__", {}))
+    metadata = checked_texts(document.pop("__metadata__", {}), "__metadata__")
     if len(document) > limits.tensors:
         raise EditFileError(f"at most {limits.tensors} tensors are allowed, got {len(document)}")
     infos = {checked_name(n): _tensor_info(n, d, limits) for n, d in document.items()}
@@ -162,6 +166,27 @@ def checked_name(name: object) -> str:
     return text
 
 
+def checked_place(name: object, rows: int | None = None) -> str:
+    """Return the name of what an edit acts on: a module, or rows of one, `name[start:stop]`.
+
+    Args:
+        name: the empty name is the model itself.
+        rows: how many the edit writes, if that is known.
+
+    Raises:
+        EditFileError: neither, or another number of rows.
+    """
+    match = _ROWS.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return checked_name(name) if name != "" else ""
+    start, stop = int(match["start"]), int(match["stop"])
+    if not start < stop or rows not in (None, stop - start):
+        raise EditFileError(f"{name!r:.80} must name as many rows as its edit has, {rows}")
+    if match["module"]:
+        checked_name(match["module"])
+    return match[0]
+
+
 def checked_object(value: object, what: str) -> dict[str, Any]:
     """Return `value` if it is a JSON object.
 
@@ -184,12 +209,16 @@ def checked_text(value: object, what: str) -> str:
     return value
 
 
-def _checked_metadata(metadata: object) -> dict[str, str]:
-    texts = checked_object(metadata, "__metadata__")
-    for key, value in texts.items():
-        checked_text(key, "a key of __metadata__")
-        checked_text(value, f"__metadata__ entry {key[:80]!r}")
-    return texts
+def checked_texts(texts: object, what: str) -> dict[str, str]:
+    """Return `texts` if it is an object of strings without control characters.
+
+    Raises:
+        EditFileError: it is something else.
+    """
+    for key, value in checked_object(texts, what).items():
+        checked_text(key, f"{what}: a key")
+        checked_text(value, f"{what} {key!r:.80}")
+    return dict(texts)  # type: ignore[call-overload]
 
 
 def _tensor_info(name: str, entry: object, limits: Limits) -> TensorInfo:

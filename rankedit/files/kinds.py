@@ -17,7 +17,7 @@ from torch import Tensor
 from rankedit.edits import EditReport, LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
-from rankedit.files.header import checked_name, checked_text
+from rankedit.files.header import checked_place, checked_text
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
@@ -62,8 +62,8 @@ def encode_low_rank(
 
 def plan_low_rank(entry: Fields) -> Build:
     """Check a low-rank entry: `up [out, r]` and `down [r, in]`, and what the solver reported."""
-    name = entry.module("module")
     up = entry.tensor("up", None, None)
+    name = entry.place("module", up.shape[0])
     down = entry.tensor("down", up.shape[1], None)
     raw = entry.optional("report")
     report = None if raw is None else _report(Fields(raw, "a report", entry.context))
@@ -164,11 +164,12 @@ def plan_gated(entry: Fields) -> Build:
 def _widths(modules: dict[str, object]) -> dict[str, int]:
     widths = {}
     for name, width in modules.items():
-        if type(width) is not int or width < 1:
+        # Python writes no whole number of more than 4,300 digits, not even into a message.
+        if type(width) is not int or not 0 < width < 1 << 63:
             raise EditFileError(
                 f"the width of module {name[:80]!r} must be positive, got {width!r:.80}"
             )
-        widths[checked_name(name) if name else name] = width
+        widths[checked_place(name, width)] = width
     return widths
 
 

@@ -17,7 +17,7 @@ from rankedit.atomic import atomic_write, sync
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.container import write_tensors
-from rankedit.files.header import checked_name, checked_text
+from rankedit.files.header import checked_name, checked_place, checked_texts
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
 from rankedit.files.lora_layouts import (
     DIFFUSERS,
@@ -80,7 +80,7 @@ def to_lora(
     zeros = _zeros_for_diffusers(named, chosen)
     kernels |= dict.fromkeys(zeros, _Kernel())
     tensors = _tensors(named | zeros, chosen, kernels, dtype)
-    header = {"format": "pt", **_texts(metadata or {})}
+    header = {"format": "pt", **checked_texts(metadata or {}, "to_lora: metadata")}
     if zeros:
         header[ZEROS_KEY] = " ".join(map(chosen.stem, zeros))
     if not chosen.folder:
@@ -90,15 +90,6 @@ def to_lora(
     transposed = {"fan_in_fan_out": any(kernel.transposed for kernel in kernels.values())}
     text = adapter_config(ranks, {**transposed, **(config or {})})
     _write_folder(Path(path), tensors, header, text)
-
-
-def _texts(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    try:
-        return {
-            checked_text(k, "a key"): checked_text(v, f"{k!r:.80}") for k, v in metadata.items()
-        }
-    except EditFileError as error:
-        raise EditFileError(f"to_lora: metadata: {error}.") from error
 
 
 def _zeros_for_diffusers(edits: Mapping[str, LowRank], layout: Layout) -> dict[str, LowRank]:
@@ -136,11 +127,17 @@ def _checked(edits: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
                 "edit of a GatedEdit and reports how far it is from it."
             )
         try:
-            checked_name(name)
+            spans = checked_place(name, edit.out_features).endswith("]") or not checked_name(name)
         except EditFileError as error:
             raise EditFileError(
                 f"to_lora: {error}; give the module's name in the model."
             ) from error
+        if spans:
+            raise EditFileError(
+                f"to_lora: {name!r:.120} is about some rows of a layer, and a LoRA is about all of "
+                "them: give the layer's name and LowRank(pad(up, (0, 0, start, rows - stop)), down)"
+                " with torch.nn.functional.pad, which leaves the other rows as they are."
+            )
     return edits
 
 

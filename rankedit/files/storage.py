@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rankedit.atomic import atomic_write
 from rankedit.edits import LowRank
-from rankedit.errors import EditFileError
-from rankedit.files.container import header_bytes, write_tensors
+from rankedit.errors import AttachError, EditFileError, ShapeError
+from rankedit.files.container import DTYPES, header_bytes, write_tensors
 from rankedit.files.entries import Item
 from rankedit.files.format import (
     FINGERPRINT_DIGITS,
@@ -31,10 +31,12 @@ from rankedit.files.format import (
     encode,
     read_file,
 )
-from rankedit.files.header import Limits, checked_name
+from rankedit.files.header import Limits, checked_name, checked_place
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
 from rankedit.models.fingerprints import fingerprint
+from rankedit.models.fusing import _RECORD as FUSED
+from rankedit.models.geometry import innermost
 from rankedit.models.selecting import find, named_modules
 from rankedit.moments import SecondMoment
 
@@ -58,8 +60,9 @@ def save(
 
     Args:
         items: by module name `LowRank`, `GatedEdit`, `SecondMoment`, or a plain tensor that a
-            recipe needs with them. A single one is stored under the empty name, which stands for
-            the model itself, as in `named_modules`.
+            recipe needs with them; edits also by `name[start:stop]`, for rows of a module. A single
+            one is stored under the empty name, which stands for the model itself, as in
+            `named_modules`.
         path: the file. Its folder must exist.
         metadata: strings to keep with them, at most 65,536 characters together.
         model: the model that they were made for. A fingerprint of each named layer is stored, which
@@ -76,6 +79,7 @@ def save(
         EditFileError: a name or a text that no reader would accept, more than fits into one file,
             or something that is not a thing to be saved.
         ProjectionError: a name that `model` does not have.
+        AttachError: a layer of `model` has an edit fused into its weight.
 
     Example:
         >>> import tempfile, torch, rankedit
@@ -91,7 +95,9 @@ def save(
             f"save: a file may hold at most {NAMES} items, got {len(named)} for '{path}'; split "
             "them over several files."
         )
-    base = {} if model is None else _fingerprints(model, _modules(named))
+    base = {} if model is None else _fingerprints("save", model, _modules(named))
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ShapeError(f"save: dtype must be one of {[*DTYPES.values()]}, got {dtype!r:.80}.")
     text, tensors = encode(named, metadata or {}, base, dtype)
     header = {METADATA_KEY: text}
     size = len(header_bytes(tensors, header))
@@ -118,17 +124,15 @@ def _named(items: Mapping[str, Item] | Item) -> Mapping[str, Item]:
         raise EditFileError(
             f"save: items must be a mapping of names to edits, or one edit, got {items!r:.80}."
         )
-    for name in items:
-        if name != "":
-            _check_name(name)
+    for name, item in items.items():
+        try:
+            if isinstance(item, LowRank | GatedEdit):
+                checked_place(name, item.out_features)
+            elif name != "":
+                checked_name(name)
+        except EditFileError as error:
+            raise EditFileError(f"save: {error}; give the module's name in the model.") from error
     return items
-
-
-def _check_name(name: object) -> None:
-    try:
-        checked_name(name)
-    except EditFileError as error:
-        raise EditFileError(f"save: {error}; give the module's name in the model.") from error
 
 
 def _modules(items: Mapping[str, Item]) -> list[str]:
@@ -220,12 +224,13 @@ def check_base(model: nn.Module, loaded: EditFile) -> None:
     Raises:
         EditFileError: layers differ, or the file was saved without a model.
         ProjectionError: the model lacks a layer that the file names.
+        AttachError: a layer has an edit fused into its weight.
     """
     if not loaded.base:
         raise EditFileError(
             "check_base: the file names no base model; it was saved without save(..., model=model)."
         )
-    actual = _fingerprints(model, sorted(loaded.base))
+    actual = _fingerprints("check_base", model, sorted(loaded.base))
     wrong = [name for name, expected in loaded.base.items() if actual[name] != expected]
     if wrong:
         raise EditFileError(
@@ -237,9 +242,17 @@ def check_base(model: nn.Module, loaded: EditFile) -> None:
         )
 
 
-def _fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def _fingerprints(call: str, model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """By name the first digits of each layer's fingerprint; all layers must be there."""
     modules = dict(named_modules(model))
+    paths = {name: name.partition("[")[0] for name in names}
     # `find` says what the nearest names are.
-    layers = {name: modules[name] if name in modules else find(model, name) for name in names}
+    layers = {name: modules[p] if p in modules else find(model, p) for name, p in paths.items()}
+    fused = [name for name, layer in layers.items() if FUSED in vars(innermost(layer))]
+    if fused:
+        # The fingerprint would be that of the edited weight, which no model has that is loaded.
+        raise AttachError(
+            f"{call}: {fused[0]!r} has an edit fused into its weight, so that it is not the base "
+            "model's; call unfuse_(model) first, and fuse_ again afterwards."
+        )
     return {name: fingerprint(layer)[:FINGERPRINT_DIGITS] for name, layer in layers.items()}
