@@ -50,6 +50,7 @@ class _Problem:
 
     @property
     def dual(self) -> bool:
+        # The primal form divides by the softness; else the smaller of the two systems is solved.
         return bool((self.softness == 0).any()) or len(self.keys) <= self.metric.rank
 
 
@@ -108,6 +109,7 @@ def _lacking(layer: object, keys: Keys, values: Values, side: str) -> Values:
     current = (linear_output if side == "input" else linear_output_transposed)(layer, keys)
     check_rows("solve_edit", "values", values, current.shape[1], len(keys))
     check_rows("solve_edit", "the layer's output at the keys", current)
+    # Subtracted in float64: value and output often agree to many digits.
     lacking = values.detach().to(keys.device) - current.to(keys.device).double()
     return lacking.detach()
 
@@ -179,6 +181,7 @@ def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
             f"only {float(reach[little].min()):.1e} of a key's squared length lies inside the "
             "subspace that the metric allows; the edit will be large"
         )
+    # Rows without reach would make the Gram matrix singular; they need no change to be met.
     if bool(kept.all()):
         return problem, notes
     kept[0] |= not bool(kept.any())  # an edit needs a row, if only one of zeros
@@ -216,6 +219,7 @@ def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
     metric = problem.metric.extended(problem.keys, weights, label="keys")
     delta = metric.solve(transposed_product(problem.lacking * weights[:, None], problem.keys))
     out_features, in_features = delta.shape
+    # One factor is the identity: the rank is at most the smaller width whatever the keys.
     if out_features <= in_features:
         return LowRank(torch.eye(out_features).to(delta), delta), ""
     return LowRank(delta, torch.eye(in_features).to(delta)), ""
@@ -223,6 +227,7 @@ def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
 
 def _residual(problem: _Problem, edit: LowRank) -> float:
     lacked = float(problem.lacking.norm())
+    # Whichever is cheaper: through the factors, or through the full matrix of a large batch.
     if edit.rank < edit.out_features:
         given = product(problem.keys, edit.down.T) @ edit.up.T
     else:

@@ -162,6 +162,7 @@ class Ledger:
         keys, lacking = self._stacked()
         owners = [name for name, entry in self._entries.items() for _ in entry.keys]
         cosines = self._metric.cosine(keys, keys).cpu()
+        # Scaled to unit length under the metric, so that long keys do not look like strong wishes.
         unit = lacking.cpu() / self._metric.energy(keys).sqrt().cpu()[:, None]
         found = []
         pairs = torch.ones_like(cosines, dtype=torch.bool).triu(1)
@@ -191,6 +192,7 @@ class Ledger:
         if len(self._witnesses) == 1:
             generator = torch.Generator().manual_seed(0)
             probe = torch.randn(1, self._metric.dim, generator=generator).to(keys)
+            # As long as a key: far shorter it would drown in the layer's bias, in half precision.
             probe *= keys[:1].norm() / probe.norm()
             self._witnesses.append(_Witness.of(self._layer, probe))
         return _Entry(keys.detach().clone(), lacking)

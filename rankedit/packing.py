@@ -89,6 +89,7 @@ class Batch:
         weights = None if self.weights is None else self.weights[part]
         if self.kept is None:
             return rows, weights
+        # Chosen from a chunk at a time: all kept rows together would be a copy of the batch.
         kept = self.kept[part].bool()
         return (
             rows[kept.to(rows.device)],

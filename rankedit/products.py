@@ -22,6 +22,7 @@ def pieces(rows: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def product(rows: Tensor, columns: Tensor) -> Tensor:
     """`rows @ columns` in float64, for rows `[n, dim]` of any dtype; passes gradients on."""
+    # `out=` has no gradient.
     if rows.requires_grad or columns.requires_grad:
         return rows.double() @ columns
     result = columns.new_empty(len(rows), columns.shape[1])

@@ -34,6 +34,7 @@ def progress(
     from rich.console import Console  # here, because it would slow `import rankedit` down
 
     console = Console(stderr=True)
+    # A log file would keep every redrawing of a bar as a line of its own.
     if console.is_terminal or console.is_jupyter:
         from rich.progress import (
             BarColumn,
@@ -82,6 +83,7 @@ class _Lines:
         elapsed = self._last - self._start
         of_total = "" if self._total is None else f"/{self._total}"
         parts = [f"{self._done}{of_total}", self._note, f"{_clock(elapsed)} elapsed"]
+        # Only this run's steps: a resumed one would look far too fast.
         steps = self._done - self._first
         if self._total is not None and steps and self._done < self._total:
             parts.append(f"{_clock(elapsed / steps * (self._total - self._done))} left")

@@ -48,7 +48,10 @@ class Provenance:
                     f"{theirs!r}; collect both on one model, or clear the field with "
                     f"dataclasses.replace(moment.provenance, {name}='')."
                 )
+        # Unknown in one of them: what the other knows is believed, or old files could not be
+        # merged.
         known = {f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)}
+        # Sorted and each once: the sum of shards must not depend on their order.
         corpora = sorted({c for p in (self, other) for c in p.corpus.split(" + ") if c})
         known |= {"corpus": " + ".join(corpora), "tokens": self.tokens + other.tokens}
         return Provenance(**known)

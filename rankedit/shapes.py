@@ -91,6 +91,7 @@ def check_rows(
         ShapeError: not a tensor, not two-dimensional, empty, not floating point or not finite.
     """
     expected = f"[{'n' if count is None else count}, {'dim' if width is None else width}]"
+    # Integers are refused, not converted: they are mostly token ids passed by mistake.
     if not isinstance(rows, Tensor) or not rows.is_floating_point():
         raise ShapeError(
             f"{call}: {name} must be a floating-point tensor {expected}, got {describe(rows)}; "

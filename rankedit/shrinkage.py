@@ -23,8 +23,10 @@ def ledoit_wolf(moment: SecondMoment) -> float:
     """
     matrix = moment.matrix
     square = float(matrix.square().sum())
+    # `‖C − μI‖² = ‖C‖² − tr(C)²/dim`: no second matrix is made.
     distance = square - float(matrix.trace()) ** 2 / moment.dim
     noise = (moment.fourth - square) / moment.count
+    # Rounding may leave `b²` a little below zero, and beyond `d²` all of C is noise.
     return min(max(noise, 0.0), distance) / distance if distance > 0 else 0.0
 
 

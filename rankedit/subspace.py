@@ -43,6 +43,7 @@ class Subspace:
         Raises:
             SolveError: the rows are linearly dependent (to an angle of 1e-10).
         """
+        # `eps` only guards rows of zeros, which the pivot then refuses.
         q, r = torch.linalg.qr(torch.nn.functional.normalize(rows, eps=1e-300).T)
         # The rows have unit length, so that a pivot is the sine of a row's angle to earlier ones.
         if rows.shape[0] > rows.shape[1] or float(r.diagonal().abs().min()) <= 1e-10:
@@ -97,6 +98,7 @@ class Subspace:
             return torch.eye(self.dim, dtype=torch.float64)
         if not self.removed:
             return self.rows
+        # Householder QR: the columns beyond the given ones complete them to a basis.
         complete = torch.linalg.qr(self.rows.T, mode="complete").Q
         return complete[:, self.rows.shape[0] :].T.contiguous()
 
@@ -129,6 +131,7 @@ def null_space(
             f"relative={relative}, energy={energy}; 1e-6 relative is the noise floor of float32."
         )
     eigenvalues, columns = torch.linalg.eigh(matrix)
+    # Rounding leaves eigenvalues of about -1e-17 of the largest, which count as zero.
     positive = eigenvalues.clamp_min(0)
     if energy is None:
         free = int((positive <= cut * positive[-1]).sum())
@@ -140,6 +143,7 @@ def null_space(
             f"eigenvalue is {float(positive[0] / positive[-1]):.2g} of the largest; raise the cut."
         )
     dim = matrix.shape[0]
+    # Whichever basis is smaller: a null space of nine tenths is kept by its complement.
     if free <= dim // 2:
         return Subspace(dim, columns[:, :free].T.contiguous())
     return Subspace(dim, columns[:, free:].T.contiguous(), removed=True)

@@ -97,6 +97,7 @@ class Objective:
         returned = self._loss()
         value, logits = returned if isinstance(returned, tuple) else (returned, None)
         self._check(value)
+        # In float32 whatever the model runs in: bfloat16 would round a loss to three digits.
         parts = value.float().reshape(-1)
         if logits is not None:
             parts = parts + self._options.kl * self._divergence(logits, len(parts))
@@ -115,6 +116,7 @@ class Objective:
                     f"optimise_value: loss must have one entry for each of the {site.count} values "
                     f"of {site.name!r}, or be one number, got {describe(value)}."
                 )
+        # Only after the loss has run once is it known which sites it reaches, and their lengths.
         if not self._checked:
             self._checked = True
             for shifted in self._placed.shifted:
@@ -122,6 +124,7 @@ class Objective:
             self._check_lengths()
 
     def _check_lengths(self) -> None:
+        # Both divide by the length, so that zero would give NaN, many steps later.
         relative = self._options.decay > 0 or self._options.clamp is not None
         for site in self._placed.all:
             if relative and bool((site.lengths() == 0).any()):
@@ -138,6 +141,7 @@ class Objective:
                 f"{describe(logits)}."
             )
         now = logits.float().log_softmax(-1)
+        # The first call is made before any update: its distributions are the unedited model's.
         if self._reference is None:
             self._reference = now.detach()
         return (now.exp() * (now - self._reference)).sum(-1).reshape(count, -1).mean(1)
@@ -147,6 +151,7 @@ class Objective:
         if self._options.decay:
             for site in self._placed.all:
                 length = site.penalised()
+                # One number for all requests: every request's penalty counts in it.
                 length = length if len(length) == len(like) else length.sum()
                 penalty = penalty + self._options.decay * length.to(like)
         return penalty

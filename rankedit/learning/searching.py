@@ -98,6 +98,7 @@ class Search:
 
     def judge(self, totals: Tensor, on_step: OnStep | None) -> None:
         """Note the totals, and which requests stop."""
+        # Before anything is noted: NaN compares as false, and would look like no progress.
         if not bool(totals.isfinite().all()):
             raise self._not_finite("loss", totals)
         if not self._reasons:
@@ -112,6 +113,7 @@ class Search:
             report = StepReport(len(self._totals) - 1, totals.cpu(), self._stopped())
             told = on_step(report)
             self._stop("told to", torch.as_tensor(False if told is None else told).cpu())
+        # Last, so that a request that became low enough in the final step says so.
         if len(self._totals) == self._options.steps:
             self._stop("steps", torch.tensor(data=True))
 
@@ -157,6 +159,8 @@ class Search:
     def gradients(self, terms: Terms) -> list[Tensor]:
         """Gradients of the objective for all that is learned; the model's parameters get none."""
         leaves = [*(site.leaf for site in self._placed.all), *self._placed.keys()]
+        # Loss and penalty apart: a penalty alone would hide that the loss does not reach a site.
+        # `autograd.grad`, not `backward`: nothing else in the model gets a gradient.
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if terms.loss.requires_grad:
             found = torch.autograd.grad(terms.loss.sum(), leaves, allow_unused=True)
@@ -183,6 +187,8 @@ class Search:
     def update(self, gradients: list[Tensor]) -> None:
         """One step of Adam for the requests that go on, and the clamp."""
         leaves = [*(site.leaf for site in self._placed.all), *self._placed.keys()]
+        # Adam moves a row without a gradient too, by its momentum: rows that have stopped are put
+        # back.
         before = [leaf.clone() for leaf in leaves]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -202,6 +208,7 @@ class Search:
         limit = self._options.clamp * site.lengths()[:, None]
         length = change.norm(dim=1, keepdim=True)
         if bool((length > limit).any()):
+            # A projection onto the ball after each step, as ROME does; not a term of the loss.
             factor = torch.where(length > limit, limit / length, 1.0)
             site.set_change(change * factor)
 

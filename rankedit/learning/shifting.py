@@ -69,8 +69,12 @@ class ShiftedOutput:
         self.leaf = torch.zeros_like(self.initial).requires_grad_()
         self._unit = self.initial.new_ones(site.count, 1)
         if site.scale is not None:
+            # Adam's step is about one in each coordinate; this makes it one root mean square of the
+            # scale.
             self._unit = site.scale.to(self._unit)[:, None] / self._layout.out_features**0.5
         with torch.no_grad():
+            # Run on zero rather than read from `bias`, which wrappers and quantised layers may
+            # lack.
             zero = torch.zeros(1, self._layout.in_features)
             self.bias = run(self._module, zero, self._layout).to(self.initial)
 
@@ -149,6 +153,7 @@ class ShiftedOutput:
 
     def _note(self, where: Tensor, rows: Outputs) -> None:
         """Keep the output at each request's first token, once."""
+        # Only the first time: later outputs have the shift in them already.
         if bool(self._seen.all()):
             return
         numbers, flat = where.reshape(-1).tolist(), rows.detach().reshape(-1, rows.shape[-1])

@@ -36,6 +36,7 @@ class GatedValues:
         self.name, self._edit, self._metric = name, edit, metric
         self._images = edit.images.detach().to(device)
         self._keys = edit.keys.detach().to(device)
+        # Adam in half precision would lose steps that are small beside the value.
         self.initial = edit.targets.detach().to(device, torch.float32, copy=True)
         self.leaf = self.initial.clone().requires_grad_()
         self.keys = None if metric is None else self._keys.float().clone().requires_grad_()
@@ -90,6 +91,7 @@ class GatedValues:
     def _with(self, targets: Values, keys: Keys | None) -> GatedEdit:
         images = self._images
         if keys is not None and self._metric is not None:
+            # The metric solves in float64 without autograd; its gradient is known in closed form.
             images = _Image.apply(keys, self._metric)  # type: ignore[no-untyped-call]
         return GatedEdit.from_images(
             self._keys if keys is None else keys,

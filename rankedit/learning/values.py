@@ -87,6 +87,7 @@ def optimise_value(
     placed = Sites(model, sites, metrics or {})
     chosen = options or ValueSearch()
     objective, search = Objective(placed, loss, chosen), Search(placed, chosen)
+    # Compiled code would have recorded the model without the shifts; see `as_written`.
     with frozen(model), as_written(), torch.enable_grad(), placed.installed() as evaluating:
         while True:
             with evaluating():  # gradients too: checkpointed models run again for them
@@ -101,6 +102,7 @@ def optimise_value(
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model asks for gradients; afterwards those that did do again."""
+    # Listed first, so that what asked for gradients is known whatever happens below.
     learning = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in learning:
