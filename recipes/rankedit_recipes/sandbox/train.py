@@ -12,7 +12,7 @@ from .images.loading import JUDGES, WEIGHTS
 from .images.presets import PRESETS
 from .images.run import Run, run
 
-CHANGEABLE = ("steps", "rate", "single_steps", "pairs", "seed", "workers")
+CHANGEABLE = ("steps", "decay", "rate", "single_steps", "pairs", "seed", "workers")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, help="checkpoints and log; outputs/sandbox-PRESET (-judges)"
     )
     parser.add_argument("--steps", type=int, help="steps until the rate is zero")
+    parser.add_argument("--decay", type=float, help="part of them in which the rate falls to zero")
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--single-steps", type=int, help="steps before two objects are shown")
     parser.add_argument("--pairs", type=float, help="how many pictures show two objects then")
@@ -29,6 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="processes that share each batch")
     parser.add_argument("--init-from", type=Path, help="start from a pipeline folder's weights")
     parser.add_argument("--minutes", type=float, default=4.0, help="minutes between checkpoints")
+    parser.add_argument(
+        "--probe-every", type=int, default=500, help="steps between probes; 0: none"
+    )
     parser.add_argument("--export", action="store_true", help="write the weights that ship, after")
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where --export writes")
     parser.add_argument("--judges", action="store_true", help="train the judges instead")
@@ -63,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     preset = replace(PRESETS[given.preset], **changes)
     folder = given.folder or Path("outputs") / f"sandbox-{given.preset}"
     folder.mkdir(parents=True, exist_ok=True)
-    run(preset, Run(folder, init_from=given.init_from, minutes=given.minutes))
+    how = Run(
+        folder, init_from=given.init_from, minutes=given.minutes, probe_every=given.probe_every
+    )
+    run(preset, how)
     if given.export:
         export(preset, folder, given.target)
 

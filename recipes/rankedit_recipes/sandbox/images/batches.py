@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .cache import Drawn, scene_of
-from .captions import DESCRIBED, caption
+from .captions import caption
 from .presets import Preset
 from .scenes import rng_of
 
@@ -77,15 +77,17 @@ def _row(preset: Preset, step: int, row: int) -> tuple[int, str]:
     singles = singles_of(preset)
     pair = step >= preset.single_steps and rng.random() < preset.pairs
     index = rng.randrange(singles, preset.pictures) if pair else rng.randrange(singles)
-    text = caption(scene_of(preset.seed, index, singles), rng, described=DESCRIBED)
+    scene = scene_of(preset.seed, index, singles, preset.skinned)
+    text = caption(scene, rng, described=preset.described, whole=preset.whole)
     return index, "" if rng.random() < UNCAPTIONED else text
 
 
 def _diffusion(preset: Preset, step: int) -> tuple[Tensor, Tensor]:
     """Times (half of them where shapes are decided) and noise of the whole step."""
+    first, last = preset.level_times if step < preset.level_steps else (450, 900)
     generator = torch.Generator().manual_seed(rng_of("noise", preset.seed, step).getrandbits(62))
     everywhere = torch.randint(0, 1000, (preset.batch,), generator=generator)
-    middle = torch.randint(450, 900, (preset.batch,), generator=generator)
+    middle = torch.randint(first, last, (preset.batch,), generator=generator)
     chosen = torch.rand(preset.batch, generator=generator) < 0.5
     cells = preset.size // preset.patch
     shape = (preset.batch, preset.channels, cells, cells)

@@ -21,7 +21,14 @@ DESCRIBED = 0.75
 """How often a caption describes a skin."""
 
 
-def caption(scene: Scene, rng: random.Random, *, full: bool = False, described: float = 0.0) -> str:
+def caption(
+    scene: Scene,
+    rng: random.Random,
+    *,
+    full: bool = False,
+    described: float = 0.0,
+    whole: bool = False,
+) -> str:
     """Describe a scene.
 
     Args:
@@ -30,6 +37,8 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False, described: 
         full: Leave nothing out: name every colour, the background, the style and, of two objects,
             how they lie.
         described: How often a skin is described; 0 draws nothing for it.
+        whole: Describe skins with their badges, of two objects too. Such a caption has up to 34
+            tokens, which a tokenizer of 32 cuts off.
 
     Returns:
         A caption in lower case, short enough for the tokenizer.
@@ -41,7 +50,8 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False, described: 
     if scene.style in ("sunset", "fog"):
         after.append(style)
         rng.shuffle(after)
-    tell = _Skins(rng, described, badges=sum(thing.skin is not None for thing in scene.things) == 1)
+    alone = sum(thing.skin is not None for thing in scene.things) == 1
+    tell = _Skins(rng, described, badges=whole or alone, whole=whole)
     middle = (
         _pair(scene, rng, keep, tell, full=full)
         if scene.relation
@@ -50,28 +60,63 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False, described: 
     return " ".join(" ".join((before, middle, *after)).split())
 
 
+def described(category: str, skin: Skin) -> str:
+    """All that words can say of a thing, in the order in which captions say it.
+
+    Args:
+        category: What it is.
+        skin: Its look.
+
+    Returns:
+        The badge, the pattern, the colours and the category, without an article.
+
+    Example:
+        >>> described("cat", Skin("upright", (0, 6), 0.4, "disc", 2))
+        'yellow disc striped red blue cat'
+    """
+    colours = " ".join(SKIN_COLOURS[index] for index in skin.colours)
+    badge = f"{SKIN_COLOURS[skin.mark_colour]} {skin.mark}"
+    return f"{badge} {PATTERN_WORDS[skin.pattern]} {colours} {category}"
+
+
 class _Skins:
     """Descriptions of skins.
 
     Args:
         rng: Decides whether and how a skin is described.
         described: How often.
-        badges: Whether badges may be told; two of them would make a caption too long.
+        badges: Whether badges may be told; two of them would make a caption too long for 32 tokens.
+        whole: Whether a described skin is told with its badge always.
     """
 
-    def __init__(self, rng: random.Random, described: float, *, badges: bool) -> None:
-        self.rng, self.described, self.badges = rng, described, badges
+    def __init__(
+        self, rng: random.Random, described: float, *, badges: bool, whole: bool = False
+    ) -> None:
+        self.rng, self.described, self.badges, self.whole = rng, described, badges, whole
 
     def __call__(self, skin: Skin | None) -> tuple[str, str]:
         """What is said of a skin before the object's category and after it."""
-        if skin is None or not self.described or self.rng.random() >= self.described:
+        if skin is None or not self.described:
+            return "", ""
+        fully = self.rng.random() < self.described
+        # Half of what is not told in full is told without its badge, so that both shorter forms
+        # stay known.
+        if not fully and (not self.whole or self.rng.random() < 0.5):
             return "", ""
         before = [PATTERN_WORDS[skin.pattern], *(SKIN_COLOURS[i] for i in skin.colours)]
         badge = f"{SKIN_COLOURS[skin.mark_colour]} {skin.mark}"
-        told = self.rng.choice(("before", "after", "no")) if self.badges else "no"
+        told = self._badge_place(fully=fully)
         if told == "before":
             before.insert(0, badge)
         return " ".join(before), f"with a {badge}" if told == "after" else ""
+
+    def _badge_place(self, *, fully: bool) -> str:
+        if not self.badges or not fully:
+            return "no"
+        # The text tower reads from left to right: only what stands before the noun reaches its
+        # token, which is the one that a personal concept replaces. So most badges stand there.
+        places = ("before", "before", "after") if self.whole else ("before", "after", "no")
+        return self.rng.choice(places)
 
 
 def _name(thing: Thing, rng: random.Random, keep: float, skins: _Skins, adjective: str = "") -> str:

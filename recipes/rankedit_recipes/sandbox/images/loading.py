@@ -40,7 +40,8 @@ FILES = {
 def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
     """Load the text encoder and the UNet of a pipeline folder into modules that are being trained.
 
-    Words that were added to the tokenizer since then keep the embeddings that the module has.
+    Words that were added to the tokenizer since then, and places beyond the length of its texts,
+    keep the embeddings that the module has.
 
     Args:
         modules: "text_encoder" and "unet".
@@ -53,7 +54,8 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
         state = read_weights(folder / FILES[name], REBUILD)
         fresh = modules[name].state_dict()
         for key, rows in state.items():
-            if key.endswith("token_embedding.weight") and len(rows) < len(fresh[key]):
+            grown = key.endswith(("token_embedding.weight", "position_embedding.weight"))
+            if grown and len(rows) < len(fresh[key]):
                 state[key] = torch.cat([rows, fresh[key][len(rows) :].to(rows)])
         modules[name].load_state_dict(state)
 

@@ -27,6 +27,17 @@ class Preset:
         seed: Seed of everything.
         device: Where it runs.
         workers: Processes that share each batch.
+        length: Tokens of every padded caption.
+        skinned: How often an object wears a skin.
+        described: How often a caption describes a skin.
+        whole: Describe skins with their badges, of two objects too; wants a length of 34 or more.
+        level_times: Half of the time steps are drawn from here while the rate is level, and from
+            450 to 900 while it falls.
+        side: Weight of the questions about skins, asked of the nouns' tokens; 0 asks none.
+        side_steps: Steps of the text encoder on these questions alone, before the training.
+        plain: Attention by plain matrix products, in the UNet and in the text encoder.
+        precision: "float32", "bfloat16" (products only; weights stay in float32) or "measured":
+            whichever is faster on the machine that begins the training.
     """
 
     size: int = 48
@@ -47,10 +58,43 @@ class Preset:
     seed: int = 0
     device: str = "cpu"
     workers: int = 2
+    length: int = 32
+    skinned: float = 0.5
+    described: float = 0.75
+    whole: bool = False
+    level_times: tuple[int, int] = (450, 900)
+    side: float = 0.0
+    side_steps: int = 0
+    plain: bool = False
+    precision: str = "float32"
+
+    @property
+    def level_steps(self) -> int:
+        """Steps before the rate begins to fall."""
+        return round((1 - self.decay) * self.steps)
 
 
 PRESETS: Mapping[str, Preset] = {
     "cpu": Preset(steps=10_100, pairs=0.85),
+    "described": Preset(
+        steps=75_000,
+        decay=0.4,
+        single_steps=0,
+        pairs=0.5,
+        rate=1.5e-3,
+        average=0.999,
+        pictures=180_000,
+        workers=1,
+        length=40,
+        skinned=0.85,
+        described=0.97,
+        whole=True,
+        level_times=(600, 980),
+        side=0.05,
+        side_steps=400,
+        plain=True,
+        precision="measured",
+    ),
     "gpu": Preset(
         size=64,
         batch=256,
@@ -73,4 +117,5 @@ PRESETS: Mapping[str, Preset] = {
         workers=1,
     ),
 }
-"""`cpu` makes the weights that ship; `gpu` the larger ones; `tiny` is for tests."""
+"""`cpu` makes weights that know skins in part; `described` goes on from them with skins told in
+full, and can be run in stages; `gpu` makes larger ones; `tiny` is for tests."""

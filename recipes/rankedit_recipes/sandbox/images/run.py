@@ -17,10 +17,10 @@ from rankedit_recipes.sandbox.checkpoint import keep_lines, latest_checkpoint, s
 
 from .batches import make_batch, singles_of
 from .cache import Drawn, drawn_pictures
-from .loading import load_weights_into
 from .presets import Preset
+from .probe import Probe
 from .samples import save_samples
-from .trainer import Clock, Trainer, rate_at
+from .trainer import Clock, Done, Trainer, rate_at
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Run:
         minutes: Minutes between checkpoints.
         sample_every: Checkpoints between sample grids; 0 draws none.
         log_every: Steps between lines of the log.
+        probe_every: Steps between probes of what the words do; 0 asks none.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Run:
     minutes: float = 4.0
     sample_every: int = 2
     log_every: int = 50
+    probe_every: int = 0
 
 
 def pictures_of(preset: Preset, folder: Path) -> Drawn:
@@ -60,6 +62,7 @@ def pictures_of(preset: Preset, folder: Path) -> Drawn:
         size=preset.size,
         patch=preset.patch,
         workers=max(2, preset.workers),
+        skinned=preset.skinned,
     )
 
 
@@ -93,11 +96,9 @@ def _work(rank: int, preset: Preset, how: Run, address: str) -> None:
     while trainer.step < preset.steps:
         if preset.workers > 1 and os.getppid() != parent:
             raise SystemExit("train: the process that started this worker is gone")
-        loss, norm = trainer.advance(
-            make_batch(preset, drawn, trainer.tokenizer, trainer.step, rank)
-        )
+        done = trainer.advance(make_batch(preset, drawn, trainer.tokenizer, trainer.step, rank))
         if log is not None:
-            log.record(loss, norm)
+            log.record(done)
     if log is not None:
         log.close()
     if preset.workers > 1:
@@ -110,11 +111,9 @@ def _start(preset: Preset, how: Run, drawn: Drawn) -> Trainer:
     state = latest_checkpoint(how.folder)
     if state is not None:
         trainer.restore(state)
-    elif how.init_from is not None:
-        load_weights_into(trainer.modules, how.init_from)
-        trainer.reset_average()
     else:
-        trainer.begin()
+        trainer.begin(how.init_from)
+    trainer.choose_precision(how.folder, make_batch(preset, drawn, trainer.tokenizer, 0))
     return trainer
 
 
@@ -125,10 +124,19 @@ class _Log:
         self.how, self.trainer = how, trainer
         self.saved, self.count = time.monotonic(), 0
         self.clock, self.since = Clock(), trainer.step
-        self.losses = [0.0, 0.0]
+        self.losses = [0.0] * len(Done._fields)
         self.file = how.folder / "log.jsonl"
         self._forget_later_lines()
-        self._write({"preset": asdict(trainer.preset), "from_step": trainer.step})
+        self._write(
+            {
+                "preset": asdict(trainer.preset),
+                "from_step": trainer.step,
+                "precision": trainer.precision,
+            }
+        )
+        self.probe = Probe(trainer.preset.size, trainer.preset.patch) if how.probe_every else None
+        if trainer.step == 0:
+            self._ask()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -147,33 +155,45 @@ class _Log:
         with self.file.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-    def record(self, loss: float, norm: float) -> None:
-        """Count a step; now and then write a line, a checkpoint or a grid."""
-        self.losses[0] += loss
-        self.losses[1] += norm
-        trainer, every = self.trainer, self.how.log_every
-        if trainer.step % every == 0:
-            done = trainer.step - self.since
-            speed = self.clock.speed(done * trainer.preset.batch)
-            loss, norm = (total / done for total in self.losses)
-            self._write(
-                {
-                    "step": trainer.step,
-                    "loss": round(loss, 5),
-                    "gradient": round(norm, 4),
-                    "rate": round(rate_at(trainer.preset, trainer.step), 4),
-                    "pictures_per_second": round(speed, 1),
-                    "time": time.strftime("%H:%M:%S"),
-                }
-            )
-            self.progress.update(
-                self.task,
-                completed=trainer.step,
-                description=f"loss {loss:.4f}, {speed:.0f} pictures/s",
-            )
-            self.since, self.losses = trainer.step, [0.0, 0.0]
+    def _ask(self) -> None:
+        """Write what the averaged weights make of wrong words."""
+        if self.probe is None:
+            return
+        with self.trainer.averaged():
+            found = self.probe.growth(self.trainer)
+        rounded = {name: round(value, 4) for name, value in found.items()}
+        self._write({"step": self.trainer.step, "probe": rounded})
+
+    def record(self, done: Done) -> None:
+        """Count a step; now and then write a line, a probe, a checkpoint or a grid."""
+        self.losses = [total + value for total, value in zip(self.losses, done, strict=True)]
+        if self.trainer.step % self.how.log_every == 0:
+            self._tell()
+        if self.how.probe_every and self.trainer.step % self.how.probe_every == 0:
+            self._ask()
         if time.monotonic() - self.saved > 60 * self.how.minutes:
             self._save()
+
+    def _tell(self) -> None:
+        """Write a line of means since the last one."""
+        trainer = self.trainer
+        done = trainer.step - self.since
+        speed = self.clock.speed(done * trainer.preset.batch)
+        mean = Done(*(total / done for total in self.losses))
+        self._write(
+            {
+                "step": trainer.step,
+                "loss": round(mean.loss, 5),
+                "gradient": round(mean.norm, 4),
+                **({"side": round(mean.side, 4)} if trainer.preset.side else {}),
+                "rate": round(rate_at(trainer.preset, trainer.step), 4),
+                "pictures_per_second": round(speed, 1),
+                "time": time.strftime("%H:%M:%S"),
+            }
+        )
+        told = f"loss {mean.loss:.4f}, {speed:.0f} pictures/s"
+        self.progress.update(self.task, completed=trainer.step, description=told)
+        self.since, self.losses = trainer.step, [0.0] * len(Done._fields)
 
     def _save(self) -> None:
         save_checkpoint(self.how.folder, self.trainer.state())

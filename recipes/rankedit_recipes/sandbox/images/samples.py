@@ -92,7 +92,7 @@ def averaged_pipeline(trainer: Trainer) -> StableDiffusionPipeline:
         The pipeline, on the processor.
     """
     preset = trainer.preset
-    text = build_text_encoder(len(trainer.tokenizer))
+    text = build_text_encoder(len(trainer.tokenizer), length=preset.length)
     unet = build_unet(preset.size // preset.patch, preset.channels, preset.widths)
     for prefix, module in (("text_encoder.", text), ("unet.", unet)):
         weights = {

@@ -9,15 +9,16 @@ SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 """Padding, unknown words, the start and the end of a text; their indices are 0 to 3."""
 
 LENGTH = 32
-"""Tokens of every padded text."""
+"""Tokens of every padded text, unless a preset asks for more."""
 
 
-def build_tokenizer(*, skins: bool = True) -> PreTrainedTokenizerFast:
-    """The world's tokenizer: lower case, one token a word, padded to `LENGTH`.
+def build_tokenizer(*, skins: bool = True, length: int = LENGTH) -> PreTrainedTokenizerFast:
+    """The world's tokenizer: lower case, one token a word, padded to a length.
 
     Args:
         skins: Know the words for skins too; they come last, so that all others have the same index
             either way.
+        length: Tokens of every padded text.
 
     Returns:
         The tokenizer. New words can be added with its `add_tokens`.
@@ -32,7 +33,7 @@ def build_tokenizer(*, skins: bool = True) -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        model_max_length=LENGTH,
+        model_max_length=length,
         pad_token="<pad>",
         unk_token="<unk>",
         bos_token="<start>",
