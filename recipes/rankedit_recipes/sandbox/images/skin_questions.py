@@ -6,6 +6,7 @@ has seen a whole description, and without being asked it hardly keeps it.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,13 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "mark_colour": SKIN_COLOURS,
 }
 """What is asked, and the words that can be the answer; there is one more class for "not told"."""
+
+KEEP = 30.0
+"""Weight of the features' mean squared change where a trained UNet reads them.
+
+At 30 the questions are answered as quickly as at 0, and wrong words raise the shipped UNet's error
+nearly as before (colours by 50 % instead of 56 %); at 0 by 10 %: it no longer reads its captions.
+"""
 
 UNASKED = -100
 """Label of places where nothing is asked."""
@@ -149,9 +157,13 @@ def teach_skins(
     *,
     seed: int,
     steps: int,
-    batch: int = 64,
+    keep: float = 0.0,
+    batch: int = 32,
 ) -> list[float]:
     """Teach the text encoder to keep descriptions at its nouns' tokens.
+
+    The loss of a step is the sum of the questions' cross-entropies and keep · mean (f − f₀)², with
+    f the features of all tokens and f₀ those before the first step.
 
     Args:
         encoder: Trained in place.
@@ -159,11 +171,13 @@ def teach_skins(
         tokenizer: The tokenizer.
         seed: Seed of the captions.
         steps: Steps of Adam.
+        keep: Weight of the features' change; `KEEP` where something already reads them.
         batch: Captions a step.
 
     Returns:
-        The loss of every step.
+        The cross-entropies of every step.
     """
+    before = deepcopy(encoder).requires_grad_(requires_grad=False)
     parameters = [*encoder.parameters(), *questions.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     losses = []
@@ -174,10 +188,12 @@ def teach_skins(
         tokens = tokenizer(texts, padding="max_length", return_tensors="pt")["input_ids"]
         features = encoder(tokens).last_hidden_state
         loss = questions.loss(features, skin_labels(tokens, tokenizer))
+        with torch.no_grad():
+            kept = before(tokens).last_hidden_state
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / steps), (step + 1) / 50)
         optimiser.zero_grad()
-        loss.backward()
+        (loss + keep * (features - kept).square().mean()).backward()
         optimiser.step()
         losses.append(loss.item())
     return losses

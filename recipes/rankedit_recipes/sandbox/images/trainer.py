@@ -22,7 +22,7 @@ from .labels import warm_up
 from .loading import FILES, REBUILD, load_weights_into
 from .models import attend_plainly, build_scheduler, build_text_encoder, build_unet
 from .presets import Preset
-from .skin_questions import SkinQuestions, skin_labels, teach_skins
+from .skin_questions import KEEP, SkinQuestions, skin_labels, teach_skins
 from .speed import chosen_precision, norms_in_float32, products_in
 from .tokenizer import build_tokenizer
 
@@ -113,6 +113,7 @@ class Trainer:
                 self.tokenizer,
                 seed=preset.seed,
                 steps=preset.side_steps,
+                keep=KEEP if init_from else 0.0,
             )
         self.modules.to(preset.device)
         self.optimiser.zero_grad()
