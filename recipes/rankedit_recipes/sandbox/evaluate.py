@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from rich.table import Table
 from .checkpoint import write_text
 from .images.evaluation import Figure, generator_figures, identity_figures, judge_figures
 from .images.loading import attribute_judge, identity_embedding, pipeline
+from .images.wording import wording_figures
+
+SHIPPED = "shipped"
+"""How `--weights` names the pipeline that comes with the package."""
 
 
 def evaluate(
@@ -28,13 +32,38 @@ def evaluate(
     Returns:
         The figures.
     """
-    pipe, judging = pipeline(weights), attribute_judge()
-    size = pipe.unet.config.sample_size * pipe.vae.config.patch
-    figures = judge_figures(judging, count)
-    figures += identity_figures(identity_embedding(), pipe.vae, count, size)
-    if generator:
-        figures += generator_figures(pipe, judging, count)
-    return figures
+    return compare([weights], count, generator=generator)[_name(weights)]
+
+
+def compare(
+    folders: Sequence[Path | None], count: int = 500, *, generator: bool = True
+) -> dict[str, list[Figure]]:
+    """Measure several pipelines on the same pictures, prompts and noise.
+
+    Args:
+        folders: Folders of pipelines; None is the shipped one.
+        count: Pictures or prompts for each figure.
+        generator: Also generate pictures, which takes most of the time.
+
+    Returns:
+        The figures of each, by the folder's name. They stand in the same order in all.
+    """
+    # Read before anything is measured: a broken folder must not be found out after an hour.
+    pipes = {_name(folder): pipeline(folder) for folder in folders}
+    finder, model = attribute_judge(), identity_embedding()
+    judges, found = judge_figures(finder, count), {}
+    for name, pipe in pipes.items():
+        size = pipe.unet.config.sample_size * pipe.vae.config.patch
+        figures = judges + identity_figures(model, pipe.vae, count, size)
+        if generator:
+            figures += generator_figures(pipe, finder, count)
+            figures += wording_figures(pipe, finder, model, count)
+        found[name] = figures
+    return found
+
+
+def _name(folder: Path | None) -> str:
+    return SHIPPED if folder is None else str(folder)
 
 
 def table(figures: Sequence[Figure]) -> Table:
@@ -59,6 +88,23 @@ def table(figures: Sequence[Figure]) -> Table:
     return rows
 
 
+def comparison(named: Mapping[str, Sequence[Figure]]) -> Table:
+    """Figures of several pipelines side by side.
+
+    Args:
+        named: Figures by the pipeline's name, in the same order in all.
+
+    Returns:
+        The table; a star marks what reaches its aim.
+    """
+    rows = Table("figure", *named, "wanted", "pictures")
+    for same in zip(*named.values(), strict=True):
+        values = [f"{figure.value:.3f}{' *' if figure.reached else ''}" for figure in same]
+        sign = "<" if same[0].below else "≥"
+        rows.add_row(same[0].name, *values, f"{sign} {same[0].wanted:g}", str(same[0].count))
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print the table.
 
@@ -67,16 +113,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="rankedit_recipes.sandbox.evaluate", description=__doc__)
     parser.add_argument("--count", type=int, default=500, help="pictures for each figure")
-    parser.add_argument("--weights", type=Path, help="another pipeline's folder")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        help=f"a pipeline's folder, or {SHIPPED!r}; given several times, they are compared",
+    )
     parser.add_argument("--no-generator", action="store_true", help="judges and autoencoder only")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
-    figures = evaluate(given.count, weights=given.weights, generator=not given.no_generator)
-    Console().print(table(figures))
+    folders = [None if name == SHIPPED else Path(name) for name in given.weights or [SHIPPED]]
+    found = compare(folders, given.count, generator=not given.no_generator)
+    alone = next(iter(found.values())) if len(found) == 1 else None
+    Console().print(comparison(found) if alone is None else table(alone))
     if given.json:
-        write_text(given.json, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+        told = {name: [asdict(figure) for figure in figures] for name, figures in found.items()}
+        written = told if alone is None else next(iter(told.values()))
+        write_text(given.json, json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

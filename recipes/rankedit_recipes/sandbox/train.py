@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         "--probe-every", type=int, default=500, help="steps between probes; 0: none"
     )
     parser.add_argument("--export", action="store_true", help="write the weights that ship, after")
+    parser.add_argument(
+        "--export-only", action="store_true", help="write the newest checkpoint's; train nothing"
+    )
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where --export writes")
     parser.add_argument("--judges", action="store_true", help="train the judges instead")
     parser.add_argument(
@@ -70,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     how = Run(
         folder, init_from=given.init_from, minutes=given.minutes, probe_every=given.probe_every
     )
-    run(preset, how)
-    if given.export:
+    if not given.export_only:
+        run(preset, how)
+    if given.export or given.export_only:
         export(preset, folder, given.target)
 
 
