@@ -111,6 +111,11 @@ class GatedEdit:
             check_independent("GatedEdit", self.gram())
 
     def _check_gate(self, count: int) -> None:
+        if not isinstance(self.gate, Gate):
+            raise ShapeError(
+                f"GatedEdit: gate must be a rankedit.Gate such as Sigmoid(0.7, 0.15), got "
+                f"{describe(self.gate)}."
+            )
         for name, value in gates.parameters(self.gate).items():
             if value.ndim and value.shape[0] != count:
                 raise ShapeError(

@@ -20,11 +20,12 @@ few lines:
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,23 @@ class Gate(ABC):
 
     name: ClassVar[str]
     reads: ClassVar[Literal["similarity", "coordinates"]] = "similarity"
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Refuse an `opening` that could not be called, before a model calls it.
+
+        Raises:
+            ShapeError: says how `opening` must be declared.
+        """
+        try:
+            # Not bound to an instance: there is none yet, and a staticmethod must not pass.
+            inspect.signature(cls.opening).bind(None, None, None)
+        except TypeError as error:
+            raise ShapeError(
+                f"{cls.__name__}: a gate's opening must be declared as opening(self, similarity, "
+                f"parameters), got opening{inspect.signature(cls.opening)} ({error}); parameters "
+                "has the gate's fields as tensors, by name."
+            ) from error
+        return super().__new__(cls)
 
     @abstractmethod
     def opening(self, similarity: Similarity, parameters: Mapping[str, Tensor]) -> Similarity:

@@ -137,3 +137,39 @@ def test_a_gate_must_say_how_it_opens():
 def test_parameters_without_data_are_refused(name):
     with pytest.raises(rk.ShapeError, match=f"Sigmoid: {name} must have data, .* meta device; ma"):
         gates.parameters(rk.Sigmoid(**{name: torch.ones(2, device="meta")}))
+
+
+class TestOpening:
+    """What a model would call only much later is looked at when the gate is made."""
+
+    @pytest.mark.parametrize(
+        "opening",
+        [
+            lambda self, similarity: similarity,
+            lambda self, similarity, parameters, more: similarity,
+            lambda self, *, similarity, parameters: similarity,
+            staticmethod(lambda similarity, parameters: similarity),
+        ],
+    )
+    def test_of_another_signature_is_refused_in_words(self, opening):
+        odd = type("Odd", (rk.Gate,), {"name": "odd", "opening": opening})
+        with pytest.raises(
+            rk.ShapeError, match=r"Odd: .*opening\(self, similarity, parameters\), "
+        ):
+            odd()
+        with pytest.raises(rk.ShapeError, match="Odd: a gate's opening must be declared as"):
+            rk.GatedEdit(torch.eye(2)[:1], torch.eye(2)[:1], rk.Metric.identity(2), odd())
+
+    def test_may_have_names_and_defaults_of_its_own(self):
+        def opening(self, s, p, sharpness=2.0):
+            return s**sharpness
+
+        gate = type("Own", (rk.Gate,), {"name": "own", "opening": opening})()
+        assert gates.opening(gate, torch.tensor([0.5])).tolist() == [0.25]
+
+    @pytest.mark.parametrize("gate", [0.7, "sigmoid", rk.Sigmoid])
+    def test_what_is_no_gate_is_refused(self, gate):
+        with pytest.raises(
+            rk.ShapeError, match=r"GatedEdit: gate must be a rankedit\.Gate such as"
+        ):
+            rk.GatedEdit(torch.eye(2)[:1], torch.eye(2)[:1], rk.Metric.identity(2), gate)

@@ -171,6 +171,26 @@ class TestCheckSolver:
     def test_passes_a_solver_of_one_s_own(self, softness):
         check_solver(lambda w, k, v, m: solve(w, k, v, m, softness), softness=softness, seed=3)
 
+    @pytest.mark.parametrize("soft", [[0.5], [2.0, 0.0, 1e-3], [1.0] * 14, [0.0, 0.0]])
+    def test_takes_softness_for_each_key(self, soft):
+        soft = torch.tensor(soft)
+
+        def solver(weight, keys, values, metric):
+            return rk.solve_edit(weight, keys, values, metric, softness=soft)
+
+        check_solver(solver, softness=soft)
+        if bool(soft.any()):
+            with pytest.raises(ConformanceError, match="it seems that softness is ignored"):
+                check_solver(solve, softness=soft)
+        if len(soft.unique()) > 1:
+            with pytest.raises(ConformanceError, match=r"no cheaper edit may|must give its value"):
+                check_solver(solver, softness=soft.flip(0))
+
+    @pytest.mark.parametrize("soft", [-1.0, torch.ones(2, 2), torch.tensor([1.0, float("nan")])])
+    def test_refuses_softness_that_is_none(self, soft):
+        with pytest.raises(rk.ShapeError, match=r"check_solver: softness must be one number, or "):
+            check_solver(solve, softness=soft)
+
     def test_passes_memit_one_request_at_a_time(self):
         def sequential(weight, keys, values, metric):
             weight, edit = weight.double(), None

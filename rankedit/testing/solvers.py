@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rankedit.edits import LowRank
-from rankedit.errors import ConformanceError
+from rankedit.errors import ConformanceError, ShapeError
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, Weight, describe
 
@@ -24,7 +23,7 @@ _CONDITION = 1e4
 
 
 def check_solver(
-    solver: Solver, *, softness: float = 0.0, tolerance: float = 1e-7, seed: int = 0
+    solver: Solver, *, softness: float | Tensor = 0.0, tolerance: float = 1e-7, seed: int = 0
 ) -> None:
     """Check that a solver finds the cheapest edit that gives keys their values.
 
@@ -36,18 +35,19 @@ def check_solver(
 
     Args:
         solver: `(weight, keys, values, metric) -> LowRank`.
-        softness: what the solver claims to use; see `rankedit.solve_edit`.
+        softness: what the solver claims to use; see `rankedit.solve_edit`. With one number for each
+            key, `[n]`, every problem has n keys.
         tolerance: relative error that is allowed.
         seed: of the random problems.
 
     Raises:
         ConformanceError: a property does not hold; the message names it.
+        ShapeError: softness is neither a number nor a vector of them, or negative.
     """
-    for problem in _problems(softness, seed):
+    for problem in _problems(_checked_softness(softness), seed):
         edit = _checked_result(solver, problem)
         _check_repeatable(solver, problem, edit, tolerance)
-        if softness == 0:
-            _check_values(problem, edit, tolerance)
+        _check_values(problem, edit, tolerance)
         _check_confined(problem, edit, tolerance)
         _check_cheapest(problem, edit, tolerance)
         _check_symmetries(solver, problem, edit, tolerance)
@@ -60,13 +60,18 @@ class _Problem:
     keys: Keys
     values: Values
     metric: Metric
-    softness: float
+    softness: Tensor
+
+    @property
+    def hard(self) -> Tensor:
+        """Which keys ask for an equality `[n]`."""
+        return self.softness.expand(len(self.keys)) == 0
 
     @property
     def lacking(self) -> Values:
         return self.values - self.keys @ self.weight.T
 
-    def best(self, metric: Metric, softness: float) -> Weight:
+    def best(self, metric: Metric, softness: Tensor) -> Weight:
         """The solution, densely and by definition: `Rᵀ (K A Kᵀ + S)⁻¹ K A`."""
         images = metric.solve(self.keys)
         gram = images @ self.keys.T
@@ -76,27 +81,37 @@ class _Problem:
     def objective(self, delta: Weight) -> float:
         """Cost of an edit, and what its keys still lack if the problem is soft."""
         cost = float(self.metric.half(delta).square().sum())
-        if self.softness:
-            missing = self.keys @ delta.T - self.lacking
-            cost += float(missing.square().sum()) / self.softness
-        return cost
+        missing = (self.keys @ delta.T - self.lacking).square().sum(1)
+        # What a hard key lacks is refused elsewhere, at any price.
+        return cost + float((missing / self.softness.where(self.softness > 0, torch.inf)).sum())
 
 
-def _problems(softness: float, seed: int) -> Iterator[_Problem]:
+def _checked_softness(softness: float | Tensor) -> Tensor:
+    soft = torch.as_tensor(softness, dtype=torch.float64)
+    if soft.ndim > 1 or not soft.numel() or not bool((soft.isfinite() & (soft >= 0)).all()):
+        raise ShapeError(
+            "check_solver: softness must be one number, or [n] with one for each key, finite and "
+            f"not negative, got {describe(softness)}."
+        )
+    return soft
+
+
+def _problems(softness: Tensor, seed: int) -> Iterator[_Problem]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    for width, out, count in _SIZES:
+    for least, out, usual in _SIZES:
+        count = len(softness) if softness.ndim else usual
+        width = max(least, count + 2)  # room for a subspace that all keys have a part in
         spread = _CONDITION ** -torch.linspace(0, 1, width, dtype=torch.float64)
         columns = torch.linalg.qr(normal(width, width)).Q
         metric = Metric.from_matrix((columns * spread) @ columns.T)
         # As soft as the problem's own scale, so that softness matters and does not drown the rest.
         keys = normal(count, width)
         keys /= metric.energy(keys)[:, None].sqrt()
-        if softness:
-            keys *= math.sqrt(softness)
+        keys *= softness.where(softness > 0, 1.0).sqrt().reshape(-1, 1)
         arguments = normal(out, width), keys, normal(count, out)
         yield _Problem(*arguments, metric, softness)
         yield _Problem(*arguments, metric.restricted(normal(count + 1, width)), softness)
@@ -136,7 +151,7 @@ def _check_repeatable(solver: Solver, problem: _Problem, edit: LowRank, toleranc
 
 
 def _check_values(problem: _Problem, edit: LowRank, tolerance: float) -> None:
-    missing = (problem.keys @ edit.delta().T - problem.lacking).norm(dim=1)
+    missing = (problem.keys @ edit.delta().T - problem.lacking).norm(dim=1) * problem.hard
     wanted = problem.lacking.norm(dim=1)
     failed = missing > tolerance * wanted
     if bool(failed.any()):
@@ -171,13 +186,14 @@ def _cause(problem: _Problem, edit: LowRank) -> str:
     """The usual mistakes, tried one after the other."""
     delta, metric, soft = edit.delta(), problem.metric, problem.softness
     best, identity = problem.best(metric, soft), Metric.identity(metric.dim)
-    first = replace(problem, keys=problem.keys[:1], values=problem.values[:1])
+    one = soft[:1] if soft.ndim else soft
+    first = replace(problem, keys=problem.keys[:1], values=problem.values[:1], softness=one)
     suspects = {
         "the sign is wrong": -best,
         "the metric is ignored": problem.best(identity, soft),
         "the metric is applied instead of inverted": problem.best(_inverse(metric), soft),
-        "all keys but the first are forgotten": first.best(metric, soft),
-        "softness is ignored": problem.best(metric, 0.0),
+        "all keys but the first are forgotten": first.best(metric, one),
+        "softness is ignored": problem.best(metric, torch.zeros_like(soft)),
         "softness is added that was not declared": problem.best(metric, soft + 1.0),
     }
     for suspicion, suspect in suspects.items():
@@ -197,11 +213,7 @@ def _check_symmetries(solver: Solver, problem: _Problem, edit: LowRank, toleranc
     satisfied = solver(weight, keys, keys @ weight.T, metric)
     if float(satisfied.delta().norm()) > tolerance * float(weight.norm()):
         raise ConformanceError("check_solver: keys that give their values must get no edit.")
-    order = torch.arange(len(keys)).flip(0)
     variants = {
-        "the order of the keys must not matter": (
-            solver(weight, keys[order], values[order], metric)
-        ),
         "other units of the values must scale the edit": (
             solver(weight * 8, keys, values * 8, metric) * 0.125
         ),
@@ -209,7 +221,12 @@ def _check_symmetries(solver: Solver, problem: _Problem, edit: LowRank, toleranc
             solver(weight / 128, keys * 128, values, metric.scaled(128.0**2)) * 128
         ),
     }
-    if problem.softness == 0:
+    if not problem.softness.ndim:  # one for each key is bound to their order
+        order = torch.arange(len(keys)).flip(0)
+        variants["the order of the keys must not matter"] = solver(
+            weight, keys[order], values[order], metric
+        )
+    if bool(problem.hard.all()):
         variants["the length of the keys must not matter"] = solver(
             weight, keys * 128, values * 128, metric
         )
