@@ -25,7 +25,7 @@ from personalisation.telling import tables
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
 from rankedit_recipes.perfusion.commands.opening import SANDBOX, open_config
-from rankedit_recipes.perfusion.concept import PRESETS
+from rankedit_recipes.perfusion.locks import PRESETS
 from rich.console import Console
 from rich.table import Table
 

@@ -5,47 +5,54 @@ value); everything else changes as little as possible, measured on the inputs th
 really reads (its statistics).
 """
 
-from rankedit.closed_form import solve_edit
-from rankedit.collecting.checkpoint import Checkpoint
-from rankedit.collecting.collect import collect
-from rankedit.edits import Edit, EditReport, LowRank
-from rankedit.errors import (
-    AttachError,
-    EditFileError,
-    ProjectionError,
-    RankeditError,
-    RankeditWarning,
-    ShapeError,
-    SolveError,
-    StatisticsError,
-)
-from rankedit.files.format import EditFile
-from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
-from rankedit.files.storage import check_base, load, save
-from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
-from rankedit.learning.values import (
-    LearnedValues,
-    OutputSite,
-    StepReport,
-    ValueSearch,
-    ValueSearchError,
-    optimise_value,
-)
-from rankedit.ledger import Conflict, Ledger
-from rankedit.linear_output import linear_output, linear_output_transposed
-from rankedit.merging import merge
-from rankedit.metric import Metric
-from rankedit.models.fingerprints import fingerprint
-from rankedit.models.fusing import fuse_, unfuse_
-from rankedit.models.patching import Attachment, attach, detach_all
-from rankedit.models.probe import Reading, probe
-from rankedit.models.projections import Projection
-from rankedit.models.selecting import select
-from rankedit.models.sketches import Sketch
-from rankedit.moments import SecondMoment
-from rankedit.provenance import Provenance
-from rankedit.shrinkage import ledoit_wolf, oas
+from typing import TYPE_CHECKING
+
+from rankedit.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rankedit.closed_form import solve_edit
+    from rankedit.collecting.checkpoint import Checkpoint
+    from rankedit.collecting.collect import collect
+    from rankedit.edits import Edit, EditReport, LowRank
+    from rankedit.errors import (
+        AttachError,
+        EditFileError,
+        ProjectionError,
+        RankeditError,
+        RankeditWarning,
+        ShapeError,
+        SolveError,
+        StatisticsError,
+    )
+    from rankedit.files.format import EditFile
+    from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
+    from rankedit.files.storage import check_base, load, save
+    from rankedit.gated import GatedEdit
+    from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
+    from rankedit.learning.values import (
+        LearnedValues,
+        OutputSite,
+        StepReport,
+        ValueSearch,
+        ValueSearchError,
+        optimise_value,
+    )
+    from rankedit.ledger import Conflict, Ledger
+    from rankedit.linear_outputs import linear_output, linear_output_transposed
+    from rankedit.merging import merge
+    from rankedit.metric import Metric
+    from rankedit.models.fingerprints import fingerprint
+    from rankedit.models.fusing import fuse_, unfuse_
+    from rankedit.models.patching import Attachment, attach, detach_all
+    from rankedit.models.probe import Reading, probe
+    from rankedit.models.projections import Projection
+    from rankedit.models.selecting import select
+    from rankedit.models.sketches import Sketch
+    from rankedit.moments import SecondMoment
+    from rankedit.provenance import Provenance
+    from rankedit.shrinkage import ledoit_wolf, oas
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from rankedit.edits import EditReport, LowRank
 from rankedit.errors import RankeditWarning, ShapeError, SolveError
 from rankedit.gram import GramSystem
-from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.metric import Metric
 from rankedit.products import product, transposed_product
 from rankedit.shapes import Keys, Values, check_has_data, check_rows, describe

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankedit.closed_form import solve_lacking
 from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
-from rankedit.linear_output import linear_output
+from rankedit.linear_outputs import linear_output
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows
 

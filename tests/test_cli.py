@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import rankedit as rk
-from rankedit import cli
+from rankedit import cli, commands
 
 runner = CliRunner()
 
@@ -63,7 +63,7 @@ def test_warnings_are_one_line_without_file_names(
 
 
 def _entry(name: str, value: str) -> EntryPoint:
-    return EntryPoint(name, value, cli.GROUP)
+    return EntryPoint(name, value, commands.GROUP)
 
 
 def test_recipes_plug_in_and_a_broken_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,8 @@ def test_recipes_plug_in_and_a_broken_one_is_named(monkeypatch: pytest.MonkeyPat
     app = typer.Typer()
     app.command("hello")(lambda: typer.echo("hello from the recipe"))
     app.callback()(lambda: None)
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+    for module in (cli, commands):
+        monkeypatch.setattr(module, "entry_points", lambda group: entries)
     monkeypatch.setattr(
         EntryPoint, "load", lambda self: app if self.name == "works" else _fail(self.value)
     )

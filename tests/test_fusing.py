@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rankedit import AttachError, LowRank, ProjectionError, RankeditWarning, ShapeError
-from rankedit.linear_output import linear_output
+from rankedit.linear_outputs import linear_output
 from rankedit.models import fusing
 from rankedit.models.fusing import fuse_, unfuse_
 from rankedit.models.patching import attach

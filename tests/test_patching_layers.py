@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankedit import Metric, linear_output, solve_edit
-from rankedit.linear_output import linear_output_transposed
+from rankedit.linear_outputs import linear_output_transposed
 from rankedit.models.patching import attach, detach_all
 from rankedit.models.projections import Projection, fingerprint, geometry
 from tests.patching_cases import KINDS, added_to, low_rank, residual, state_of

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankedit.errors import ProjectionError, ShapeError
-from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.models.geometry import Geometry
 from rankedit.models.projections import (
     Projection,

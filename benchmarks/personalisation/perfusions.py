@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rankedit_recipes import perfusion
-from rankedit_recipes.perfusion.applying.joining import Floor
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
-from rankedit_recipes.perfusion.concept import PRESETS, Lock
+from rankedit_recipes.perfusion.locks import PRESETS, Floor, Lock
 from rankedit_recipes.perfusion.naming import Naming
 
 import rankedit as rk

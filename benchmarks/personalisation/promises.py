@@ -16,7 +16,7 @@ from baselines import CategoryWord, Described
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of
-from rankedit_recipes.perfusion.concept import PRESETS
+from rankedit_recipes.perfusion.locks import PRESETS
 from torch import Tensor
 
 from personalisation.costs import picture_times, step_times

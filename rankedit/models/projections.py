@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.geometry import Geometry, geometry, innermost, is_projection, run
 from rankedit.models.selecting import find, select

@@ -23,7 +23,7 @@ from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.applied import in_use
 from rankedit_recipes.perfusion.applying.apply import active, apply
-from rankedit_recipes.perfusion.concept import PRESETS, Concept
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning import stepping, training
 from rankedit_recipes.perfusion.learning.config import Config
@@ -36,6 +36,7 @@ from rankedit_recipes.perfusion.learning.loss import (
 )
 from rankedit_recipes.perfusion.learning.training import learn
 from rankedit_recipes.perfusion.learning.validation import Validation
+from rankedit_recipes.perfusion.locks import PRESETS
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding, word_encoding
 

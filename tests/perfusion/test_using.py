@@ -192,9 +192,9 @@ def test_clipseg_and_clip_of_transformers():
 
 @pytest.fixture
 def world(monkeypatch, tmp_path, pipe):
-    monkeypatch.setattr(cli, "open_pipeline", lambda *_, **__: pipe)
-    monkeypatch.setattr(cli, "open_captions", lambda *_: CAPTIONS)
-    monkeypatch.setattr(cli, "open_scorer", lambda *_: brightness)
+    monkeypatch.setattr(opening, "open_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(opening, "open_captions", lambda *_: CAPTIONS)
+    monkeypatch.setattr(opening, "open_scorer", lambda *_: brightness)
     (tmp_path / "photos").mkdir()
     for index in range(2):
         Image.new("RGB", (20, 20), (index * 90, 40, 9)).save(tmp_path / "photos" / f"{index}.png")
@@ -207,7 +207,7 @@ def ran(*arguments, fails=None):
     if fails is None:
         assert result.exception is None, (result.output, result.exception)
     else:
-        assert isinstance(result.exception, rk.RankeditError)
+        assert isinstance(result.exception, rk.RankeditError), (result.output, result.exception)
         assert fails in str(result.exception)
     return result.output
 
@@ -223,7 +223,7 @@ def test_every_command_opens_the_model_where_and_as_it_is_told(world, monkeypatc
     def opened(*_, **how):
         raise PerfusionError(f"opened with {how}")
 
-    monkeypatch.setattr(cli, "open_pipeline", opened)
+    monkeypatch.setattr(opening, "open_pipeline", opened)
     bean.save("bean.safetensors")
     ran(*call, "bean.safetensors", "--device", "cpu", "--dtype", "bfloat16",
         fails="opened with {'device': 'cpu', 'dtype': 'bfloat16'}")  # fmt: skip

@@ -10,7 +10,7 @@ from personalisation.promises import Promises
 from personalisation.prompts import Prompt
 from personalisation.world import Plan, World
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
-from rankedit_recipes.perfusion.concept import PRESETS
+from rankedit_recipes.perfusion.locks import PRESETS
 
 from tests.perfusion.concepts import random_concept
 

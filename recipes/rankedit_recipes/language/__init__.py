@@ -9,28 +9,35 @@ One engine on `rankedit`'s one solver; the methods are settings of it.
     edited.save("facts.safetensors", model=model)
 """
 
-from rankedit_recipes.language.editing import Edited, edit
-from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
-from rankedit_recipes.language.evaluating.generating import generate, generation_entropy
-from rankedit_recipes.language.evaluating.likelihoods import Likelihoods, likelihoods
-from rankedit_recipes.language.evaluating.locality import Unrelated
-from rankedit_recipes.language.evaluating.locating import locate
-from rankedit_recipes.language.evaluating.measures import MEASURES, Measure
-from rankedit_recipes.language.evaluating.references import read_references
-from rankedit_recipes.language.evaluating.rewriting import without_rewritten
-from rankedit_recipes.language.evaluating.scores import Scores
-from rankedit_recipes.language.evaluating.tracing import Trace, parts_of, trace
-from rankedit_recipes.language.methods import METHODS
-from rankedit_recipes.language.model.blocks import Block, find_blocks
-from rankedit_recipes.language.reading import case_of, read_cases, read_requests
-from rankedit_recipes.language.requests import Case, Request, continued
-from rankedit_recipes.language.searching.contexts import sample_prefixes
-from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.showing.reporting import Report
-from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
-from rankedit_recipes.language.streams.conflicts import FactConflict
-from rankedit_recipes.language.streams.stream import Stream
+from typing import TYPE_CHECKING
+
+from rankedit.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rankedit_recipes.language.editing import Edited, edit
+    from rankedit_recipes.language.errors import LanguageError
+    from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
+    from rankedit_recipes.language.evaluating.generating import generate, generation_entropy
+    from rankedit_recipes.language.evaluating.likelihoods import Likelihoods, likelihoods
+    from rankedit_recipes.language.evaluating.locality import Unrelated
+    from rankedit_recipes.language.evaluating.locating import locate
+    from rankedit_recipes.language.evaluating.measures import MEASURES, Measure
+    from rankedit_recipes.language.evaluating.references import read_references
+    from rankedit_recipes.language.evaluating.rewriting import without_rewritten
+    from rankedit_recipes.language.evaluating.scores import Scores
+    from rankedit_recipes.language.evaluating.tracing import Trace, parts_of, trace
+    from rankedit_recipes.language.methods import METHODS
+    from rankedit_recipes.language.model.blocks import Block, find_blocks
+    from rankedit_recipes.language.reading import case_of, read_cases, read_requests
+    from rankedit_recipes.language.requests import Case, Request, continued
+    from rankedit_recipes.language.searching.contexts import sample_prefixes
+    from rankedit_recipes.language.settings import Settings
+    from rankedit_recipes.language.showing.reporting import Report
+    from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics
+    from rankedit_recipes.language.streams.conflicts import FactConflict
+    from rankedit_recipes.language.streams.stream import Stream
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "MEASURES",

@@ -7,53 +7,17 @@ import binascii
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 import rankedit as rk
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import PRESETS, Lock
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import TEMPLATES
 
-Lock = Literal["local", "global", "coarse", "trained"]
-HeldLock = Literal["local", "global"]
-"""Locks that can be asked for when a concept is applied: they hold every key."""
-
-
-class Preset(NamedTuple):
-    """Settings of the gate when pictures are made.
-
-    Attributes:
-        bias: of the gate.
-        temperature: of the gate.
-        floor: the dead zone's; None for none.
-        bias_of_one_photo: where only one photo was learned from; None for the same bias.
-    """
-
-    bias: float
-    temperature: float = 0.15
-    floor: float | None = None
-    bias_of_one_photo: float | None = None
-
-    def learned_from(self, photos: int) -> Preset:
-        """The settings for what so many photos taught."""
-        if photos > 1 or self.bias_of_one_photo is None:
-            return self
-        return self._replace(bias=self.bias_of_one_photo)
-
-
-# Inference settings of the paper: local lock 0.6 to 0.75, global lock 0.4 to 0.6; temperature 0.15.
-# The coarse lock is made for adjectives, and their keys are like the noun behind them: without a
-# dead zone that noun loses its part. One photo is learned with its background: a gate that opens
-# less keeps the text, at no cost in identity (measured for this lock only).
-PRESETS: Mapping[Lock, Preset] = {
-    "local": Preset(0.7),
-    "global": Preset(0.5),
-    "coarse": Preset(0.7, floor=0.6, bias_of_one_photo=0.9),
-    "trained": Preset(0.7),
-}
 FORMAT = "1"
 _EMBEDDING = "embedding"
 

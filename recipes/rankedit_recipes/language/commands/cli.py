@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankedit_recipes.language.commands import measuring, tasks
-from rankedit_recipes.language.commands.configuring import from_pairs, from_toml, to_toml
-from rankedit_recipes.language.commands.opening import SANDBOX, open_cases, open_model
-from rankedit_recipes.language.editing import settings_of
+from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.settings import Settings
+
+if TYPE_CHECKING:
+    from rankedit_recipes.language.settings import Settings
+
+# What the commands do needs torch and is imported inside them: help is to come at once.
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -103,19 +104,21 @@ def edit(
     those of the folder, conflicts are reported before anything is written, and a run that was
     interrupted goes on when it is started again.
     """
+    from rankedit_recipes.language.commands import configuring, opening, tasks
+
     settings = _settings(method, config, setting or [])
     if print_config:
-        typer.echo(to_toml(settings), nl=False)
+        typer.echo(configuring.to_toml(settings), nl=False)
         return
     task = tasks.EditTask(
-        cases=open_cases(requests or [], model, count=limit),
+        cases=opening.open_cases(requests or [], model, count=limit),
         settings=settings,
         statistics=statistics,
         layers=tasks.parsed_layers(layers),
         stream=stream,
         replace=replace,
     )
-    opened = open_model(model, device=device, dtype=dtype)
+    opened = opening.open_model(model, device=device, dtype=dtype)
     lines = tasks.plan(opened, task) if dry_run else tasks.edit_to(
         opened, task, tasks.Outputs(out, lora, fuse)
     )  # fmt: skip
@@ -142,7 +145,9 @@ def undo(
     dtype: Dtype = "float32",
 ) -> None:
     """Take facts out of a stream, exactly as if they had never been in it."""
-    opened = open_model(model, device=device, dtype=dtype)
+    from rankedit_recipes.language.commands import opening, tasks
+
+    opened = opening.open_model(model, device=device, dtype=dtype)
     outputs = tasks.Outputs(out, lora, fuse)
     for line in tasks.undo_in(opened, stream, statistics, names or [], last, outputs):
         typer.echo(line)
@@ -154,6 +159,8 @@ def list_(
     subject: Annotated[str, typer.Option(help="Only facts whose subject has this in it.")] = "",
 ) -> None:
     """Say what a stream is, and which facts it has; opens no model."""
+    from rankedit_recipes.language.commands import tasks
+
     for line in tasks.listed(stream, subject):
         typer.echo(line)
 
@@ -186,9 +193,11 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Score a model by CounterFact's and zsRE's definitions, each printed beside its number."""
-    opened = open_model(model, device=device, dtype=dtype)
+    from rankedit_recipes.language.commands import measuring, opening
+
+    opened = opening.open_model(model, device=device, dtype=dtype)
     task = measuring.EvaluateTask(
-        cases=open_cases(requests or [], model, count=limit, references=references),
+        cases=opening.open_cases(requests or [], model, count=limit, references=references),
         edits=tuple(edits or ()),
         strength=strength,
         texts=tuple(text or ()),
@@ -219,13 +228,18 @@ def stats(
 
     Prints whether the text sufficed. Interrupted, the same command goes on where it stopped.
     """
-    opened = open_model(model, device=device, dtype=dtype)
+    from rankedit_recipes.language.commands import measuring, opening, tasks
+
+    opened = opening.open_model(model, device=device, dtype=dtype)
     sizes = measuring.Sizes(count, batch, length)
     for line in measuring.stats_to(opened, texts or [], tasks.parsed_layers(layers), sizes, out):
         typer.echo(line)
 
 
 def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:
+    from rankedit_recipes.language.commands.configuring import from_pairs, from_toml
+    from rankedit_recipes.language.editing import settings_of
+
     settings = settings_of(method) if config is None else from_toml(config)
     if config is not None and method not in ("memit", settings.method):
         raise LanguageError(

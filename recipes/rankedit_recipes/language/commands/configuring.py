@@ -10,10 +10,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rankedit_recipes.command_line.pairs import parsed_pairs
 from rankedit_recipes.language.editing import settings_of
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.pairs import parsed_pairs
 
 
 def to_toml(settings: Settings) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rankedit as rk
-from rankedit_recipes.language.commands.opening import SANDBOX, Opened, open_texts
+from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.commands.tasks import SANDBOX_TEXTS, STATISTICS_SEED
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.evaluation import evaluate

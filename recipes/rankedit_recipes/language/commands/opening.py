@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.references import read_references
 from rankedit_recipes.language.reading import case_of, read_cases
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.texts import read_texts
 
-SANDBOX = "sandbox"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import rankedit as rk
-from rankedit_recipes.language.commands.opening import SANDBOX, Opened, open_texts
+from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved

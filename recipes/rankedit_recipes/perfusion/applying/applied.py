@@ -27,8 +27,9 @@ from rankedit_recipes.perfusion.applying.joining import (
 )
 from rankedit_recipes.perfusion.applying.locking import GlobalLock
 from rankedit_recipes.perfusion.applying.weighting import Remembered, Weighted
-from rankedit_recipes.perfusion.concept import Concept, Lock
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import Lock
 
 ConceptLike = Concept | str | PathLike[str]
 in_use: WeakKeyDictionary[Pipeline, Applied] = WeakKeyDictionary()

@@ -9,9 +9,10 @@ from typing import get_args
 
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.applying.applied import Applied, ConceptLike, in_use
-from rankedit_recipes.perfusion.applying.joining import Floor, GateForm, Numbers, settings_of
-from rankedit_recipes.perfusion.concept import Concept, HeldLock
+from rankedit_recipes.perfusion.applying.joining import GateForm, Numbers, settings_of
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import Floor, HeldLock
 
 
 def apply(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of, same_weights, sketch_of
 from rankedit_recipes.perfusion.applying.weighting import WEIGHTS
-from rankedit_recipes.perfusion.concept import PRESETS, Concept, HeldLock, Preset
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import PRESETS, Floor, HeldLock, Preset
 from rankedit_recipes.perfusion.prompts import origin_encoding
 
 Numbers = float | Sequence[float] | Mapping[str, float] | None
-Floor = float | Literal["own"] | None
 
 
 @dataclass(frozen=True)

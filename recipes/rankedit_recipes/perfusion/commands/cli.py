@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankedit_recipes.diffusion.scoring import Scorer
-from rankedit_recipes.pairs import parsed_pairs
-from rankedit_recipes.perfusion.commands import tasks
-from rankedit_recipes.perfusion.commands.opening import (
-    SANDBOX,
-    open_captions,
-    open_config,
-    open_pipeline,
-    open_scorer,
-)
+from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.perfusion.commands.options import (
     Bias,
     Captions,
@@ -49,8 +39,14 @@ from rankedit_recipes.perfusion.commands.options import (
     gate,
 )
 from rankedit_recipes.perfusion.errors import PerfusionError
-from rankedit_recipes.perfusion.learning.config import Config
-from rankedit_recipes.perfusion.learning.photos import load_photos
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rankedit_recipes.diffusion.scoring import Scorer
+    from rankedit_recipes.perfusion.learning.config import Config
+
+# What the commands do needs torch and is imported inside them: help is to come at once.
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,20 +80,27 @@ def learn(
 
     Ctrl-C keeps the newest state; the same command with --resume goes on from it.
     """
-    chosen = _settings(open_config(config, model), setting or [], {"steps": steps, "seed": seed})
+    if not print_config:
+        _check_needed(photos, category)
+    from rankedit_recipes.perfusion.commands import opening, tasks
+    from rankedit_recipes.perfusion.learning.photos import load_photos
+
+    chosen = _settings(
+        opening.open_config(config, model), setting or [], {"steps": steps, "seed": seed}
+    )
     if print_config:
         typer.echo(chosen.to_toml(), nl=False)
         return
-    task = _learn_task(photos, placeholder, category, chosen)
+    task = tasks.LearnTask(load_photos(photos or ""), placeholder, category, chosen)
     folder = run or out.with_suffix(".run")
     if dry_run:
-        for line in tasks.plan(open_pipeline(model, device=device, dtype=dtype), task):
+        for line in tasks.plan(opening.open_pipeline(model, device=device, dtype=dtype), task):
             typer.echo(line)
         return
     tasks.check_run(folder, resume=resume)
     scorer = _scorer(validate, model) if validate else None
-    pipe = open_pipeline(model, device=device, dtype=dtype)
-    concept = tasks.learn_to(pipe, task, open_captions(captions, model), folder, scorer)
+    pipe = opening.open_pipeline(model, device=device, dtype=dtype)
+    concept = tasks.learn_to(pipe, task, opening.open_captions(captions, model), folder, scorer)
     concept.save(out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes; prompts say '{concept.phrase}'")
 
@@ -121,7 +124,9 @@ def generate(
     dtype: Dtype = "float32",
 ) -> None:
     """Make pictures with one or several concepts."""
-    pipe = open_pipeline(model, device=device, dtype=dtype)
+    from rankedit_recipes.perfusion.commands import opening, tasks
+
+    pipe = opening.open_pipeline(model, device=device, dtype=dtype)
     settings = {**gate(bias, temperature, lock, floor), "strength": strength}
     sampling = tasks.Sampling(steps=steps, guidance=guidance)
     for file in tasks.pictures_to(
@@ -144,7 +149,9 @@ def explain(
     dtype: Dtype = "float32",
 ) -> None:
     """Show how far each concept's gate opens at each token of a prompt."""
-    pipe = open_pipeline(model, device=device, dtype=dtype)
+    from rankedit_recipes.perfusion.commands import opening, tasks
+
+    pipe = opening.open_pipeline(model, device=device, dtype=dtype)
     settings = gate(bias, temperature, lock, floor)
     tasks.explain_to(pipe, concepts, prompt, settings, plot)
 
@@ -171,8 +178,10 @@ def sweep(
     dtype: Dtype = "float32",
 ) -> None:
     """Try settings of the gate, print the front, and write a report as one HTML file."""
+    from rankedit_recipes.perfusion.commands import opening, tasks
+
     scorer = _scorer(clip, model)
-    pipe = open_pipeline(model, device=device, dtype=dtype)
+    pipe = opening.open_pipeline(model, device=device, dtype=dtype)
     task = tasks.SweepTask(
         concept=concept,
         photos=photos,
@@ -204,8 +213,10 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Score pictures of a concept: like its photos, and like their prompts."""
+    from rankedit_recipes.perfusion.commands import opening, tasks
+
     scorer = _scorer(clip, model)
-    pipe = open_pipeline(model, device=device, dtype=dtype)
+    pipe = opening.open_pipeline(model, device=device, dtype=dtype)
     settings = gate(bias, temperature, lock, floor)
     scores = tasks.scores_of(
         pipe, concept, photos, scorer, settings, range(seeds),
@@ -229,7 +240,9 @@ def export(
     """Write a concept for other programs: its word, and a LoRA that approximates its edit."""
     if embedding is None and lora is None:
         raise PerfusionError("export: say what to write: --embedding FILE, --lora FILE, or both.")
-    pipe = None if lora is None else open_pipeline(model, device=device, dtype=dtype)
+    from rankedit_recipes.perfusion.commands import opening, tasks
+
+    pipe = None if lora is None else opening.open_pipeline(model, device=device, dtype=dtype)
     for line in tasks.export_to(pipe, concept, embedding, lora, layout):
         typer.echo(line)
 
@@ -237,33 +250,36 @@ def export(
 @app.command()
 def info(concept: OneConcept) -> None:
     """Say what a concept file holds."""
+    from rankedit_recipes.perfusion.commands import tasks
+
     for line in tasks.described(concept):
         typer.echo(line)
 
 
-def _learn_task(
-    photos: Path | None, placeholder: str, category: str, config: Config
-) -> tasks.LearnTask:
-    """What is needed to learn; photos are read before a model is opened."""
+def _check_needed(photos: Path | None, category: str) -> None:
+    """Before anything is imported that takes time."""
     if photos is None or not category.strip():
         raise PerfusionError(
             "learn: a folder of photos and --category are needed, for example: rankedit perfusion "
             "learn photos/ --category cat --placeholder '<bean>'."
         )
-    return tasks.LearnTask(load_photos(photos), placeholder, category, config)
 
 
 def _scorer(clip: str, model: str) -> Scorer:
     """The CLIP model asked for; without a wish the sandbox's, for the sandbox."""
+    from rankedit_recipes.perfusion.commands import opening
+
     if model != SANDBOX and clip in ("", SANDBOX):
         raise PerfusionError(
             f"perfusion: the sandbox's CLIP model knows only the sandbox's pictures; for those of "
             f"{model!r} give one, such as --clip openai/clip-vit-base-patch32."
         )
-    return open_scorer(clip or SANDBOX)
+    return opening.open_scorer(clip or SANDBOX)
 
 
 def _settings(config: Config, pairs: Sequence[str], given: dict[str, Any]) -> Config:
+    from rankedit_recipes.command_line.pairs import parsed_pairs
+
     changes = parsed_pairs(pairs, "learn", PerfusionError)
     changes |= {name: value for name, value in given.items() if value is not None}
     return config.changed(changes)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.diffusion.captions import make_captions
 from rankedit_recipes.diffusion.scoring import ClipScorer
 from rankedit_recipes.diffusion.statistics import read_captions
@@ -19,8 +20,6 @@ from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.prompts import CONTEXTS
-
-SANDBOX = "sandbox"
 
 SANDBOX_CONFIG = Config(
     lock="coarse", adjective="new", contexts=CONTEXTS, steps=500, value_rate=0.3, flip=False

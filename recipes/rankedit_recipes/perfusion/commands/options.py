@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rankedit_recipes.perfusion.applying.joining import Floor
-from rankedit_recipes.perfusion.concept import HeldLock
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import Floor, HeldLock
 
 Model = Annotated[
     str,

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from rankedit_recipes.diffusion.statistics import RIDGE
 from rankedit_recipes.diffusion.text import Tokens
-from rankedit_recipes.perfusion.concept import Lock
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.locks import Lock
 from rankedit_recipes.perfusion.prompts import TEMPLATES
 
 Reduction = Literal["weighted", "mean", "squared"]

@@ -14,9 +14,9 @@ from rankedit.shapes import Inputs, Outputs
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Texts, word_tokens
 from rankedit_recipes.diffusion.words import embedding_layers, embedding_of
-from rankedit_recipes.perfusion.concept import Lock
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.locks import Lock
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import origin_encoding
 

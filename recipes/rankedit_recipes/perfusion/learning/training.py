@@ -25,7 +25,7 @@ from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.applied import in_use
 from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
-from rankedit_recipes.perfusion.concept import PRESETS, Concept
+from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.learning.config import Config
@@ -35,6 +35,7 @@ from rankedit_recipes.perfusion.learning.loss import noise_scheduler
 from rankedit_recipes.perfusion.learning.photos import Photo, Source, load_photos
 from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.learning.validation import Validation
+from rankedit_recipes.perfusion.locks import PRESETS
 from rankedit_recipes.perfusion.naming import Naming, check_naming
 from rankedit_recipes.perfusion.prompts import filled, in_words, word_encoding
 

@@ -14,7 +14,8 @@ from rankedit_recipes.diffusion.scoring import Scorer, Scores
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.applying.applied import ConceptLike
 from rankedit_recipes.perfusion.applying.apply import apply
-from rankedit_recipes.perfusion.concept import Concept, HeldLock
+from rankedit_recipes.perfusion.concept import Concept
+from rankedit_recipes.perfusion.locks import HeldLock
 from rankedit_recipes.perfusion.prompts import VALIDATION_PROMPTS, filled, in_words
 
 # From where the concept wins to where the text does, around the paper's 0.6 to 0.75.

@@ -8,9 +8,10 @@ with a layer of its own kind registers it the same way.
 from __future__ import annotations
 
 from functools import singledispatch
+from importlib import import_module
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError, ShapeError
 from rankedit.products import product
@@ -47,6 +48,12 @@ def _(layer: Tensor, keys: Keys) -> Values:
     return product(keys.to(weight.device), weight.double().T).to(keys.device)
 
 
+@linear_output.register
+def _(layer: nn.Module, keys: Keys) -> Values:
+    _know_modules()
+    return linear_output(layer, keys)
+
+
 @singledispatch
 def linear_output_transposed(layer: object, keys: Values) -> Keys:  # noqa: ARG001 - overloads do
     """`keys [n, out] @ W → [n, in]`: the transposed map, for edits of the output side.
@@ -72,3 +79,16 @@ def _(layer: Tensor, keys: Values) -> Keys:
             f"output, got {describe(keys)}; side='input' edits what inputs give."
         )
     return (keys.to(weight.device).double() @ weight.double()).to(keys.device)
+
+
+@linear_output_transposed.register
+def _(layer: nn.Module, keys: Values) -> Keys:
+    _know_modules()
+    return linear_output_transposed(layer, keys)
+
+
+def _know_modules() -> None:
+    # Modules belong to a row above this one, which takes the two places above when it is imported.
+    # Whoever imported `rankedit.closed_form` alone has not done so, and would have a module run as
+    # if it were any function.
+    import_module("rankedit.models.projections")
