@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from rankedit.closed_form import solve_lacking
 from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
-from rankedit.linear_outputs import linear_output
+from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.metric import Metric
-from rankedit.shapes import Keys, Values, check_rows
+from rankedit.shapes import Keys, Values, check_rows, describe
+
+Solver = Callable[[object, Keys, Values, Metric], LowRank]
 
 # A layer is the same while its output for a known key moves by no more than this, relative.
 _SAME = 1e-4
@@ -41,7 +43,13 @@ class Conflict:
 @dataclass(frozen=True)
 class _Entry:
     keys: Keys
-    lacking: Values
+    values: Values
+    outputs: Values
+
+    @property
+    def lacking(self) -> Values:
+        """`R = V − K Wᵀ`; subtracted in float64, where two float32 numbers lose nothing."""
+        return self.values.to(self.keys.device).double() - self.outputs
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,55 @@ class _Witness:
         return float((now - self.output).norm()) <= _SAME * float(self.output.norm())
 
 
+class _Original:
+    """The layer that a ledger's solver gets: what it gave before it was edited.
+
+    A ledger may be asked for its edit while an earlier one is attached. The layer then gives
+    something else, and a solver that corrects what it gives would count that edit twice.
+    """
+
+    def __init__(
+        self, layer: object, keys: Keys, outputs: Values, check: Callable[[], None]
+    ) -> None:
+        self._layer, self._keys, self._outputs, self._check = layer, keys, outputs, check
+
+    def run(self, keys: Keys) -> Values:
+        """`linear_output` of the original layer."""
+        if torch.equal(keys.to(self._keys.device).double(), self._keys.double()):
+            return self._outputs.to(keys.device)
+        self._check()
+        return linear_output(self._layer, keys)
+
+    def run_transposed(self, keys: Values) -> Keys:
+        """`linear_output_transposed` of the original layer."""
+        self._check()
+        return linear_output_transposed(self._layer, keys)
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(
+            f"Ledger: a solver's layer is only run, it has no {name!r}; use "
+            "rankedit.linear_output(layer, keys), which is right for quantised and wrapped layers."
+        )
+
+
+@linear_output.register
+def _(layer: _Original, keys: Keys) -> Values:
+    return layer.run(keys)
+
+
+@linear_output_transposed.register
+def _(layer: _Original, keys: Values) -> Keys:
+    return layer.run_transposed(keys)
+
+
 class Ledger:
     """Edits of one projection, as what each key is to give; solved together on demand.
 
     After any sequence of additions, replacements and removals, `edit()` is the solution of the one
     batch over what remains: order does not matter, and undoing is exact. Sequential methods
     (recursive least squares; MEMIT with accumulated keys) equal this batch in exact arithmetic.
+    A solver of one's own is asked for that batch too, so that its edits are undone as exactly, if
+    what it returns depends on its arguments alone.
 
     The layer must be in its original state whenever something is added: the ledger's edit replaces
     all earlier ones. It notices an edited layer by what it gives for the first and the latest key
@@ -76,9 +127,12 @@ class Ledger:
         metric: what a change costs.
         softness: one number, for every key; see `solve_edit`.
         hold: `[h, in]`, keys whose output must never move.
+        solver: `(layer, keys, values, metric) -> LowRank`, in the place of `solve_edit`; see
+            `rankedit.testing.check_solver`. The layer that it gets is only run
+            (`linear_output(layer, keys)`): it gives what the original one gave for the keys.
 
     Raises:
-        ShapeError: softness or hold is not what `solve_edit` takes.
+        ShapeError: softness or hold is not what `solve_edit` takes, or comes with a solver.
 
     Example:
         >>> ledger = Ledger(torch.zeros(2, 3), Metric.identity(3))
@@ -97,7 +151,13 @@ class Ledger:
         *,
         softness: float = 0.0,
         hold: Keys | None = None,
+        solver: Solver | None = None,
     ) -> None:
+        if solver is not None and (softness or hold is not None):
+            raise ShapeError(
+                "Ledger: softness and hold are what solve_edit is told, and the solver is called "
+                "in its place; leave them out, and let the solver decide about both."
+            )
         if not isinstance(softness, (int, float)) or not 0 <= softness < math.inf:
             raise ShapeError(
                 f"Ledger: softness must be one finite number of at least 0, got {softness!r}; it "
@@ -109,6 +169,7 @@ class Ledger:
         self._metric = metric
         self._softness = softness
         self._hold = hold
+        self._solver = solver
         self._entries: dict[Hashable, _Entry] = {}
         self._witnesses: list[_Witness] = []
 
@@ -148,12 +209,35 @@ class Ledger:
         """The one edit that gives all keys of the ledger their values.
 
         Raises:
-            SolveError: the ledger is empty, or its edits contradict each other.
+            SolveError: the ledger is empty, its edits contradict each other, or a solver runs the
+                layer for other inputs than the keys while it is edited.
+            ShapeError: the solver returns something else than an edit of the layer.
         """
         if not self._entries:
             raise SolveError("Ledger.edit: the ledger is empty; add an edit first.")
+        if self._solver is not None:
+            return self._solved(self._solver)
         keys, lacking = self._stacked()
         return solve_lacking(keys, lacking, self._metric, softness=self._softness, hold=self._hold)
+
+    def _solved(self, solver: Solver) -> LowRank:
+        entries = self._entries.values()
+        keys, outputs = (torch.cat([getattr(e, n) for e in entries]) for n in ("keys", "outputs"))
+        values = torch.cat([e.values for e in entries])
+        original = _Original(self._layer, keys, outputs, lambda: self._check_original("edit"))
+        edit = solver(original, keys.clone(), values, self._metric)
+        shape = [outputs.shape[1], self._metric.dim]
+        if not isinstance(edit, LowRank) or [edit.out_features, edit.in_features] != shape:
+            got = (
+                f"one of {[edit.out_features, edit.in_features]}"
+                if isinstance(edit, LowRank)
+                else describe(edit)
+            )
+            raise ShapeError(
+                f"Ledger.edit: the solver must return a LowRank of the layer's shape {shape}, got "
+                f"{got}; rankedit.testing.check_solver says what else it must do."
+            )
+        return edit
 
     def conflicts(self, threshold: float = 0.9) -> list[Conflict]:
         """Pairs of keys whose cosine under the metric is at least `threshold`, worst first."""
@@ -183,11 +267,10 @@ class Ledger:
             )
 
     def _entry(self, call: str, keys: Keys, values: Values) -> _Entry:
-        self._check_unchanged(call)
+        self._check_original(call)
         check_rows(f"Ledger.{call}", "keys", keys, self._metric.dim)
         outputs = linear_output(self._layer, keys)
         check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys))
-        lacking = values.detach().to(keys.device).double() - outputs.to(keys.device).double()
         self._witnesses[2:] = [_Witness.of(self._layer, keys[:1])]
         if len(self._witnesses) == 1:
             generator = torch.Generator().manual_seed(0)
@@ -195,9 +278,13 @@ class Ledger:
             # As long as a key: far shorter it would drown in the layer's bias, in half precision.
             probe *= keys[:1].norm() / probe.norm()
             self._witnesses.append(_Witness.of(self._layer, probe))
-        return _Entry(keys.detach().clone(), lacking)
+        return _Entry(
+            keys.detach().clone(),
+            values.detach().clone(),
+            outputs.detach().to(keys.device).double(),
+        )
 
-    def _check_unchanged(self, call: str) -> None:
+    def _check_original(self, call: str) -> None:
         if not all(witness.holds(self._layer) for witness in self._witnesses):
             raise SolveError(
                 f"Ledger.{call}: the layer no longer gives what it gave when the last edit was "
