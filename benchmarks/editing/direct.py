@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from rankedit_recipes.language.editing import Engine, enter
+from rankedit_recipes.language.editing import Engine
 from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
 from rankedit_recipes.language.evaluating.rewriting import without_rewritten
 from rankedit_recipes.language.evaluating.scores import Scores
 from rankedit_recipes.language.requests import Case, Request
-from rankedit_recipes.language.searching.spreading import Facts, spread
-from rankedit_recipes.language.searching.values import find_values
+from rankedit_recipes.language.searching.spreading import Facts
 from rankedit_recipes.language.settings import Settings
 from torch import Tensor
 
@@ -49,27 +48,24 @@ class Editor:
     def facts(self, engine: Engine, cases: Sequence[Case]) -> Facts:
         """Keys and values of the cases' requests."""
         requests = [case.request for case in cases]
-        arguments = (engine.model, engine.tokenizer, requests)
         shifts = torch.stack([self._found(engine)[request.label] for request in requests])
-        return spread(
-            *arguments, shifts, engine.chosen, engine.metrics, engine.settings,
-            prefixes=engine.prefixes,
-        )  # fmt: skip
+        return engine.spread(requests, shifts)
 
     def _found(self, engine: Engine) -> dict[str, Tensor]:
         """Shifts by request, of one search over all cases that are studied; kept in a file."""
         settings, block = engine.settings, engine.chosen[-1]
         search = {name: getattr(settings, name) for name in _SEARCH} | {"block": block.index}
+        if settings.through:  # it sees the edit of the mean key then
+            search |= {"bare": settings.bare, "metric": engine.metrics[block.down].fingerprint}
+        kind = type(settings)
+        if (kind.search, kind.shares) != (Settings.search, Settings.shares):
+            search["by"] = f"{kind.__module__}:{kind.__qualname__}"
         digest = hashlib.sha256(repr([self.world.digest, search]).encode()).hexdigest()[:16]
         if digest in self._shifts:
             return self._shifts[digest]
         file, requests = KEPT / f"shifts-{digest}.safetensors", self._requests()
         if not file.exists():
-            found = find_values(
-                engine.model, engine.tokenizer, requests, block, settings,
-                prefixes=engine.prefixes,
-            )  # fmt: skip
-            rk.save({"shifts": found.shifts}, file)
+            rk.save({"shifts": engine.search(requests).shifts}, file)
         shifts = rk.load(file)["shifts"]
         self._shifts[digest] = {r.label: shifts[i] for i, r in enumerate(requests)}
         return self._shifts[digest]
@@ -85,7 +81,7 @@ class Editor:
         """Each case edited and evaluated for itself."""
         engine = self.engine(settings, layers, share)
         facts = self.facts(engine, cases)
-        edits = (edit_of(engine, part) for part in one_by_one(facts))
+        edits = (engine.solved(part) for part in one_by_one(facts))
         found = evaluate_each(
             self.world.model, self.world.tokenizer, cases, edits,
             unrelated=self.world.few_unrelated, progress=False,
@@ -97,7 +93,7 @@ class Editor:
     ) -> Row:
         """All cases edited together."""
         engine = self.engine(settings, layers, share)
-        edits = edit_of(engine, self.facts(engine, cases))
+        edits = engine.solved(self.facts(engine, cases))
         with rk.attach(self.world.model, edits):
             found = self.scores(cases, generations=share == 1 and settings.cost != "identity")
         return Row("", {str(len(cases)): found}, {"layers": [b.index for b in engine.chosen]})
@@ -127,7 +123,7 @@ class Editor:
         for start in range(0, len(cases), size):
             part = [case.request for case in cases[start : start + size]]
             facts, _ = engine.facts(part)
-            rk.fuse_(edited, edit_of(engine, facts))
+            rk.fuse_(edited, engine.solved(facts))
             done = start + len(part)
             if done in at:
                 self.world.model = edited
@@ -136,15 +132,6 @@ class Editor:
                 finally:
                     self.world.model = original
         return Row("", scores, {"layers": [b.index for b in engine.chosen]})
-
-
-def edit_of(engine: Engine, facts: Facts) -> dict[str, rk.LowRank]:
-    """The edits of facts, all of them together."""
-    if not engine.settings.consistent:
-        return engine._inconsistent(facts)
-    ledgers = engine.ledgers()
-    enter(ledgers, facts, engine.model)
-    return {name: ledger.edit() for name, ledger in ledgers.items()}
 
 
 def one_by_one(facts: Facts) -> Iterator[Facts]:

@@ -53,12 +53,17 @@ LABELS = {
     "memit-identity": "MEMIT with C = I",
 }
 
+_STREAMS = {"stream-memit": "MEMIT", "stream-alphaedit": "AlphaEdit",
+            "plain-memit": "plain sequential MEMIT"}  # fmt: skip
+
 
 def label(name: str) -> str:
     """How a row is called."""
     if name in LABELS:
         return LABELS[name]
     method, _, share = name.rpartition("-")
+    if not share.endswith("%"):
+        return name  # a method of one's own, as it was asked for
     return f"{LABELS.get(method, method)}, {share} of the statistics"
 
 
@@ -116,15 +121,19 @@ def _targets(rows: Mapping[str, Row]) -> Table:
     return Table(("", "found", "wanted", ""), lines)
 
 
+def _streams(rows: Mapping[str, Row]) -> dict[str, str]:
+    """Names of the methods with a stream, by the keys of their rows; one's own come last."""
+    own = [key for key in rows if key.startswith("stream-") and key not in _STREAMS]
+    names = _STREAMS | {key: label(key.removeprefix("stream-")) for key in own}
+    return {key: name for key, name in names.items() if key in rows}
+
+
 def _stream_ends(rows: Mapping[str, Row]) -> dict[str, Scores]:
-    names = {"stream-memit": "MEMIT on a ledger", "stream-alphaedit": "AlphaEdit on a ledger",
-             "plain-memit": "plain sequential MEMIT"}  # fmt: skip
     found = {}
-    for key, name in names.items():
-        row = rows.get(key)
-        if row is not None:
-            curve = _curve(row)
-            found[f"{name}, {max(curve)} edits"] = curve[max(curve)]
+    for key, name in _streams(rows).items():
+        curve = _curve(rows[key])
+        how = name if key.startswith("plain") else f"{name} on a ledger"
+        found[f"{how}, {max(curve)} edits"] = curve[max(curve)]
     return found
 
 
@@ -134,19 +143,19 @@ def _curve(row: Row) -> dict[int, Scores]:
 
 def _undo(rows: Mapping[str, Row]) -> Table:
     lines = []
-    for method in ("memit", "alphaedit"):
-        row = rows.get(f"stream-{method}")
-        if row is None or "kept, after" not in row.scores:
+    for key, name in _streams(rows).items():
+        row = rows[key]
+        if "kept, after" not in row.scores:
             continue
         for part in ("kept, before", "kept, after"):
             s = row.scores[part]
-            lines.append((f"{LABELS[method]}: facts that stay, {part[6:]}", *_numbers(s, PARTS)))
+            lines.append((f"{name}: facts that stay, {part[6:]}", *_numbers(s, PARTS)))
         for part in ("undone, before", "undone, after", "undone, unedited"):
             s = row.scores[part]
-            lines.append((f"{LABELS[method]}: old answers of the undone facts, {part[8:]}",
+            lines.append((f"{name}: old answers of the undone facts, {part[8:]}",
                           *_numbers(s, PARTS[:-1]), ""))  # fmt: skip
         apart = row.numbers["difference to never added"]
-        lines.append((f"{LABELS[method]}: weights, relative difference to never having added them",
+        lines.append((f"{name}: weights, relative difference to never having added them",
                       f"{apart:.1e}", *[""] * (len(PARTS) - 1)))  # fmt: skip
     return Table(("", *PARTS), lines, TOGETHER)
 
@@ -200,14 +209,16 @@ def traced(rows: Mapping[str, Row]) -> Trace | None:
 
 def curves(rows: Mapping[str, Row]) -> dict[str, dict[int, Scores]]:
     """Scores against the number of edits."""
-    names = {"stream-memit": "MEMIT, ledger", "stream-alphaedit": "AlphaEdit, ledger",
-             "plain-memit": "MEMIT, plain"}  # fmt: skip
-    found = {name: rows.get(key) for key, name in names.items()}
-    return {name: _curve(row) for name, row in found.items() if row is not None}
+    return {
+        "MEMIT, plain" if key.startswith("plain") else f"{name}, ledger": _curve(rows[key])
+        for key, name in _streams(rows).items()
+    }
 
 
-def write(rows: Mapping[str, Row], folder: Path, page: Path, facts: Mapping[str, str]) -> None:
-    """Write figures, tables and the page; put the tables into the documentation."""
+def write(
+    rows: Mapping[str, Row], folder: Path, page: Path | None, facts: Mapping[str, str]
+) -> None:
+    """Write figures, tables and the page; put the tables into the documentation, if it is given."""
     folder.mkdir(parents=True, exist_ok=True)
     made, base = tables(rows), rows.get("batch-unedited")
     pictures: dict[str, Any] = {}
@@ -233,7 +244,8 @@ def write(rows: Mapping[str, Row], folder: Path, page: Path, facts: Mapping[str,
         tables=made,
         settings=facts,
     ).save(folder / "index.html")
-    _document(made, page)
+    if page is not None:
+        _document(made, page)
 
 
 def _document(made: Mapping[str, Table], page: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rankedit_recipes.language.requests import Case
 
 import rankedit as rk
-from editing.direct import Editor, edit_of
+from editing.direct import Editor
 from editing.rows import Row
 from editing.world import MANY
 
@@ -29,7 +29,7 @@ def sharing(editor: Editor, settings: Any, layers: Any) -> Row:
     engine = editor.engine(settings, layers)
     scores = {}
     for name, chosen in (("different last words", apart), ("any subjects", cases[: len(apart)])):
-        edits = edit_of(engine, editor.facts(engine, chosen))
+        edits = engine.solved(editor.facts(engine, chosen))
         with rk.attach(world.model, edits):
             scores[f"{name}, {len(chosen)} facts"] = editor.scores(chosen)
     return Row("", scores, _cosines(editor, engine, cases))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from rankedit_recipes.language.requests import Case
 
 from editing.baselines import fine_tuned, lora_tuned
 from editing.direct import Editor, facts_of, reverted
+from editing.own import described, own_settings
 from editing.rows import Row, Rows
 from editing.sharing import sharing
 from editing.world import MANY, SINGLE, World
@@ -49,10 +50,15 @@ class Study:
         world: what is edited.
         rows: where they are kept.
         tuned: settings that differ from the methods' own, by method; for `layers` too.
+        own: methods that are studied beside the published ones, each `package.module:name`. One
+            that is a function has MEMIT's settings, and the search that all methods share.
     """
 
-    def __init__(self, world: World, rows: Rows, tuned: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, world: World, rows: Rows, tuned: dict[str, dict[str, Any]], own: Sequence[str] = ()
+    ) -> None:
         self.world, self.rows, self.tuned = world, rows, tuned
+        self.own = {name: own_settings(name, tuned.get("memit", {})) for name in own}
         self.editor = Editor(world)
         self.single, self.many = world.cases[:SINGLE], world.cases[:MANY]
 
@@ -64,6 +70,8 @@ class Study:
 
     def settings(self, method: str, **changes: Any) -> tuple[Settings, Any]:
         """A method as it is studied, and the blocks that it edits."""
+        if method in self.own:
+            return replace(self.own[method], **changes), self.located
         tuned = dict(self.tuned.get(method, {}))
         layers = tuned.pop("layers", None)
         layers = self.located if layers == BY_TRACE else layers
@@ -75,8 +83,8 @@ class Study:
         share: float = 1.0, **changes: Any,
     ) -> None:  # fmt: skip
         settings, layers = self.settings(method, **changes)
-        described = {**asdict(settings), "layers": layers, "share": share, "cases": len(cases)}
-        self.rows(key, lambda: compute(settings, cases, layers, share), described)
+        parts = {**described(settings), "layers": layers, "share": share, "cases": len(cases)}
+        self.rows(key, lambda: compute(settings, cases, layers, share), parts)
 
     # ------------------------------------------------------------------------- rows
 
@@ -113,12 +121,12 @@ class Study:
 
     def singles(self) -> None:
         """One edit at a time."""
-        for method in STUDIED:
+        for method in (*STUDIED, *self.own):
             self._direct(f"single-{method}", self.editor.single, self.single, method)
 
     def batches(self) -> None:
         """All together."""
-        for method in STUDIED:
+        for method in (*STUDIED, *self.own):
             self._direct(f"batch-{method}", self.editor.batch, self.many, method)
 
     def ablations(self) -> None:
@@ -131,7 +139,7 @@ class Study:
         self.rows(
             "sharing",
             lambda: sharing(self.editor, settings, layers),
-            {**asdict(settings), "layers": layers},
+            {**described(settings), "layers": layers},
         )
         for share in SHARES[:-1]:
             name = f"{share:.0%}"
@@ -143,18 +151,16 @@ class Study:
 
     def streams(self) -> None:
         """Batches of ten, one after the other, and half of it undone."""
-        for method in ("memit", "alphaedit"):
+        for method in ("memit", "alphaedit", *self.own):
             settings, layers = self.settings(method)
-            described = {**asdict(settings), "layers": layers, "at": AT, "batch": BATCH}
-            self.rows(
-                f"stream-{method}", lambda s=settings, x=layers: self._stream(s, x), described
-            )
+            parts = {**described(settings), "layers": layers, "at": AT, "batch": BATCH}
+            self.rows(f"stream-{method}", lambda s=settings, x=layers: self._stream(s, x), parts)
         settings, layers = self.settings("memit")
-        described = {**asdict(settings), "layers": layers, "at": AT, "batch": BATCH, "plain": True}
+        parts = {**described(settings), "layers": layers, "at": AT, "batch": BATCH, "plain": True}
         self.rows(
             "plain-memit",
             lambda: self.editor.plain(settings, self.many, BATCH, AT, layers),
-            described,
+            parts,
         )
 
     def _stream(self, settings: Settings, layers: Any) -> Row:
@@ -203,16 +209,16 @@ class Study:
             "lora": (lora_tuned, downs, {"rate": 5e-3}),
         }
         for name, (tuned, names, options) in kinds.items():
-            described = {**options, "names": names}
+            parts = {**options, "names": names}
             self.rows(
                 f"single-{name}",
                 lambda t=tuned, n=names, o=options: self._trained_each(t, n, o),
-                {**described, "cases": BASELINE},
+                {**parts, "cases": BASELINE},
             )
             self.rows(
                 f"batch-{name}",
                 lambda t=tuned, n=names, o=options: self._trained(t, n, o),
-                described,
+                parts,
             )
 
     def _trained_each(self, tuned: Any, names: Sequence[str], options: dict[str, Any]) -> Row:

@@ -169,7 +169,7 @@ def test_a_folder_is_the_stream(tmp_path):
     stream.enter(part(facts, [0, 1, 2]))
     stream.enter(part(facts, [3, 4]))
     stream.undo(facts.requests[1].label)
-    again = begun(folder, method="rome", layers=2)  # the folder knows better
+    again = begun(folder, method=None, layers=None)  # the folder knows
     assert again.requests() == stream.requests()
     assert again.engine.settings == stream.engine.settings
     assert again.engine.prefixes == PREFIXES

@@ -1,6 +1,7 @@
 """Facts in causal language models, edited in closed form: ROME, r-ROME, MEMIT, EMMET, AlphaEdit.
 
-One engine on `rankedit`'s one solver; the methods are settings of it.
+One engine on `rankedit`'s one solver; the methods are settings of it. A method of one's own is a
+function that solves in that solver's place.
 
     statistics = language.collect_statistics(model, tokenizer, "texts/")
     edited = language.edit(model, tokenizer, requests, method="memit", statistics=statistics)
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rankedit_recipes.language.evaluating.scores import Scores
     from rankedit_recipes.language.evaluating.tracing import Trace, parts_of, trace
     from rankedit_recipes.language.methods import METHODS
+    from rankedit_recipes.language.methods.own import method_of
     from rankedit_recipes.language.model.blocks import Block, find_blocks
     from rankedit_recipes.language.reading import case_of, read_cases, read_requests
     from rankedit_recipes.language.requests import Case, Request, continued
@@ -69,6 +71,7 @@ __all__ = [
     "likelihoods",
     "load_statistics",
     "locate",
+    "method_of",
     "parts_of",
     "read_cases",
     "read_references",

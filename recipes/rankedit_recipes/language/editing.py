@@ -13,6 +13,8 @@ import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.methods.own import Method, imported, method_of, named
+from rankedit_recipes.language.methods.rome import inconsistent
 from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.model.tokens import Tokenizer
@@ -62,6 +64,7 @@ class Edited:
             dtype: how to store them; half precision has a relative error of 3e-4.
         """
         texts = {"language": self.settings.method, "facts": str(len(self.facts))}
+        # Half precision would lose what is very small in one factor and very large in the other.
         balanced = {name: edit.balanced() for name, edit in self.edits.items()}
         rk.save(balanced, path, metadata=texts, model=model, dtype=dtype)
 
@@ -70,7 +73,7 @@ def edit(
     model: nn.Module,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
-    method: str | Settings = "memit",
+    method: Method = "memit",
     *,
     statistics: Statistics | Mapping[str, rk.SecondMoment] | str | PathLike[str] | None,
     layers: Layers = None,
@@ -84,7 +87,9 @@ def edit(
             to it count as part of it.
         tokenizer: its fast tokenizer.
         requests: what is to be true.
-        method: a name in `METHODS`, or settings of your own.
+        method: a name in `METHODS`; settings of your own; or a function that solves,
+            `(layer, keys, values, metric) -> LowRank`, or where it is, `"package.module:function"`:
+            MEMIT with that solve, see `method_of`.
         statistics: what `collect_statistics` gave, or its file. None only for a method whose cost
             is the identity.
         layers: which blocks or projections to edit; see `choose_blocks`. `"traced"` for those that
@@ -102,8 +107,7 @@ def edit(
     Warns:
         RankeditWarning: keys that depend much on what stands before the prompt.
 
-    Example:
-        See docs/language.md.
+    See docs/language.md for an example.
     """
     settings = settings_of(method)
     check_requests(requests)
@@ -141,7 +145,7 @@ class Engine:
         cls,
         model: nn.Module,
         tokenizer: Tokenizer,
-        method: str | Settings,
+        method: Method,
         statistics: Statistics | Mapping[str, rk.SecondMoment] | str | PathLike[str] | None,
         *,
         layers: Layers = None,
@@ -165,26 +169,25 @@ class Engine:
             RankeditWarning: keys that depend much on what stands before the prompt.
         """
         check_requests(requests)
-        arguments = (self.model, self.tokenizer, requests)
-        through = self.settings.through and self.settings.consistent
-        found = find_values(
-            *arguments,
-            self.chosen[-1],
-            self.settings,
-            metric=self.metrics[self.chosen[-1].down] if through else None,
-            prefixes=self.prefixes,
-            progress=self.progress,
-        )
-        facts = spread(
-            *arguments,
-            found.shifts,
-            self.chosen,
-            self.metrics,
-            self.settings,
-            prefixes=self.prefixes,
-        )
+        found = self.search(requests)
+        facts = self.spread(requests, found.shifts)
         warn_of_different(requests, facts.agreement)
         return facts, found
+
+    def search(self, requests: Sequence[Request]) -> FoundValues:
+        """The shifts that make requests true; see `Settings.through` for what they depend on."""
+        # `through` is about an edit for the mean key, which the published fault is not.
+        through = self.settings.through and self.settings.consistent
+        metric = self.metrics[self.chosen[-1].down] if through else None
+        return find_values(
+            self.model, self.tokenizer, requests, self.chosen[-1], self.settings, metric=metric,
+            prefixes=self.prefixes, progress=self.progress,
+        )  # fmt: skip
+
+    def spread(self, requests: Sequence[Request], shifts: Tensor) -> Facts:
+        """Keys and values of requests whose shifts are known."""
+        how = (shifts, self.chosen, self.metrics, self.settings)
+        return spread(self.model, self.tokenizer, requests, *how, prefixes=self.prefixes)
 
     def keys(self, requests: Sequence[Request]) -> Tensor:
         """Keys `[n, in]` of requests in the lowest projection; needs no search."""
@@ -197,46 +200,49 @@ class Engine:
     def edit(self, requests: Sequence[Request]) -> Edited:
         """The edits of requests, all of them together."""
         facts, found = self.facts(requests)
+        return Edited(self.solved(facts), facts, found, self.settings)
+
+    def solved(self, facts: Facts) -> dict[str, rk.LowRank]:
+        """The edits of facts, all of them together, as the method solves."""
         if not self.settings.consistent:
-            return Edited(self._inconsistent(facts), facts, found, self.settings)
+            return self._inconsistent(facts)
         ledgers = self.ledgers()
         enter(ledgers, facts, self.model)
-        edits = {name: ledger.edit() for name, ledger in ledgers.items()}
-        return Edited(edits, facts, found, self.settings)
+        return {name: ledger.edit() for name, ledger in ledgers.items()}
 
     def ledgers(self) -> dict[str, rk.Ledger]:
         """An empty ledger for each projection."""
         return {
-            name: rk.Ledger(self.model.get_submodule(name), metric, softness=self.settings.softness)
+            name: self.settings.ledger(self.model.get_submodule(name), metric)
             for name, metric in self.metrics.items()
         }
 
     def _inconsistent(self, facts: Facts) -> dict[str, rk.LowRank]:
-        """ROME as published: solved for the mean key, divided by that of the bare prompt."""
         if len(facts) > 1:
             raise LanguageError(
                 f"language: consistent=False is for one request at a time, got {len(facts)}."
             )
-        ((name, metric),) = self.metrics.items()
-        image = metric.solve(facts.keys[name])
-        overlap = image @ facts.bare[name].double().T
-        return {name: rk.LowRank(facts.lacking[name].double().T / overlap, image)}
+        return {
+            name: inconsistent(facts.keys[name], facts.bare[name], facts.lacking[name], metric)
+            for name, metric in self.metrics.items()
+        }
 
 
-def settings_of(method: str | Settings) -> Settings:
-    """The settings of a method.
+def settings_of(method: Method) -> Settings:
+    """The settings of a method; see `edit`.
 
     Raises:
-        LanguageError: no method of this name.
+        LanguageError: no such method, or one of one's own under the name of a published one.
     """
-    if isinstance(method, Settings):
-        return method
-    if method not in METHODS:
+    if isinstance(method, str):
+        method = imported(method) if ":" in method else named(method)
+    settings = method if isinstance(method, Settings) else method_of(method)
+    if settings.solver and settings.method in METHODS:
         raise LanguageError(
-            f"language: unknown method {method!r}; known are {', '.join(METHODS)}, or pass "
-            "Settings."
+            f"language: {settings.solver} solves in its own way, and its edits would be saved as "
+            f"those of {settings.method!r}; name it: dataclasses.replace(settings, method=...)."
         )
-    return METHODS[method]
+    return settings
 
 
 def enter(ledgers: Mapping[str, rk.Ledger], facts: Facts, model: nn.Module) -> None:
@@ -278,7 +284,9 @@ def _metrics(
 ) -> dict[str, rk.Metric]:
     names = [block.down for block in chosen]
     if statistics is None:
-        if settings.cost != "identity":
+        # A metric of one's own is made from a moment, whatever the cost is called.
+        own = type(settings).metric is not Settings.metric
+        if own or settings.cost != "identity":
             raise LanguageError(
                 f"language: the method {settings.method!r} needs statistics of what the "
                 "projections read; pass collect_statistics(model, tokenizer, texts)."

@@ -1,9 +1,14 @@
-"""What tells one method of direct editing from another, as one frozen value."""
+"""What tells one method of direct editing from another, as one frozen value.
+
+What solves is `Settings.solve`, and nothing else: the edits of a batch, of a stream and of the
+benchmark come from the ledger that `Settings.ledger` makes. A subclass that overrides it is a
+method of its own; `rankedit_recipes.language.method_of` makes one from a function.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,7 +49,8 @@ class Settings:
         consistent: False divides by the bare prompt's key what is solved for the mean key: the
             published ROME's fault, kept for comparison. Needs one layer and softness 0.
         through: whether the search sees what an edit for the mean key gives each context, instead
-            of the whole shift everywhere (published).
+            of the whole shift everywhere (published). The edit is the cheapest one under the
+            metric there, whatever `solve` is.
         anchor: what the clamp, the decay and the learning rate are relative to: the length of what
             the projection gives (ROME), or of the residual stream behind the block (MEMIT).
         steps: of the search for values.
@@ -92,6 +98,11 @@ class Settings:
                     f"{getattr(self, name)!r}."
                 )
         self._check_numbers()
+        if not self.consistent and self.solver:
+            raise LanguageError(
+                "Settings: consistent=False is ROME's published formula, which calls no other "
+                f"solve, got that of {self.solver}; leave consistent=True."
+            )
         if not self.consistent and (self.softness or self.layers > 1):
             raise LanguageError(
                 "Settings: consistent=False is ROME's published fault, which needs softness 0 and "
@@ -137,8 +148,28 @@ class Settings:
     def solve(
         self, layer: object, keys: torch.Tensor, values: torch.Tensor, metric: rk.Metric
     ) -> rk.LowRank:
-        """The edit of one projection, as `rankedit.solve_edit` takes its arguments."""
+        """The edit of one projection, as `rankedit.solve_edit` takes its arguments.
+
+        A subclass may solve in another way. What it gives must depend on nothing but the arguments:
+        a stream asks for the edit of all facts anew whenever one comes or goes.
+
+        Args:
+            layer: only run, with `rankedit.linear_output`; gives what the unedited projection gave.
+            keys: `[n, in]`, one for each fact, in the order of entry.
+            values: `[n, out]`, what they are to give, without the projection's bias.
+            metric: what a change costs.
+        """
         return rk.solve_edit(layer, keys, values, metric, softness=self.softness)
+
+    @property
+    def solver(self) -> str:
+        """Whose `solve` it is, as `module:name`; empty for `rankedit.solve_edit`."""
+        kind = next(kind for kind in type(self).__mro__ if "solve" in vars(kind))
+        return "" if kind is Settings else f"{kind.__module__}:{kind.__qualname__}"
+
+    def ledger(self, layer: object, metric: rk.Metric) -> rk.Ledger:
+        """An empty ledger of one projection, which `solve` solves."""
+        return rk.Ledger(layer, metric, solver=self.solve)
 
     def search(self) -> rk.ValueSearch:
         """How values are searched for."""
@@ -153,7 +184,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

@@ -56,7 +56,13 @@ Fuse = Annotated[
     Path | None,
     typer.Option(help="Also as a whole model in this folder, the edits in its weights."),
 ]
-Method = Annotated[str, typer.Option(help="rome, r-rome, memit, encore, emmet or alphaedit.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="rome, r-rome, memit, encore, emmet or alphaedit, or package.module:function of your "
+        "own (docs/new-method.md); memit if not given, or that of the stream."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Where the edits go.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Requests take the place of facts of the stream.")
@@ -82,7 +88,7 @@ def edit(
     requests: Requests = None,
     *,
     model: Model = SANDBOX,
-    method: Method = "memit",
+    method: Method = "",
     statistics: Stats = None,
     layers: Layers = "",
     out: Out = Path("edits.safetensors"),
@@ -106,13 +112,14 @@ def edit(
     """
     from rankedit_recipes.language.commands import configuring, opening, tasks
 
-    settings = _settings(method, config, setting or [])
+    settings = _settings(method or "memit", config, setting or [])
     if print_config:
         typer.echo(configuring.to_toml(settings), nl=False)
         return
     task = tasks.EditTask(
         cases=opening.open_cases(requests or [], model, count=limit),
         settings=settings,
+        chosen=bool(method or config or setting),
         statistics=statistics,
         layers=tasks.parsed_layers(layers),
         stream=stream,
@@ -134,6 +141,9 @@ def undo(
     ] = None,
     *,
     model: Model = SANDBOX,
+    method: Annotated[
+        str, typer.Option(help="package.module:function, for a stream of a method of your own.")
+    ] = "",
     statistics: Stats = None,
     last: Annotated[int, typer.Option(help="Instead of names: the latest so many.")] = 0,
     out: Annotated[
@@ -149,7 +159,7 @@ def undo(
 
     opened = opening.open_model(model, device=device, dtype=dtype)
     outputs = tasks.Outputs(out, lora, fuse)
-    for line in tasks.undo_in(opened, stream, statistics, names or [], last, outputs):
+    for line in tasks.undo_in(opened, stream, statistics, names or [], last, outputs, method):
         typer.echo(line)
 
 
@@ -241,7 +251,7 @@ def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:
     from rankedit_recipes.language.editing import settings_of
 
     settings = settings_of(method) if config is None else from_toml(config)
-    if config is not None and method not in ("memit", settings.method):
+    if config is not None and method != "memit" and settings_of(method).method != settings.method:
         raise LanguageError(
             f"edit: --method {method} and the method {settings.method} of '{config}' differ; give "
             "one of them."

@@ -40,6 +40,7 @@ class EditTask:
     Attributes:
         cases: whose requests are edited.
         settings: the method.
+        chosen: whether somebody asked for them; a stream that is there has its own else.
         statistics: their file, if there is one.
         layers: as `language.edit` takes them.
         stream: folder of the stream, if there is one.
@@ -52,6 +53,7 @@ class EditTask:
     layers: Layers
     stream: Path | None = None
     replace: bool = False
+    chosen: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,36 +113,38 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
     if task.stream is not None:
         stream = Stream.open(
             task.stream, opened.model, opened.tokenizer, statistics=statistics,
-            method=task.settings, layers=task.layers,
+            method=task.settings if task.chosen else None, layers=task.layers,
         )  # fmt: skip
         yield from _added(stream, task)
-        edits = stream.edits()
+        edits, method = stream.edits(), stream.engine.settings.method
         yield f"{task.stream}: {len(stream):,} facts"
     else:
         engine = Engine.build(
             opened.model, opened.tokenizer, task.settings, statistics, layers=task.layers
         )
         edited = engine.edit(requests)
-        edits = edited.edits
+        edits, method = edited.edits, task.settings.method
         stopped = sum(reason != "steps" for reason in edited.found.reasons)
         yield (
             f"{len(requests):,} facts by {task.settings.method}; objective "
             f"{float(edited.found.before.mean()):.2f} → {float(edited.found.after.mean()):.2f}, "
             f"{stopped:,} searches ended early"
         )
-    yield from _written(opened, edits, outputs, task.settings.method)
+    yield from _written(opened, edits, outputs, method)
 
 
 def _located(opened: Opened, task: EditTask) -> EditTask:
-    """The task with the blocks that a trace finds, where that is asked for.
+    """The task with what a stream that is there has, or with the blocks that a trace finds.
 
-    A stream that is there keeps its own.
+    What somebody asked for stays: `Stream.open` refuses what differs.
     """
-    if task.layers != TRACED:
-        return task
     manifest = None if task.stream is None else Folder(task.stream).read()
     if manifest is not None:
-        return replace(task, layers=manifest.layers)
+        layers: Layers = manifest.layers if task.layers in (None, TRACED) else task.layers
+        settings = task.settings if task.chosen else manifest.settings
+        return replace(task, layers=layers, settings=settings)
+    if task.layers != TRACED:
+        return task
     requests = [case.request for case in task.cases]
     check_requests(requests)
     layers = resolved(opened.model, opened.tokenizer, requests, TRACED, task.settings)
@@ -180,6 +184,7 @@ def undo_in(
     names: Sequence[str],
     last: int,
     outputs: Outputs,
+    method: str = "",
 ) -> Iterator[str]:
     """Take facts out of a stream."""
     if bool(names) == bool(last):
@@ -188,7 +193,9 @@ def undo_in(
     if manifest is None:
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")
     given = _statistics(opened, statistics, manifest.settings, manifest.layers)
-    stream = Stream.open(folder, opened.model, opened.tokenizer, statistics=given)
+    stream = Stream.open(
+        folder, opened.model, opened.tokenizer, statistics=given, method=method or None
+    )
     chosen = list(names) or stream.names()[-last:]
     for request in stream.undo(*chosen):
         yield f"undone: {request.text} → {request.target}"

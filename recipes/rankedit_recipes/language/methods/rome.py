@@ -28,6 +28,9 @@ Deviations:
 
 from dataclasses import replace
 
+from torch import Tensor
+
+import rankedit as rk
 from rankedit_recipes.language.settings import Settings
 
 ROME = Settings(
@@ -43,3 +46,17 @@ ROME = Settings(
 )
 
 INCONSISTENT = replace(ROME, method="rome (inconsistent key)", consistent=False)
+
+
+def inconsistent(key: Tensor, bare: Tensor, lacking: Tensor, metric: rk.Metric) -> rk.LowRank:
+    """The edit of one fact as the published code has it: `r u / u·k₀` for the bare prompt's key k₀.
+
+    Args:
+        key: `[1, in]`, the mean over contexts, of which `u = A k`.
+        bare: `[1, in]`, k₀; where it is far from the mean the edit is far too large.
+        lacking: `[1, out]`, r.
+        metric: what a change costs.
+    """
+    image = metric.solve(key)
+    overlap = image @ bare.double().T
+    return rk.LowRank(lacking.double().T / overlap, image)

@@ -96,14 +96,28 @@ def spread(
         # A single block's share is the shift itself, without the rounding of the stream.
         missing = shifts if len(blocks) == 1 else goal - stream
         lacking[name] = missing / divisor
-        moved[name] = lacking[name] * _met(keys[name], metrics[name], settings)[:, None]
+        if remaining > 1:  # nothing that is looked at lies above the last one
+            layer = model.get_submodule(name)
+            moved[name] = _moved(layer, keys[name], lacking[name], metrics[name], settings)
     return Facts(tuple(requests), keys, lacking, {} if settings.consistent else bare, agreement)
 
 
-def _met(keys: Tensor, metric: rk.Metric, settings: Settings) -> Tensor:
-    """The share of what a key lacks that it gets if it is solved for alone: `e/(e + s)`."""
-    energy = metric.energy(keys)
-    return (energy / (energy + settings.softness).clamp_min(1e-300)).float().cpu()
+def _moved(
+    layer: object, keys: Tensor, lacking: Tensor, metric: rk.Metric, settings: Settings
+) -> Tensor:
+    """What keys get more `[n, out]` if each is solved for alone."""
+    if not settings.solver:
+        # The closed form gives a lonely key the share e/(e + s) of what it lacks, e = k A kᵀ.
+        energy = metric.energy(keys)
+        met = (energy / (energy + settings.softness).clamp_min(1e-300)).float().cpu()
+        return lacking * met[:, None]
+    rows = []
+    for number in range(len(keys)):
+        key = keys[number : number + 1]
+        ledger = settings.ledger(layer, metric)
+        ledger.add("alone", key, rk.linear_output(layer, key) + lacking[number : number + 1])
+        rows.append(rk.linear_output(ledger.edit().delta(), key.double()))
+    return torch.cat(rows).float().cpu()
 
 
 class Reading:

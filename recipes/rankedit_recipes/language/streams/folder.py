@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class Manifest:
         metrics: by projection, a fingerprint of what a change costs.
         tokenizer: a mark of the vocabulary.
         requests: the facts, in the order of entry.
+        solver: `Settings.solver`; where it is not empty, `settings` has no solve of its own as it
+            is read, and what solves must be passed again: a file names no code that is run.
+        extra: settings that only the class of a method of one's own knows.
         places: for each fact by name, the file with its keys and values, and its row there.
     """
 
@@ -50,6 +53,8 @@ class Manifest:
     metrics: dict[str, str]
     tokenizer: str
     requests: list[Request]
+    solver: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, tuple[int, int]] | None = None
 
     def check(self, actual: Manifest, path: Path) -> None:
@@ -58,15 +63,15 @@ class Manifest:
         Raises:
             LanguageError: says what differs.
         """
-        for field, what in (
+        for name, what in (
             ("base", "model"),
             ("tokenizer", "tokenizer"),
             ("metrics", "statistics"),
         ):
-            if getattr(self, field) != getattr(actual, field):
+            if getattr(self, name) != getattr(actual, name):
                 raise LanguageError(
                     f"Stream.open: '{path}' is a stream of edits of another {what}: expected "
-                    f"{getattr(self, field)}, got {getattr(actual, field)}; open it with the "
+                    f"{getattr(self, name)}, got {getattr(actual, name)}; open it with the "
                     f"{what} it began with."
                 )
 
@@ -179,9 +184,13 @@ def _encoded(manifest: Manifest) -> dict[str, Any]:
         {**asdict(request), "label": request.label, "place": list(places[request.label])}
         for request in manifest.requests
     ]
+    settings = manifest.settings.to_dict()
+    if manifest.solver:
+        # Readers that know no methods of one's own refuse an unknown setting.
+        settings["solver"] = manifest.solver
     return {
         "version": VERSION,
-        "settings": manifest.settings.to_dict(),
+        "settings": settings,
         "layers": manifest.layers,
         "prefixes": manifest.prefixes,
         "base": manifest.base,
@@ -203,8 +212,15 @@ def _decoded(document: dict[str, Any]) -> Manifest:
             raise ValueError(f"fact {request.label!r} has no place of its own")
         requests.append(request)
         places[request.label] = (number, row)
+    settings = dict(document["settings"])
+    solver, extra = str(settings.pop("solver", "")), {}
+    if solver:
+        known = {each.name for each in fields(Settings)}
+        extra = {name: settings.pop(name) for name in settings.keys() - known}
     return Manifest(
-        settings=Settings.from_dict(document["settings"]),
+        settings=Settings.from_dict(settings),
+        solver=solver,
+        extra={n: tuple(v) if isinstance(v, list) else v for n, v in extra.items()},
         layers=[str(name) for name in document["layers"]],
         prefixes=[str(text) for text in document["prefixes"]],
         base={str(k): str(v) for k, v in document["base"].items()},

@@ -1,8 +1,8 @@
 """A stream of edits: add facts in any order and any number of batches, undo or replace any of them.
 
-What each fact asks of the projections depends on that fact alone, and rankedit's ledger solves for
-all of them together. Whatever the order of additions, replacements and removals, the edit is the
-one of a single batch over what is there in the end; undoing leaves no trace.
+What each fact asks of the projections depends on that fact alone, and the method solves for all of
+them together, a solve of one's own too. Whatever the order of additions, replacements and removals,
+the edit is the one of a single batch over what is there in the end; undoing leaves no trace.
 
     stream = Stream.open("facts/", model, tokenizer, method="alphaedit", statistics="stats...")
     stream.add(requests)
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 import rankedit as rk
 from rankedit_recipes.language.editing import Engine, check_requests, enter
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.methods.own import Method
 from rankedit_recipes.language.model.layers import Layers
 from rankedit_recipes.language.model.original import Original
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.spreading import Facts
-from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, tokenizer_digest
 from rankedit_recipes.language.streams.conflicts import (
     PARALLEL,
@@ -36,6 +36,7 @@ from rankedit_recipes.language.streams.conflicts import (
     shown,
 )
 from rankedit_recipes.language.streams.folder import Folder, Manifest
+from rankedit_recipes.language.streams.resuming import check_places, settings_to_go_on
 
 # Facts that are searched for, and written, at a time.
 _CHUNK = 64
@@ -71,7 +72,7 @@ class Stream:
         tokenizer: Tokenizer,
         *,
         statistics: Statistics | Mapping[str, rk.SecondMoment] | str | PathLike[str] | None,
-        method: str | Settings = "memit",
+        method: Method | None = None,
         layers: Layers = None,
         prefixes: Sequence[str] | None = None,
         progress: bool = True,
@@ -83,28 +84,26 @@ class Stream:
             model: the original model, without the stream's edits.
             tokenizer: its tokenizer.
             statistics: as for `edit`; the same ones each time.
-            method: as for `edit`. A folder knows its own, with layers and prefixes: these three are
-                used for a new stream only.
+            method: as for `edit`; None for the folder's, or MEMIT for a new stream. One of your own
+                must be passed again, for a folder holds no code.
             layers: as for `edit`, but `"traced"`: pass what `locate` finds.
             prefixes: as for `edit`.
             progress: show it.
 
         Raises:
-            LanguageError: the folder is of another model, tokenizer or statistics, or damaged.
+            LanguageError: the folder is of another model, tokenizer, statistics, method, layers or
+                prefixes, or damaged.
         """
         kept = None if folder is None else Folder(folder)
         manifest = None if kept is None else kept.read()
-        if manifest is not None:
-            method, layers, prefixes = manifest.settings, manifest.layers, manifest.prefixes
+        if kept is not None and manifest is not None:
+            check_places(manifest, kept.path, model, layers, prefixes)
+            method = settings_to_go_on(manifest, kept.path, method)
+            layers, prefixes = manifest.layers, manifest.prefixes
         engine = Engine.build(
-            model,
-            tokenizer,
-            method,
-            statistics,
-            layers=layers,
-            prefixes=prefixes,
-            progress=progress,
-        )
+            model, tokenizer, "memit" if method is None else method, statistics, layers=layers,
+            prefixes=prefixes, progress=progress,
+        )  # fmt: skip
         stream = cls(engine, kept)
         if kept is None:
             return stream
@@ -283,6 +282,7 @@ class Stream:
         names = [block.down for block in engine.chosen]
         return Manifest(
             settings=engine.settings,
+            solver=engine.settings.solver,
             layers=names,
             prefixes=list(engine.prefixes),
             base={name: rk.fingerprint(engine.model.get_submodule(name))[:16] for name in names},
