@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     *("shapes", "moments", "packing", "provenance", "shrinkage", "subspace", "factors", "metric"),
-    *("edits", "gates", "gated", "merging", "linear_output", "gram", "closed_form", "ledger"),
+    *("edits", "gates", "gated", "merging", "linear_outputs", "gram", "closed_form", "ledger"),
     *("testing/solvers", "testing/edits"),
 )
 TESTS = (
