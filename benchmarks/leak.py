@@ -42,14 +42,12 @@ def similarities(pipe: object, concept: perfusion.Concept, metric: object) -> di
         for template in TEMPLATES:
             prompt = template.format(concept.phrase)
             with torch.no_grad():
-                encoded = Parts(pipe).text.encode([prompt])
-                other = (
-                    Parts(pipe).text.encode([template.format("flower")]).embeds[0].double() @ image
-                )
+                texts = Parts(pipe).text
+                encoded = texts.encode([prompt])
+                other = texts.encode([template.format("flower")]).embeds[0].double() @ image
             similarity = encoded.embeds[0].double() @ image
-            length = len(similarity)
-            place = Parts(pipe).text.positions([prompt], concept.trigger, length)[0][0]
-            content = Parts(pipe).text.token_mask([prompt], encoded, "content")[0]
+            place = texts.positions(encoded, concept.trigger)[0][0]
+            content = texts.token_mask(encoded, "content")[0]
             end = int(content.nonzero()[-1]) + 1
             found["the word"].append(similarity[[place]])
             found["words before"].append(similarity[:place])

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from personalisation.methods import Artefact, Kept, Settings, Subject
 from personalisation.training import TEMPLATES, Task, fit, prior_task, task_of
+from rankedit_recipes.diffusion.encoded import at_positions
 from rankedit_recipes.diffusion.freezing import frozen
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.text import at_positions
 from rankedit_recipes.diffusion.words import NewWords
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -128,9 +128,11 @@ class CustomDiffusion:
         """Encodings `[n, in]` of the new word and of the category behind it, in the templates."""
         prompts = [template.format(self.phrase(subject)) for template in TEMPLATES]
         with torch.no_grad():
-            read = Parts(pipe).reads(Parts(pipe).text.encode(prompts))
+            parts = Parts(pipe)
+            encoded = parts.text.encode(prompts)
+            read = parts.reads(encoded)
             places = [
-                Parts(pipe).text.required_positions(prompts, word, read.shape[1])
+                parts.text.required_positions(prompts, encoded, word)
                 for word in (subject.word, subject.category)
             ]
             return torch.cat([at_positions(read, place) for place in places])

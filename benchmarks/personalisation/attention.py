@@ -78,8 +78,8 @@ def recorded(pipe: Any, prompts: int) -> Iterator[Recorder]:
 
 def word_maps(pipe: Any, maps: Tensor, texts: list[str], word: str) -> Tensor:
     """The maps `[prompts, GRID, GRID]` of a word, summed over its occurrences."""
-    length = int(Parts(pipe).text.encoders[0][2].model_max_length)
-    places = Parts(pipe).text.positions(texts, word, length)
+    parts = Parts(pipe)
+    places = parts.text.positions(parts.text.encode(texts), word)
     return torch.stack([own[found].sum(0) for own, found in zip(maps, places, strict=True)])
 
 

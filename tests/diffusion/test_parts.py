@@ -65,13 +65,15 @@ def test_what_projections_read_is_what_the_model_gives_them():
 
 def test_positions_of_phrases_and_of_every_occurrence(pipe):
     prompts = ["a teddy bear and a teddy bear", "a bear", "a cat"]
-    assert Parts(pipe).text.positions(prompts, "teddy bear", 24) == [[3, 7], [], []]
-    assert Parts(pipe).text.positions(prompts, "bear", 24) == [[3, 7], [2], []]
+    texts = Parts(pipe).text
+    encoded = texts.encode(prompts)
+    assert texts.positions(encoded, "teddy bear") == [[3, 7], [], []]
+    assert texts.positions(encoded, "bear") == [[3, 7], [2], []]
     with pytest.raises(PipelineError, match=r"'cat' is not among the 24 tokens.*'a dog'"):
-        Parts(pipe).text.required_positions(["a cat", "a dog"], "cat", 24)
+        texts.required_positions(["a cat", "a dog"], texts.encode(["a cat", "a dog"]), "cat")
     cut = " ".join(["a"] * 30) + " cat"
     with pytest.raises(PipelineError, match="nearer to the beginning"):
-        Parts(pipe).text.required_positions([cut], "cat", 24)
+        texts.required_positions([cut], texts.encode([cut]), "cat")
     with pytest.raises(PipelineError, match="a list of at least one prompt"):
         Parts(pipe).text.encode("a cat")
 
@@ -80,9 +82,9 @@ def test_token_policies(pipe):
     prompts = ["a cat", "a teddy bear"]
     encoded = Parts(pipe).text.encode(prompts)
     for tokens, counts in {"all": [24, 24], "eos": [4, 5], "content": [2, 3]}.items():
-        assert Parts(pipe).text.token_mask(prompts, encoded, tokens).sum(1).tolist() == counts
+        assert Parts(pipe).text.token_mask(encoded, tokens).sum(1).tolist() == counts
     with pytest.raises(PipelineError, match="tokens must be 'all', 'eos' or 'content'"):
-        Parts(pipe).text.token_mask(prompts, encoded, "some")
+        Parts(pipe).text.token_mask(encoded, "some")
     masked = pipelines.pixart()
     found = Parts(masked).text.encode(prompts)
-    assert Parts(masked).text.token_mask(prompts, found, "all").sum(1).tolist() == [3, 4]
+    assert Parts(masked).text.token_mask(found, "all").sum(1).tolist() == [3, 4]

@@ -22,7 +22,8 @@ def test_new_words_stand_where_they_should_and_leave_no_trace(pipe):
     tokenizer, layer = pipe.tokenizer, embedding_layers(pipe.text_encoder)[0]
     state = list(pipe.text_encoder.state_dict())
     words = NewWords(Parts(pipe).text, {"<bean>": [row]})
-    assert Parts(pipe).text.positions(["a <bean>, my <bean>"], "<bean>", 24)[0] == [2, 5]
+    texts = Parts(pipe).text
+    assert texts.positions(texts.encode(["a <bean>, my <bean>"]), "<bean>")[0] == [2, 5]
     inside = Parts(pipe).text.encode(["a <bean> on grass"]).embeds
     inside.square().sum().backward()
     assert float(row.grad.norm()) > 0
@@ -91,7 +92,8 @@ def test_categories_that_a_model_has_no_words_for_are_refused(pipe):
 def test_words_are_not_found_inside_others(pipe):
     words = NewWords(Parts(pipe).text, {"zzcat1": [torch.zeros(32)]})
     try:
-        assert Parts(pipe).text.positions(["a zzcat1 zzcat10"], "zzcat1", 24)[0] == [2]
+        texts = Parts(pipe).text
+        assert texts.positions(texts.encode(["a zzcat1 zzcat10"]), "zzcat1")[0] == [2]
     finally:
         words.remove()
     with pytest.raises(PipelineError, match=r"embeddings of widths \[5\].*have \[32\]"):

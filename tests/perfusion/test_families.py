@@ -117,7 +117,8 @@ def test_stable_diffusion_2_1_is_found_learned_and_applied(tmp_path):
 def test_every_occurrence_of_a_concept_is_edited(pipe, bean):
     prompt = "a <bean> and a <bean> on grass"
     with apply(pipe, bean, strength=1.0):
-        places = Parts(pipe).text.positions([prompt], "<bean>", 24)[0]
+        texts = Parts(pipe).text
+        places = texts.positions(texts.encode([prompt]), "<bean>")[0]
         assert len(places) == 2
         inside = key_and_value_reads(pipe, lambda: picture(pipe, prompt))["values"]
         gates = explain(pipe, prompt, show=False).opening["values"][:, 0]

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.errors import PipelineError
-from rankedit_recipes.diffusion.text import Encoded, Pipeline
+from rankedit_recipes.diffusion.text import Pipeline
 
 _KNOWN = {
     "sample",
@@ -152,13 +153,42 @@ class Denoiser:
             given["pooled_projections"] = text.pooled
         if "added_cond_kwargs" in known:
             given["added_cond_kwargs"] = self._conditions(latents, text, size)
+            if self.pictured:
+                given["added_cond_kwargs"]["image_embeds"] = self._no_pictures(latents)
         output: Tensor = self.module(**given, return_dict=False)[0]
         channels = latents.shape[1]
         return output if config.in_channels != channels else output[:, :channels]
 
-    def _conditions(
-        self, latents: Tensor, text: Encoded, size: int | None
-    ) -> dict[str, Tensor | None]:
+    @property
+    def pictured(self) -> bool:
+        """Whether an IP-Adapter is loaded, so that pictures are read beside the text."""
+        return getattr(self.config, "encoder_hid_dim_type", None) == "ip_image_proj"
+
+    def _no_pictures(self, latents: Tensor) -> list[Tensor]:
+        """Zeros for each IP-Adapter's picture, in the shape that its projection takes."""
+        from diffusers.models.embeddings import ImageProjection, IPAdapterFaceIDImageProjection
+
+        plain: Any = self.plain
+        pictures = []
+        for layer in plain.encoder_hid_proj.image_projection_layers:
+            width = next(m.in_features for m in layer.modules() if isinstance(m, nn.Linear))
+            # These two read one vector of a picture, all others its sequence of patches.
+            one = isinstance(layer, (ImageProjection, IPAdapterFaceIDImageProjection))
+            shape = (len(latents), 1, width) if one else (len(latents), 1, 1, width)
+            pictures.append(latents.new_zeros(shape))
+        return pictures
+
+    def forget_caches(self) -> None:
+        """Empty what diffusers keeps of earlier calls, such as keys and values of the text.
+
+        Its caches (`enable_cache`, `apply_text_kv_cache`, 0.42) know a prompt by where its encoding
+        lies in memory, and cannot see that a projection gives something else by now.
+        """
+        reset = getattr(self.plain, "_reset_stateful_cache", None)
+        if callable(reset) and hasattr(self.plain, "_diffusers_hook"):
+            reset()
+
+    def _conditions(self, latents: Tensor, text: Encoded, size: int | None) -> dict[str, Any]:
         """Pooled text and sizes, as Stable Diffusion XL takes them; empty sizes for PixArt."""
         if text.pooled is None:
             return {"resolution": None, "aspect_ratio": None}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rankedit_recipes.diffusion.denoising import Denoiser, ended_when
+from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.targets import Targets, probed
-from rankedit_recipes.diffusion.text import Encoded, Pipeline, Texts
+from rankedit_recipes.diffusion.text import Pipeline, Texts
 
 # By denoiser and not by pipeline: pipelines that share one find the same, once.
 _found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()

@@ -70,7 +70,7 @@ def second_moment(
         for start in range(0, len(captions), BATCH):
             batch = captions[start : start + BATCH]
             encoded = parts.text.encode(batch)
-            moment.update(parts.reads(encoded), parts.text.token_mask(batch, encoded, tokens))
+            moment.update(parts.reads(encoded), parts.text.token_mask(encoded, tokens))
             advance(f"{moment.count:,.0f} tokens")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,40 +6,19 @@ prompt cleaning and any sequence length are what they are at generation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rankedit_recipes.diffusion.encoded import Encoded, encoded_of
 from rankedit_recipes.diffusion.errors import PipelineError
 
 Pipeline = Any  # any diffusers pipeline that turns a prompt into prompt embeddings
 Tokenizer = Any
 Tokens = Literal["all", "eos", "content"]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Prompts as a denoiser takes them.
-
-    Attributes:
-        embeds: `[batch, tokens, width]`.
-        mask: `[batch, tokens]`, one for what is read; None where everything is.
-        pooled: `[batch, width]` of pipelines that have it, else None.
-    """
-
-    embeds: Tensor
-    mask: Tensor | None = None
-    pooled: Tensor | None = None
-
-    def rows(self, index: Tensor | Sequence[int]) -> Encoded:
-        """Some of the prompts, in the order asked for."""
-        at = torch.as_tensor(index, device=self.embeds.device)
-        mask = None if self.mask is None else self.mask[at]
-        pooled = None if self.pooled is None else self.pooled[at]
-        return Encoded(self.embeds[at], mask, pooled)
 
 
 class Encoder(NamedTuple):
@@ -114,65 +93,85 @@ class Texts:
         # Stable Diffusion 3 has no defaults for the prompts of its other encoders (diffusers 0.36).
         if len(self.encoders) == 3 or hasattr(self.pipe, "tokenizer_3"):
             needed = {"prompt_2": None, "prompt_3": None}
-        result = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-            **needed,
-        )
-        return encoded_of(result)
+        with self.heard() as tokens:
+            result = self.pipe.encode_prompt(
+                prompt=list(prompts),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+                **needed,
+            )
+        return encoded_of(result, tokens)
 
-    def positions(self, prompts: Sequence[str], words: str, length: int) -> list[list[int]]:
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[list[Tensor]]:
+        """Notes what the text encoders are given first, in their order, until the block ends.
+
+        First, because pipelines encode the prompts before the negative ones.
+        """
+        tables: list[Tensor] = []
+        found: dict[str, Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            for suffix, model, _ in self.encoders:
+
+                def note(_: object, args: Any, kwargs: Any, suffix: str = suffix) -> None:  # noqa: ANN401
+                    given = kwargs.get("input_ids", args[0] if args else None)
+                    if isinstance(given, Tensor):
+                        found.setdefault(suffix, given.detach().cpu())
+
+                handle = model.register_forward_pre_hook(note, with_kwargs=True)
+                stack.callback(handle.remove)
+            yield tables
+        tables += [found[suffix] for suffix in sorted(found)]
+
+    def positions(self, encoded: Encoded, words: str) -> list[list[int]]:
         """Where a word stands in what cross-attention reads, for each prompt; every occurrence.
 
         Of a phrase of several tokens it is the last one: there a causal text encoder has seen the
         whole phrase, and it is the noun.
 
         Args:
-            prompts: the prompts.
+            encoded: the prompts.
             words: a word, or a phrase.
-            length: number of positions that are read (`Encoded.embeds.shape[1]`).
 
         Raises:
-            PipelineError: the pipeline's tokenizers put the word at different places.
+            PipelineError: the pipeline's tokenizers put the word at different places, or it is not
+                known what was tokenised.
         """
         tables = []
-        for _, _, tokenizer in self.encoders:
+        for (_, _, tokenizer), ids in zip(self.encoders, self._read_tokens(encoded), strict=False):
             wanted = word_tokens(tokenizer, words)
-            ids, _ = token_table(tokenizer, prompts, length)
-            tables.append([_ends(row, wanted) for row in ids])
+            tables.append([_ends(row, wanted) for row in ids.tolist()])
         if any(table != tables[0] for table in tables):
             raise PipelineError(
                 f"positions: the tokenizers of {type(self.pipe).__name__} put {words!r} at "
-                f"different places of {list(prompts)[:2]!r}, {[table[:2] for table in tables]}; "
-                "choose a word that both split alike."
+                f"different places, {[table[:2] for table in tables]}; choose a word that both "
+                "split alike."
             )
         return tables[0]
 
     def required_positions(
-        self, prompts: Sequence[str], words: str, length: int
+        self, prompts: Sequence[str], encoded: Encoded, words: str
     ) -> list[list[int]]:
         """`positions`, where every prompt must have the word.
 
         Raises:
             PipelineError: names the prompt that lacks it, or has it cut off.
         """
-        found = self.positions(prompts, words, length)
+        found = self.positions(encoded, words)
         for prompt, places in zip(prompts, found, strict=True):
             if not places:
                 raise PipelineError(
-                    f"diffusion: {words!r} is not among the {length} tokens that are read of the "
-                    f"prompt {prompt!r}; put it in, or nearer to the beginning."
+                    f"diffusion: {words!r} is not among the {encoded.embeds.shape[1]} tokens that "
+                    f"are read of the prompt {prompt!r}; put it in, or nearer to the beginning."
                 )
         return found
 
-    def token_mask(self, prompts: Sequence[str], encoded: Encoded, tokens: Tokens) -> Tensor:
+    def token_mask(self, encoded: Encoded, tokens: Tokens) -> Tensor:
         """Which positions count, `[batch, tokens]` boolean.
 
         Args:
-            prompts: the prompts.
-            encoded: the prompts, encoded.
+            encoded: the prompts.
             tokens: `"all"` that cross-attention reads, padding included where it reads that;
                 `"eos"`: the prompt with its begin and end tokens; `"content"`: the words alone.
 
@@ -189,35 +188,33 @@ class Texts:
             raise PipelineError(
                 f"token_mask: tokens must be 'all', 'eos' or 'content', got {tokens!r}."
             )
-        tokenizer = self.tokenizer
-        ids, mask = token_table(tokenizer, prompts, length)
+        tokenizer, ids = self.tokenizer, self._read_tokens(encoded)[0]
+        mask = ~_padding(ids, tokenizer)
         if tokens == "content":
-            special = torch.tensor(tokenizer.all_special_ids)
-            mask = mask & ~torch.isin(torch.tensor(ids), special)
+            mask = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
         return mask & read
 
+    def names(self, encoded: Encoded) -> list[str]:
+        """The tokens of the first prompt, as the first tokenizer writes them."""
+        ids = self._read_tokens(encoded)[0][0]
+        return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
-def encoded_of(result: Sequence[Any]) -> Encoded:
-    """What `encode_prompt` returned, told apart by shape: pipelines differ in what comes second."""
-    embeds = result[0]
-    # Stable Diffusion gives the negative embeddings second, PixArt and Sana the mask of the tokens:
-    # only a mask has one number for each token (diffusers 0.42).
-    second = result[1] if len(result) > 1 else None
-    if second is not None and second.shape == embeds.shape[:2]:
-        return Encoded(embeds, mask=second)
-    # XL gives the pooled text third; a third entry of three dimensions is a negative embedding.
-    third = result[2] if len(result) > 2 else None
-    return Encoded(embeds, pooled=third if third is not None and third.ndim == 2 else None)
-
-
-def token_table(
-    tokenizer: Tokenizer, prompts: Sequence[str], length: int
-) -> tuple[list[list[int]], Tensor]:
-    """Token numbers of prompts, padded and cut as for the text encoder, and the mask of that."""
-    table = tokenizer(
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    return table.input_ids.tolist(), table.attention_mask.bool()
+    def _read_tokens(self, encoded: Encoded) -> list[Tensor]:
+        """Tokens by encoder at the positions that are read, `[batch, length]`."""
+        length = encoded.embeds.shape[1]
+        if not encoded.tokens:
+            raise PipelineError(
+                f"diffusion: {type(self.pipe).__name__} was not seen to call its text encoder, so "
+                "that it is not known where words stand; give prompts and not embeddings."
+            )
+        # Sana puts instructions before the prompt and reads the beginning and the last places only
+        # (diffusers 0.42); others read all.
+        return [
+            table
+            if table.shape[1] <= length
+            else torch.cat([table[:, :1], table[:, 1 - length :]], 1)
+            for table in encoded.tokens
+        ]
 
 
 def word_tokens(tokenizer: Tokenizer, words: str) -> list[int]:
@@ -232,7 +229,14 @@ def _ends(row: list[int], wanted: list[int]) -> list[int]:
     return [start + size - 1 for start in starts if size and row[start : start + size] == wanted]
 
 
-def at_positions(embeds: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
-    """Rows `[n, width]` of `embeds [batch, tokens, width]` at the places given for each prompt."""
-    rows = [embeds[index, place] for index, found in enumerate(places) for place in found]
-    return torch.stack(rows)
+def _padding(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Which of `ids [batch, length]` fill a text up, at the tokenizer's side; boolean."""
+    fill = ids == tokenizer.pad_token_id
+    left = getattr(tokenizer, "padding_side", "right") == "left"
+    run = fill.flip(1) if not left else fill
+    trailing = run.long().cumprod(1).bool()
+    # Where texts are filled up with their end token (CLIP), the first of the run is the end itself.
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and not left:
+        end = trailing.sum(1, keepdim=True) - 1
+        trailing = trailing & (torch.arange(ids.shape[1])[None] != end)
+    return trailing if left else trailing.flip(1)

@@ -8,6 +8,8 @@ rows may be leaves that are being learned, and taking the words out restores the
 from __future__ import annotations
 
 import copy
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
@@ -73,6 +75,7 @@ def check_trigger(texts: Texts, trigger: str) -> None:
                 f"diffusion: {trigger!r} is already a word of tokenizer{suffix}; choose one that "
                 f"it does not know, for example '<{trigger.strip('<>')}-1>'."
             )
+        _check_vectors(tokenizer, [trigger])
         extended_tokenizer(tokenizer, [trigger])
 
 
@@ -96,18 +99,29 @@ def check_known(texts: Texts, category: str, role: str = "category") -> None:
             )
 
 
+def _is_whole(trigger: str) -> bool:
+    """Whether a word is found between other words only: "cat1" must not match in "cat10"."""
+    return trigger[0].isalnum() or trigger[-1].isalnum()
+
+
+def in_place_of(trigger: str, other: str, prompt: str) -> str:
+    """The prompt with another word where the tokenizer finds the new one."""
+    around = r"(?<!\w)%s(?!\w)" if _is_whole(trigger) else "%s"
+    return re.sub(around % re.escape(trigger), lambda _: other, prompt)
+
+
 def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokenizer:
     """A copy of a tokenizer that knows new words, each as one token.
 
     Raises:
-        PipelineError: a word does not come back from a text that it is put in.
+        PipelineError: a word does not come back from a text that it is put in, or pipelines would
+            take it for a part of another word.
     """
     # A copy: a tokenizer that had a word added cannot forget it (transformers 5).
     extended = copy.deepcopy(tokenizer)
     for trigger in triggers:
-        whole = trigger[0].isalnum() or trigger[-1].isalnum()  # "cat1" must not match in "cat10"
         extended.add_tokens(
-            [AddedToken(trigger, single_word=whole, normalized=False, special=False)]
+            [AddedToken(trigger, single_word=_is_whole(trigger), normalized=False, special=False)]
         )
         token = extended.get_vocab().get(trigger)
         ids = extended(f"a {trigger} a").input_ids
@@ -121,8 +135,29 @@ def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokeniz
     return extended
 
 
+def _check_vectors(tokenizer: Tokenizer, triggers: Sequence[str]) -> None:
+    """Refuse words that look like the further vectors of another one.
+
+    diffusers writes a textual inversion of several vectors as `word`, `word_1`, `word_2`, and
+    replaces the first by all of them in every prompt (`maybe_convert_prompt`, 0.42).
+    """
+    known = {*tokenizer.get_added_vocab(), *triggers}
+    for trigger in triggers:
+        stem, mark, number = trigger.rpartition("_")
+        first = stem if mark and number.isdigit() and stem in known else ""
+        if first or f"{trigger}_1" in known:
+            raise PipelineError(
+                f"diffusion: {trigger!r} and {first or f'{trigger}_1'!r} cannot both be words: "
+                "pipelines take the one for a further vector of the other and put both into the "
+                f"prompt. Choose another word, such as '<{trigger.strip('<>').replace('_', '-')}>'."
+            )
+
+
 class NewWords:
     """Words in a pipeline, until they are taken out.
+
+    While they are in, the pipeline can be saved: what is written is the pipeline without them.
+    Other words cannot be added, for they would be lost with these.
 
     Args:
         texts: of the pipeline.
@@ -139,17 +174,29 @@ class NewWords:
         for trigger, given in rows.items():
             check_trigger(texts, trigger)
             _check_rows(trigger, given, encoders)
+        for _, _, tokenizer in encoders:
+            _check_vectors(tokenizer, list(rows))
+        layers = [embedding_layers(encoder) for _, encoder, _ in encoders]
+        _check_free(layers)
         tokenizers = [extended_tokenizer(tokenizer, list(rows)) for *_, tokenizer in encoders]
-        self._tokenizers: list[tuple[str, Tokenizer]] = []
+        self._tokenizers: list[tuple[str, Tokenizer, Tokenizer]] = []
         self._layers: list[nn.Module] = []
         self._ends: list[tuple[Any, int]] = []
-        for index, (suffix, encoder, old) in enumerate(encoders):
-            self._tokenizers.append((f"tokenizer{suffix}", old))
-            setattr(self._pipe, f"tokenizer{suffix}", tokenizers[index])
-            vocabulary = tokenizers[index].get_vocab()
-            own = {vocabulary[trigger]: given[index] for trigger, given in rows.items()}
-            self._layers += [_extend(layer, own) for layer in embedding_layers(encoder)]
-            self._mend_ends(encoder, old)
+        try:
+            for index, (suffix, encoder, old) in enumerate(encoders):
+                new, name = tokenizers[index], f"tokenizer{suffix}"
+                new.add_tokens = functools.partial(_refuse_tokens, list(rows))
+                new.save_pretrained = old.save_pretrained
+                self._tokenizers.append((name, old, new))
+                setattr(self._pipe, name, new)
+                vocabulary = new.get_vocab()
+                own = {vocabulary[trigger]: given[index] for trigger, given in rows.items()}
+                for layer in layers[index]:
+                    self._layers.append(_extend(layer, own))
+                self._mend_ends(encoder, old)
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Take the words out; the pipeline is what it was."""
@@ -157,8 +204,10 @@ class NewWords:
             base = next(c for c in type(layer).__bases__ if c is not _WithNewWords)
             _swap(layer, base)
             del layer.__dict__["_new_rows"]
-        for name, tokenizer in self._tokenizers:
-            setattr(self._pipe, name, tokenizer)
+        for name, old, new in self._tokenizers:
+            # Another tokenizer was put there meanwhile: that is not ours to take away.
+            if getattr(self._pipe, name) is new:
+                setattr(self._pipe, name, old)
         for module, end in self._ends:
             module.eos_token_id = end
         self._layers, self._tokenizers, self._ends = [], [], []
@@ -195,6 +244,23 @@ def embedding_of(encoder: nn.Module, token: int) -> Tensor:
     with torch.no_grad():
         found: Tensor = layer(torch.tensor([token], device=device))[0]
     return found.detach().float()
+
+
+def _check_free(layers: Sequence[Sequence[nn.Module]]) -> None:
+    if any(isinstance(layer, _WithNewWords) for own in layers for layer in own):
+        raise PipelineError(
+            "diffusion: a text encoder of this pipeline has new words already: another pipeline "
+            "that shares it has concepts in. Take them out there first, or apply all concepts in "
+            "one of the two."
+        )
+
+
+def _refuse_tokens(words: Sequence[str], *_: object, **__: object) -> int:
+    raise PipelineError(
+        f"diffusion: no words can be added while {', '.join(words)} are in the pipeline; take them "
+        "out first (perfusion.unload), add yours, such as by load_textual_inversion, and put them "
+        "in again."
+    )
 
 
 def _check_rows(trigger: str, rows: Sequence[Tensor], encoders: Sequence[Any]) -> None:

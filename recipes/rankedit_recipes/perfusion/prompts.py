@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rankedit_recipes.diffusion.encoded import at_positions
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.text import at_positions
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 
@@ -78,8 +78,9 @@ def _read(parts: Parts, word: str, prompts: Sequence[str]) -> tuple[Tensor, list
     """What cross-attention reads of prompts `[n, tokens, in]`, and where the word is in each."""
     # Encodings of words that the model knows are constants of the training.
     with torch.no_grad():
-        read = parts.reads(parts.text.encode(prompts))
-    return read, parts.text.required_positions(prompts, word, read.shape[1])
+        encoded = parts.text.encode(prompts)
+        read = parts.reads(encoded)
+    return read, parts.text.required_positions(prompts, encoded, word)
 
 
 def filled(templates: Sequence[str], word: str) -> list[str]:

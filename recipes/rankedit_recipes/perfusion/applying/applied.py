@@ -10,7 +10,7 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
@@ -36,6 +36,30 @@ in_use: WeakKeyDictionary[Pipeline, Applied] = WeakKeyDictionary()
 """What is in which pipeline."""
 
 
+def check_free(pipe: Pipeline, call: str) -> None:
+    """Refuse a pipeline that has concepts, or shares its denoiser with one that has.
+
+    Two joint edits on one layer would each take the other's part of an encoding away.
+
+    Raises:
+        PerfusionError: names the concepts.
+    """
+    if pipe in in_use:
+        raise PerfusionError(
+            f"{call}: concepts are already in this pipeline ({', '.join(in_use[pipe].triggers)}); "
+            "add to them with perfusion.load(pipe, ...), or take them out first with "
+            "perfusion.unload(pipe)."
+        )
+    denoiser = Parts(pipe).denoiser.plain
+    for other in in_use.values():
+        if other.uses(denoiser):
+            raise PerfusionError(
+                f"{call}: this pipeline shares its {type(denoiser).__name__} with another one that "
+                f"has concepts in it ({', '.join(other.triggers)}); take them out there first, or "
+                "add these to them: perfusion.load(that_pipeline, ...)."
+            )
+
+
 class Applied:
     """Concepts in a pipeline. Made by `apply`."""
 
@@ -46,6 +70,10 @@ class Applied:
         self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
         self._remembered: list[Remembered] = []
         self.edits: dict[str, rk.GatedEdit] = {}
+
+    def uses(self, denoiser: nn.Module) -> bool:
+        """Whether the concepts are in this network, wherever it is shared."""
+        return self._model.denoiser.plain is denoiser
 
     @property
     def phrases(self) -> dict[str, str]:
@@ -116,6 +144,7 @@ class Applied:
         for part in self._parts:
             if isinstance(part, rk.Attachment):
                 part.set(**numbers)
+        self._model.denoiser.forget_caches()
         self._settings = wanted
         # What was computed with the old settings would be taken for the present.
         for kept in self._remembered:
@@ -187,10 +216,14 @@ class Applied:
             for name, edit in self.edits.items()
         }
         self._parts.append(rk.attach(self._model.denoiser.module, weighted))
+        self._model.denoiser.forget_caches()
         if self.lock == "global":
             # Last, for it wraps the `encode_prompt` that must know the new words.
             categories = {c.trigger: c.naming.origin for c in concepts}
-            self._parts.append(GlobalLock(self._model, categories))
+            self._parts.append(GlobalLock(self._model, categories, self._similarity))
+
+    def _similarity(self, read: Tensor) -> Tensor:
+        return next(iter(self.edits.values())).similarity(read)
 
     def _clear(self) -> None:
         # In reverse: the lock was put around what came before it.
@@ -199,6 +232,8 @@ class Applied:
                 part.detach()
             else:
                 part.remove()
+        if self._parts:
+            self._model.denoiser.forget_caches()
         self._parts, self._remembered = [], []
 
     def _check_known(self, call: str, triggers: Sequence[str]) -> None:

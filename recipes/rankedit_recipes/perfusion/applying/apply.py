@@ -8,7 +8,7 @@ from os import PathLike
 from typing import get_args
 
 from rankedit_recipes.diffusion.text import Pipeline
-from rankedit_recipes.perfusion.applying.applied import Applied, ConceptLike, in_use
+from rankedit_recipes.perfusion.applying.applied import Applied, ConceptLike, check_free, in_use
 from rankedit_recipes.perfusion.applying.joining import GateForm, Numbers, settings_of
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -58,11 +58,7 @@ def apply(
         PerfusionError: concepts are in already, belong to a model of another kind, share a word,
             or cannot be told apart.
     """
-    if pipe in in_use:
-        raise PerfusionError(
-            "apply: concepts are already in this pipeline; add to them with perfusion.load(pipe, "
-            "...), or take them out with perfusion.unload(pipe) first."
-        )
+    check_free(pipe, "apply")
     if lock not in (None, *get_args(HeldLock)):
         raise PerfusionError(
             "apply: lock must be 'local', 'global' or None, for what each concept was learned "

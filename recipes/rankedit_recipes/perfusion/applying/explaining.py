@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.text import (
-    Pipeline,
-    token_table,
-)
+from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.applying.apply import active
 from rankedit_recipes.perfusion.errors import PerfusionError
 
@@ -123,12 +120,10 @@ def explain(pipe: Pipeline, prompt: str, *, show: bool = True) -> Explanation:
     # The table shows plain similarities, gates read joint ones: with one concept they are equal.
     similarity = {kind: edits[kind].similarity(x.cpu()) for kind, x in kinds.items()}
     opening = {kind: present[kind].opening(x.cpu()) for kind, x in kinds.items()}
-    tokenizer = parts.text.tokenizer
-    ids, _ = token_table(tokenizer, [prompt], read.shape[1])
     explanation = Explanation(
         prompt=prompt,
-        tokens=list(tokenizer.convert_ids_to_tokens(ids[0])),
-        shown=parts.text.token_mask([prompt], encoded, "eos")[0],
+        tokens=parts.text.names(encoded),
+        shown=parts.text.token_mask(encoded, "eos")[0],
         triggers=applied.triggers,
         similarity=similarity,
         opening=opening,

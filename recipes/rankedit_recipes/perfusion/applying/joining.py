@@ -101,13 +101,19 @@ def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
 
 
 def check(settings: Mapping[str, Settings]) -> None:
-    """Refuse temperatures that are not positive.
+    """Refuse temperatures that are not positive, and numbers that are none in float32.
 
     Raises:
         PerfusionError: names the concept.
     """
     for word, setting in settings.items():
-        if not setting.temperature > 0:
+        for name, value in vars(setting).items():
+            # In the precision that layers keep them in: 1e39 is no number there.
+            if not torch.tensor(float(value), dtype=torch.float32).isfinite():
+                raise PerfusionError(
+                    f"perfusion: the {name} of {word!r} must be a finite number, got {value}."
+                )
+        if not torch.tensor(setting.temperature, dtype=torch.float32) > 0:
             raise PerfusionError(
                 f"perfusion: the temperature of {word!r} must be positive, got "
                 f"{setting.temperature}; 0.01 makes a sharp gate."

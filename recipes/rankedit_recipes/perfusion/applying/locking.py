@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections import deque
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+import rankedit as rk
+from rankedit_recipes.diffusion.encoded import Encoded, encoded_of, negative_of
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.text import (
-    Encoded,
-    encoded_of,
-    word_tokens,
-)
+from rankedit_recipes.diffusion.text import word_tokens
+from rankedit_recipes.diffusion.words import in_place_of
 
 # Prompts whose two encodings are kept: more than any batch; 40 MB for SDXL in 16 bit.
 _REMEMBERED = 64
 # Encodings of one prompt in batches of different sizes differ by rounding; those of two prompts by
 # far more.
 _SAME = 1e-2
+# Similarity at which a token of an unknown encoding is taken for a concept's word: where it stands
+# it has 0.72 to 1.07 (docs/decisions/a-key-for-every-place.md).
+_PRESENT = 0.7
 # Compiled code holds the number of a denoiser; which lock that means is looked up as it runs.
 _numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _locks: dict[int, GlobalLock] = {}
@@ -40,11 +42,18 @@ class GlobalLock:
     Args:
         parts: of the pipeline, with the concepts' words in it.
         categories: by trigger word the category.
+        similarity: of encodings `[..., in]` to the concepts' keys, `[..., concepts]`.
     """
 
-    def __init__(self, parts: Parts, categories: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        categories: Mapping[str, str],
+        similarity: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._similarity, self._warned = similarity, False
         self._parts, self._categories = parts, dict(categories)
-        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._pairs: list[tuple[Tensor, Tensor]] = []
         self._last: tuple[Tensor, Tensor] | None = None
         self._encode = parts.pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
@@ -71,45 +80,70 @@ class GlobalLock:
         return self._locked(read)
 
     def _encode_both(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
-        result = self._encode(*args, **kwargs)
+        texts = self._parts.text
+        with texts.heard() as tokens:
+            result = self._encode(*args, **kwargs)
         given = self._signature.bind(*args, **kwargs).arguments
-        prompts = _listed(given.get("prompt"))
-        if any(trigger in prompt for prompt in prompts for trigger in self._categories):
+        # Without tokens embeddings were given: what they say is not known.
+        if given.get("prompt") is None or not tokens:
+            return result
+        own, negative = encoded_of(result, tokens), negative_of(result)
+        places = {word: texts.positions(own, word) for word in self._categories}
+        if any(found for table in places.values() for found in table):
             changed = dict(given)
             extra = changed.pop("kwargs", {})
             # XL and SD 3 may be given other words for their further encoders.
             for name in ("prompt", "prompt_2", "prompt_3"):
                 if given.get(name) is not None:
-                    changed[name] = [self._in_category(p) for p in _listed(given[name])]
-            other = self._encode(**changed, **extra)
-            self._remember(prompts, encoded_of(result), encoded_of(other))
+                    changed[name] = self._in_category(given[name])
+            other = encoded_of(self._encode(**changed, **extra))
+            pairs = self._aligned(own, other, places)
+        else:
+            pairs = self._unchanged(own)
+        # What needs no lock is known too, so that what is not known can be told.
+        pairs += [] if negative is None else self._unchanged(negative)
+        self._pairs = [*pairs, *self._pairs][:_REMEMBERED]
+        self._last = None
         return result
 
-    def _in_category(self, prompt: str) -> str:
+    def _unchanged(self, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            read = self._parts.reads(encoded).detach()
+        return [(row, row) for row in read]
+
+    def _in_category(self, prompt: str | Sequence[str]) -> str | list[str]:
+        """The prompt or prompts in words that the model knows; of the type that was given."""
+        # Pipelines refuse a list beside a negative prompt that is a text.
+        if not isinstance(prompt, str):
+            return [str(self._in_category(one)) for one in prompt]
         for trigger, category in self._categories.items():
-            prompt = prompt.replace(trigger, category)
+            prompt = in_place_of(trigger, category, prompt)
         return prompt
 
-    def _remember(self, prompts: Sequence[str], own: Encoded, other: Encoded) -> None:
+    def _aligned(
+        self, own: Encoded, other: Encoded, places: Mapping[str, list[list[int]]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What is read of each prompt, and what its keys shall read, token by token."""
         with torch.no_grad():
             read, wanted = self._parts.reads(own), self._parts.reads(other)
-        copies = len(read) // len(prompts)
-        for index, prompt in enumerate(prompts):
-            row = index * copies
-            aligned = wanted[row, self._sources(prompt, read.shape[1])]
-            self._pairs.append((read[row].detach(), aligned.detach()))
-        self._last = None
+        pairs = []
+        for index in range(len(own.tokens[0])):
+            # Several pictures of one prompt are copies of one encoding, one after another.
+            row = index * (len(read) // len(own.tokens[0]))
+            found = {word: table[index] for word, table in places.items()}
+            aligned = wanted[row, self._sources(found, read.shape[1])]
+            pairs.append((read[row].detach(), aligned.detach()))
+        return pairs
 
-    def _sources(self, prompt: str, length: int) -> Tensor:
-        """For each token of the prompt the one of the category's prompt that it corresponds to.
+    def _sources(self, places: Mapping[str, list[int]], length: int) -> Tensor:
+        """For each token of a prompt the one of the category's prompt that it corresponds to.
 
         A category of several tokens moves what follows it; its last token stands for the concept.
         """
         shift = torch.zeros(length, dtype=torch.long)
-        texts = self._parts.text
         for trigger, category in self._categories.items():
-            more = len(word_tokens(texts.tokenizer, category)) - 1
-            for place in texts.positions([prompt], trigger, length)[0]:
+            more = len(word_tokens(self._parts.text.tokenizer, category)) - 1
+            for place in places[trigger]:
                 shift[place:] += more
         return (torch.arange(length) + shift).clamp_max(length - 1)
 
@@ -135,10 +169,27 @@ class GlobalLock:
     def _part(self, row: Tensor) -> Tensor:
         for own, wanted in self._pairs:
             if own.shape == row.shape:
-                distance = (row.float() - own.to(row.device).float()).norm()
-                if float(distance) <= _SAME * float(row.float().norm()):
+                distance = (row.detach().float() - own.to(row.device).float()).norm()
+                if float(distance) <= _SAME * float(row.detach().float().norm()):
                     return wanted.to(row)
+        self._warn_of_unknown(row)
         return row
+
+    def _warn_of_unknown(self, row: Tensor) -> None:
+        """Say once if an encoding that is not locked has a concept's word in it."""
+        if self._warned or torch.compiler.is_compiling():
+            return
+        nearest = float(self._similarity(row.detach().float().cpu()).max())
+        if nearest > _PRESENT:
+            self._warned = True
+            warnings.warn(
+                f"perfusion: the global lock meets a prompt with {' or '.join(self._categories)} "
+                f"(similarity {nearest:.2f}) whose encoding this pipeline's encode_prompt did not "
+                "give, such as after prompt weighting: its keys are not locked. Apply the concepts "
+                "with lock='local', which holds for any encoding.",
+                rk.RankeditWarning,
+                stacklevel=2,
+            )
 
 
 # ------------------------------------------------------------------------ in the key projections
@@ -191,9 +242,3 @@ def _exchanged_copy(read: Tensor, number: int) -> Tensor:
 @_exchanged_copy.register_fake
 def _(read: Tensor, number: int) -> Tensor:  # noqa: ARG001 - as the operator's
     return torch.empty_like(read)
-
-
-def _listed(prompts: str | Sequence[str] | None) -> list[str]:
-    if prompts is None:
-        return []
-    return [prompts] if isinstance(prompts, str) else list(prompts)

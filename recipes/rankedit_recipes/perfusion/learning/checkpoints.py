@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -52,10 +53,11 @@ class CheckpointFile:
     Args:
         path: where.
         task: digest of everything that decides the result; a file of another task is refused.
+        steps: of the whole training.
     """
 
-    def __init__(self, path: str | PathLike[str], task: str) -> None:
-        self.path, self._task = Path(path), task
+    def __init__(self, path: str | PathLike[str], task: str, steps: int) -> None:
+        self.path, self._task, self._steps = Path(path), task, steps
 
     def write(self, progress: Progress, state: dict[str, Tensor]) -> None:
         """Replace the file in one step; a kill at any moment leaves the old one or the new one."""
@@ -77,7 +79,7 @@ class CheckpointFile:
         """What the file holds, in the shapes of `like`; None if there is no file.
 
         Raises:
-            PerfusionError: it belongs to another training.
+            PerfusionError: it belongs to another training, or holds what none writes.
             EditFileError: it is damaged.
         """
         if not self.path.exists():
@@ -90,16 +92,42 @@ class CheckpointFile:
                 "use another run folder, or remove it to start again."
             )
         tensors = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
+        try:
+            return self._progress(texts, tensors, like), _part(tensors, _NOW, like)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise PerfusionError(
+                f"learn: the checkpoint '{self.path}' holds what no training writes ({error}); "
+                "remove it to start again."
+            ) from error
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            return {n: t.reshape(like[n].shape if n in like else ()) for n, t in found.items()}
-
+    def _progress(
+        self, texts: Mapping[str, str], tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+    ) -> Progress:
         progress = Progress(
             step=int(texts["step"]),
             losses=tensors[_LOSSES].tolist()[1:],
             validations=json.loads(texts["validations"]),
             best_step=int(texts["best_step"]),
-            best=part(_BEST),
+            best=_part(tensors, _BEST, like) if int(texts["best_step"]) else {},
         )
-        return progress, part(_NOW)
+        if not 0 < progress.step <= self._steps or len(progress.losses) != progress.step:
+            raise ValueError(
+                f"step {progress.step} of {self._steps} with {len(progress.losses)} losses"
+            )
+        known = [row[0] for row in progress.validations if len(row) == 4]
+        if len(known) != len(progress.validations) or progress.best_step not in (0, *known):
+            raise ValueError(f"best step {progress.best_step} of validations {known}")
+        strange = [n for n in tensors if not n.startswith((_NOW, _BEST)) and n != _LOSSES]
+        if strange:
+            raise ValueError(f"unknown tensors {strange[:3]}")
+        return progress
+
+
+def _part(
+    tensors: Mapping[str, Tensor], prefix: str, like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of one state, in the shapes that they must have; none missing, none beside."""
+    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if found.keys() != like.keys():
+        raise ValueError(f"tensors {sorted(found.keys() ^ like.keys())[:3]} missing or unknown")
+    return {name: tensor.reshape(like[name].shape) for name, tensor in found.items()}

@@ -12,6 +12,7 @@ import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import embedding_width
+from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.learner import learned_names
 from rankedit_recipes.perfusion.learning.photos import Photo
@@ -46,9 +47,29 @@ def check_words(parts: Parts, task: LearnTask) -> None:
     learned_names(parts, task.config.lock)
 
 
+def check_denoiser(parts: Parts) -> None:
+    """Refuse a denoiser in a state in which nothing useful can be learned.
+
+    Raises:
+        PerfusionError: an IP-Adapter is loaded, or the weights are float16.
+    """
+    if parts.denoiser.pictured:
+        raise PerfusionError(
+            "learn: an IP-Adapter is loaded, whose pictures would be learned along; take it out "
+            "first: pipe.unload_ip_adapter(). It may be loaded again for pictures of the concept."
+        )
+    if parts.denoiser.dtype == torch.float16:
+        raise PerfusionError(
+            "learn: the denoiser's weights are float16, in which the small gradients of a picture "
+            "vanish; load the pipeline in bfloat16, which takes no more memory, or in float32. "
+            "Pictures may be made in float16 with the concept that is learned."
+        )
+
+
 def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     """What a training would do: photos, projections, sizes, and estimates of memory and time."""
     parts, config = Parts(pipe), task.config
+    check_denoiser(parts)
     check_words(parts, task)
     targets, denoiser, modules = parts.targets, parts.denoiser, parts.projections
     learned = learned_names(parts, config.lock)

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
+from rankedit_recipes.diffusion.encoded import Encoded, at_positions
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.text import (
-    Encoded,
-    at_positions,
-)
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, draw
@@ -111,7 +108,7 @@ class Stepper:
         if not self._parts.targets.direct:
             with torch.set_grad_enabled(self._config.key_gradient):
                 read = self._parts.reads(encoded)
-        places = self._parts.text.required_positions(texts, self._word, read.shape[1])
+        places = self._parts.text.required_positions(texts, encoded, self._word)
         encodings = at_positions(read[back], [places[index] for index in back])
         if self._config.key_gradient:
             self.attached.detach()

@@ -22,17 +22,17 @@ from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import NewWords
-from rankedit_recipes.perfusion.applying.applied import in_use
+from rankedit_recipes.perfusion.applying.applied import check_free
 from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
 from rankedit_recipes.perfusion.concept import Concept
-from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents
 from rankedit_recipes.perfusion.learning.learner import Learner, learned_names
 from rankedit_recipes.perfusion.learning.loss import noise_scheduler
 from rankedit_recipes.perfusion.learning.photos import Photo, Source, load_photos
+from rankedit_recipes.perfusion.learning.planning import check_denoiser
 from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.learning.validation import Validation
 from rankedit_recipes.perfusion.locks import PRESETS
@@ -79,11 +79,7 @@ def learn(
         PerfusionError: something about the photos, words or the model; says what to do.
         KeyboardInterrupt: Ctrl-C; with a run folder the newest state is written first.
     """
-    if pipe in in_use:
-        raise PerfusionError(
-            f"learn: the pipeline has concepts in it ({', '.join(in_use[pipe].triggers)}); take "
-            "them out first: perfusion.unload(pipe)."
-        )
+    check_free(pipe, "learn")
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
     parts = Parts(pipe)
@@ -117,7 +113,7 @@ class _Training:
         self._naming, self._word = naming, naming.trigger
         # Both refuse what cannot be learned on before anything is computed.
         noise_scheduler(parts.pipe)
-        _check_precision(parts)
+        check_denoiser(parts)
         self._metric = metric_of(moment, config.ridge)
         self._base, self._sketch = base_of(parts), sketch_of(parts)
         size = parts.denoiser.picture_size(config.size)
@@ -206,7 +202,7 @@ class _Training:
             (self._config.digest(), self._data.digest, self._base, self._metric.fingerprint,
              self._word, self._naming.category, judged)
         )  # fmt: skip
-        self._file = CheckpointFile(folder / CHECKPOINT, hashlib.sha256(task.encode()).hexdigest())
+        self._file = CheckpointFile(folder / CHECKPOINT, _digest(task), self._config.steps)
         kept = self._file.read(self._shapes())
         if kept is not None:
             self._progress, state = kept
@@ -217,6 +213,7 @@ class _Training:
         shapes = self._learner.state()
         for index, tensor in enumerate(self._learner.parameters()):
             shapes |= {f"{name}.{index}": tensor for name in ("exp_avg", "exp_avg_sq")}
+            shapes[f"step.{index}"] = torch.zeros(())
         return shapes
 
     def _checkpoint(self, *, now: bool) -> None:
@@ -292,13 +289,8 @@ class _Training:
         }
 
 
-def _check_precision(parts: Parts) -> None:
-    if parts.denoiser.dtype == torch.float16:
-        raise PerfusionError(
-            "learn: the denoiser's weights are float16, in which the small gradients of a picture "
-            "vanish; load the pipeline in bfloat16, which takes no more memory, or in float32. "
-            "Pictures may be made in float16 with the concept that is learned."
-        )
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _through_file(concept: Concept, path: Path) -> Concept:
