@@ -13,7 +13,6 @@ from rankedit_recipes.sandbox.images.exporting import write_pipeline
 from rankedit_recipes.sandbox.images.models import build_text_encoder
 from rankedit_recipes.sandbox.images.presets import PRESETS
 from rankedit_recipes.sandbox.images.run import pictures_of
-from rankedit_recipes.sandbox.images.samples import averaged_pipeline
 from rankedit_recipes.sandbox.images.scenes import draw_pair, draw_scene, draw_single, rng_of
 from rankedit_recipes.sandbox.images.skin_questions import (
     QUESTIONS,
@@ -23,7 +22,8 @@ from rankedit_recipes.sandbox.images.skin_questions import (
     teach_skins,
 )
 from rankedit_recipes.sandbox.images.tokenizer import build_tokenizer
-from rankedit_recipes.sandbox.images.trainer import Trainer, rate_at
+from rankedit_recipes.sandbox.images.trainer import Trainer
+from rankedit_recipes.sandbox.images.training import rate_at
 
 FULL = PRESETS["described"]
 TINY = replace(
@@ -190,7 +190,7 @@ def test_going_on_from_a_pipeline_takes_its_latents_and_lengthens_its_texts(draw
     short = Trainer(replace(TINY, length=32, seed=5), drawn)
     with torch.no_grad():
         short.autoencoder.encoder.weight.mul_(2)
-    write_pipeline(averaged_pipeline(short), tmp_path)
+    write_pipeline(short.pipeline(), tmp_path)
     trainer = Trainer(replace(TINY, side=0.0), drawn)
     fresh = trainer.modules["text_encoder"].state_dict()
     name = next(name for name in fresh if name.endswith("position_embedding.weight"))

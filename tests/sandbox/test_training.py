@@ -18,9 +18,11 @@ from rankedit_recipes.sandbox.checkpoint import (
     sha256,
 )
 from rankedit_recipes.sandbox.images.batches import make_batch
+from rankedit_recipes.sandbox.images.exporting import write_pipeline
 from rankedit_recipes.sandbox.images.presets import PRESETS
 from rankedit_recipes.sandbox.images.run import Run, pictures_of, run
-from rankedit_recipes.sandbox.images.trainer import Trainer, rate_at
+from rankedit_recipes.sandbox.images.trainer import Trainer
+from rankedit_recipes.sandbox.images.training import rate_at
 
 TINY = PRESETS["tiny"]
 
@@ -128,8 +130,12 @@ def test_a_run_writes_its_log_and_checkpoint(folder):
 
 
 @pytest.mark.slow
-def test_kill_9_and_go_on(folder, tmp_path):
-    command = [sys.executable, "-m", "rankedit_recipes.sandbox.train", "--preset", "tiny"]
+@pytest.mark.parametrize("name", ["tiny", "tiny-joint"])
+def test_kill_9_and_go_on(name, folder, drawn, tmp_path):
+    command = [sys.executable, "-m", "rankedit_recipes.sandbox.train", "--preset", name]
+    if name == "tiny-joint":
+        write_pipeline(Trainer(TINY, drawn).pipeline(), tmp_path / "base")
+        command += ["--init-from", str(tmp_path / "base")]
     options = ["--minutes", "0", "--steps", "200"]
     (tmp_path / "cache").symlink_to(folder / "cache")
     (tmp_path / "whole").mkdir()

@@ -7,12 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 
 from .checkpoint import write_text
 from .images.evaluation import Figure, generator_figures, identity_figures, judge_figures
-from .images.loading import attribute_judge, identity_embedding, pipeline
+from .images.joint_models import JointPipeline
+from .images.loading import (
+    attribute_judge,
+    files_of,
+    identity_embedding,
+    joint_pipeline,
+    pipeline,
+)
 from .images.wording import wording_figures
 
 SHIPPED = "shipped"
@@ -49,17 +57,25 @@ def compare(
         The figures of each, by the folder's name. They stand in the same order in all.
     """
     # Read before anything is measured: a broken folder must not be found out after an hour.
-    pipes = {_name(folder): pipeline(folder) for folder in folders}
+    pipes = {_name(folder): _opened(folder) for folder in folders}
     finder, model = attribute_judge(), identity_embedding()
     judges, found = judge_figures(finder, count), {}
     for name, pipe in pipes.items():
-        size = pipe.unet.config.sample_size * pipe.vae.config.patch
+        denoiser = pipe.transformer if isinstance(pipe, JointPipeline) else pipe.unet
+        size = denoiser.config.sample_size * pipe.vae.config.patch
         figures = judges + identity_figures(model, pipe.vae, count, size)
         if generator:
             figures += generator_figures(pipe, finder, count)
             figures += wording_figures(pipe, finder, model, count)
         found[name] = figures
     return found
+
+
+def _opened(folder: Path | None) -> DiffusionPipeline:
+    """A pipeline of either kind."""
+    if folder is not None and "transformer" in files_of(folder):
+        return joint_pipeline(folder)
+    return pipeline(folder)
 
 
 def _name(folder: Path | None) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from .images.exporting import export
 from .images.fitting import Kept, ResumeError
 from .images.judge_training import train_judges
-from .images.loading import JUDGES, WEIGHTS
+from .images.loading import JUDGES
 from .images.presets import PRESETS
 from .images.run import Run, run
 
-CHANGEABLE = ("steps", "decay", "rate", "single_steps", "pairs", "seed", "workers")
+CHANGEABLE = ("steps", "decay", "rate", "single_steps", "pairs", "seed", "workers", "length")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--single-steps", type=int, help="steps before two objects are shown")
     parser.add_argument("--pairs", type=float, help="how many pictures show two objects then")
     parser.add_argument("--seed", type=int, help="seed of everything")
+    parser.add_argument("--length", type=int, help="tokens of every padded caption")
     parser.add_argument("--workers", type=int, help="processes that share each batch")
     parser.add_argument("--init-from", type=Path, help="start from a pipeline folder's weights")
     parser.add_argument("--minutes", type=float, default=4.0, help="minutes between checkpoints")
@@ -37,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--export-only", action="store_true", help="write the newest checkpoint's; train nothing"
     )
-    parser.add_argument("--target", type=Path, default=WEIGHTS, help="where --export writes")
+    parser.add_argument(
+        "--target", type=Path, help="where --export writes; over the package's own by default"
+    )
     parser.add_argument("--judges", action="store_true", help="train the judges instead")
     parser.add_argument(
         "--judge-steps",

@@ -58,6 +58,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         patch: Pixels a side of one patch; a power of two.
         latent_channels: Components that are kept.
         scaling_factor: Always 1; the scale is part of the components.
+        shift_factor: Always 0; the mean is part of the biases. Pipelines of flow models read it.
         block_out_channels: Only its length is read: diffusers derives the patch from it.
     """
 
@@ -68,6 +69,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latent_channels: int = 24,
         scaling_factor: float = 1.0,
         block_out_channels: tuple[int, ...] = (1, 1, 1),
+        shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = nn.Conv2d(3, latent_channels, patch, stride=patch)

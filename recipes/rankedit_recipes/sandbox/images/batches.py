@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         pixels: Pictures from -1 to 1, [n, 3, size, size].
         weight: Weight of each latent cell in the loss, mean about 1, [n, 1, cells, cells].
         tokens: Captions, [n, length].
-        times: Time steps of the diffusion, [n].
+        times: Time steps of the diffusion, 0 to 1,000, [n].
         noise: Standard normal, [n, channels, cells, cells].
     """
 
@@ -60,7 +60,8 @@ def make_batch(
     pixels = torch.from_numpy(np.stack([drawn.pixels[i] for i in indices]))
     objects = torch.from_numpy(np.stack([drawn.objects[i] for i in indices]))[:, None] / 255
     weight = 1 + preset.object_weight * objects
-    tokens = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
+    told = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+    tokens = told["input_ids"]
     times, noise = _diffusion(preset, step)
     return Batch(
         (pixels.permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=torch.channels_last),
@@ -91,4 +92,8 @@ def _diffusion(preset: Preset, step: int) -> tuple[Tensor, Tensor]:
     chosen = torch.rand(preset.batch, generator=generator) < 0.5
     cells = preset.size // preset.patch
     shape = (preset.batch, preset.channels, cells, cells)
-    return torch.where(chosen, middle, everywhere), torch.randn(shape, generator=generator)
+    times, noise = torch.where(chosen, middle, everywhere), torch.randn(shape, generator=generator)
+    if preset.base == "joint":
+        # Logit-normal: most where noise and picture are about equal (arXiv 2403.03206, eq. 19).
+        times = 1000 * torch.randn(preset.batch, generator=generator).sigmoid()
+    return times, noise

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .autoencoder import PatchAutoencoder
@@ -133,7 +133,7 @@ def identity_figures(
 
 
 def _generated(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     model: AttributeJudge,
     scenes: Sequence[Scene],
     checks: Mapping[str, tuple[Check, float]],
@@ -151,9 +151,7 @@ def _generated(
     ]
 
 
-def generator_figures(
-    pipe: StableDiffusionPipeline, model: AttributeJudge, count: int
-) -> list[Figure]:
+def generator_figures(pipe: DiffusionPipeline, model: AttributeJudge, count: int) -> list[Figure]:
     """Pictures of held-out prompts, with 20 steps and guidance 4.
 
     Args:

@@ -6,25 +6,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from rankedit_recipes.sandbox.checkpoint import latest_checkpoint, sha256, write_text
 from rankedit_recipes.sandbox.shipped import revision
 
-from .loading import FILES, WEIGHTS, WeightsError
+from .loading import JOINT_WEIGHTS, WEIGHTS, WeightsError, files_of
 from .presets import Preset
-from .run import pictures_of
-from .samples import averaged_pipeline, save_samples
-from .trainer import Trainer
+from .run import pictures_of, training_of
+from .samples import save_samples
 
 
-def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:
+def export(preset: Preset, folder: Path, target: Path | None = None) -> None:
     """Write the newest checkpoint's averaged weights in 16 bit, with log, revision and grid.
 
     Args:
         preset: What was trained.
         folder: The training's folder.
-        target: Where the pipeline goes.
+        target: Where the pipeline goes; by default where its kind is looked for.
 
     Raises:
         WeightsError: If the folder holds no intact checkpoint.
@@ -32,9 +31,10 @@ def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:
     state = latest_checkpoint(folder)
     if state is None:
         raise WeightsError(f"export: no intact checkpoint in {folder}; train first")
-    trainer = Trainer(preset, pictures_of(preset, folder))
+    target = target or (WEIGHTS if preset.base == "unet" else JOINT_WEIGHTS)
+    trainer = training_of(preset, pictures_of(preset, folder))
     trainer.restore(state)
-    write_pipeline(averaged_pipeline(trainer), target)
+    write_pipeline(trainer.pipeline(), target)
     save_samples(trainer, target / "samples.png")
     shutil.copyfile(folder / "log.jsonl", target / "training-log.jsonl")
     made = {
@@ -42,12 +42,12 @@ def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:
         "step": state.step,
         "preset": asdict(preset),
         "torch": torch.__version__,
-        "sha256": {name: sha256(target / file) for name, file in FILES.items()},
+        "sha256": {name: sha256(target / file) for name, file in files_of(target).items()},
     }
     write_text(target / "provenance.json", json.dumps(made, indent=1) + "\n")
 
 
-def write_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
+def write_pipeline(pipe: DiffusionPipeline, target: Path) -> None:
     """Save a pipeline's parts in 16 bit, in the layout of diffusers.
 
     Args:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -13,6 +13,7 @@ from rankedit_recipes.sandbox.shipped import fill, read_config, read_weights
 from .autoencoder import PatchAutoencoder
 from .clip import build_clip
 from .identity import IdentityEmbedding
+from .joint_models import JointPipeline, assemble_joint
 from .judge import AttributeJudge
 from .models import assemble
 from .tokenizer import build_tokenizer
@@ -20,11 +21,17 @@ from .tokenizer import build_tokenizer
 WEIGHTS = Path(__file__).parent / "weights"
 """The generator that comes with the package, as diffusers lays a pipeline out."""
 
+JOINT_WEIGHTS = Path(__file__).parent / "joint"
+"""Where the joint-attention model lies, once it was trained and exported."""
+
 JUDGES = Path(__file__).parent / "judges"
 """The judges that come with the package."""
 
 REBUILD = "python -m rankedit_recipes.sandbox.train --preset cpu --export"
 """Makes the generator's weights."""
+
+REBUILD_JOINT = "python -m rankedit_recipes.sandbox.train --preset joint --export"
+"""Makes the joint-attention model's weights."""
 
 REBUILD_JUDGES = "python -m rankedit_recipes.sandbox.train --judges"
 """Makes the judges' weights."""
@@ -35,6 +42,23 @@ FILES = {
     "vae": Path("vae/diffusion_pytorch_model.safetensors"),
 }
 """Weight files of a pipeline folder."""
+
+JOINT = Path("transformer/diffusion_pytorch_model.safetensors")
+"""The denoiser's weight file where text and picture share one attention; it replaces the UNet's."""
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Weight files of a pipeline of either kind, by part.
+
+    Args:
+        folder: Folder of the pipeline.
+
+    Returns:
+        The files, relative to the folder.
+    """
+    if not (folder / JOINT.parent).is_dir():
+        return dict(FILES)
+    return {"transformer": JOINT} | {name: FILES[name] for name in ("text_encoder", "vae")}
 
 
 def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
@@ -93,6 +117,43 @@ def pipeline(
             module.to(dtype)
     tokenizer = _tokenizer(folder / "tokenizer")
     return assemble(modules["vae"], modules["text_encoder"], tokenizer, modules["unet"])
+
+
+def joint_pipeline(
+    folder: Path | None = None, *, dtype: torch.dtype = torch.float32
+) -> JointPipeline:
+    """A text-to-image pipeline in which text and picture share one attention.
+
+    Args:
+        folder: A folder that `export` wrote; `JOINT_WEIGHTS` by default.
+        dtype: Precision of the weights in memory; on disk they have 16 bit.
+
+    Returns:
+        A fresh pipeline on the processor. Nothing is downloaded.
+
+    Raises:
+        WeightsError: If a file is missing or broken; the message names it and the command that
+            rebuilds it.
+    """
+    folder = JOINT_WEIGHTS if folder is None else folder
+    configs = {
+        name: read_config(folder / name / "config.json", REBUILD_JOINT)
+        for name in ("text_encoder", "transformer", "vae")
+    }
+    with torch.random.fork_rng(devices=[]):
+        modules = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            "transformer": SD3Transformer2DModel.from_config(configs["transformer"]),
+            "vae": PatchAutoencoder.from_config(configs["vae"]),
+        }
+    for name, file in files_of(folder).items():
+        fill(modules[name], folder / file, REBUILD_JOINT)
+        if dtype != torch.float32:
+            modules[name].to(dtype)
+    tokenizer = _tokenizer(folder / "tokenizer")
+    return assemble_joint(
+        modules["vae"], modules["text_encoder"], tokenizer, modules["transformer"]
+    )
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Settings of the generator's training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Preset:
         side: Weight of the questions about skins, asked of the nouns' tokens; 0 asks none.
         side_steps: Steps of the text encoder on these questions alone, before the training.
         plain: Attention by plain matrix products, in the UNet and in the text encoder.
+        base: "unet", or "joint" for a transformer in which text and picture share one attention.
+        joint: Width and blocks of that transformer.
         precision: "float32", "bfloat16" (products only; weights stay in float32) or "measured":
             whichever is faster on the machine that begins the training.
     """
@@ -67,6 +69,8 @@ class Preset:
     side_steps: int = 0
     plain: bool = False
     precision: str = "float32"
+    base: str = "unet"
+    joint: tuple[int, int] = (160, 6)
 
     @property
     def level_steps(self) -> int:
@@ -74,27 +78,43 @@ class Preset:
         return round((1 - self.decay) * self.steps)
 
 
+_DESCRIBED = Preset(
+    steps=75_000,
+    decay=0.4,
+    single_steps=0,
+    pairs=0.5,
+    rate=1.5e-3,
+    average=0.999,
+    pictures=180_000,
+    workers=1,
+    length=40,
+    skinned=0.85,
+    described=0.97,
+    whole=True,
+    level_times=(600, 980),
+    side=0.05,
+    side_steps=400,
+    plain=True,
+    precision="measured",
+)
+
+_TINY = Preset(
+    size=16,
+    channels=8,
+    widths=(32, 32),
+    batch=4,
+    steps=12,
+    single_steps=4,
+    pictures=60,
+    warm_steps=3,
+    workers=1,
+)
+
 PRESETS: Mapping[str, Preset] = {
     "cpu": Preset(steps=10_100, pairs=0.85),
-    "described": Preset(
-        steps=75_000,
-        decay=0.4,
-        single_steps=0,
-        pairs=0.5,
-        rate=1.5e-3,
-        average=0.999,
-        pictures=180_000,
-        workers=1,
-        length=40,
-        skinned=0.85,
-        described=0.97,
-        whole=True,
-        level_times=(600, 980),
-        side=0.05,
-        side_steps=400,
-        plain=True,
-        precision="measured",
-    ),
+    "described": _DESCRIBED,
+    # The text encoder stays, so nothing is asked of it; attention is diffusers' own.
+    "joint": replace(_DESCRIBED, base="joint", rate=1e-3, side=0.0, side_steps=0, plain=False),
     "gpu": Preset(
         size=64,
         batch=256,
@@ -105,17 +125,9 @@ PRESETS: Mapping[str, Preset] = {
         device="cuda",
         workers=1,
     ),
-    "tiny": Preset(
-        size=16,
-        channels=8,
-        widths=(32, 32),
-        batch=4,
-        steps=12,
-        single_steps=4,
-        pictures=60,
-        warm_steps=3,
-        workers=1,
-    ),
+    "tiny": _TINY,
+    "tiny-joint": replace(_TINY, base="joint", joint=(32, 2)),
 }
 """`cpu` makes weights that know skins in part; `described` goes on from them with skins told in
-full, and can be run in stages; `gpu` makes larger ones; `tiny` is for tests."""
+full, and can be run in stages; `joint` makes the joint-attention model; `gpu` makes larger weights;
+`tiny` and `tiny-joint` are for tests."""

@@ -17,10 +17,12 @@ from rankedit_recipes.sandbox.checkpoint import keep_lines, latest_checkpoint, s
 
 from .batches import make_batch, singles_of
 from .cache import Drawn, drawn_pictures
+from .joint_trainer import JointTrainer
 from .presets import Preset
 from .probe import Probe
 from .samples import save_samples
-from .trainer import Clock, Done, Trainer, rate_at
+from .trainer import Trainer
+from .training import Clock, Done, Training, rate_at
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,26 @@ def _work(rank: int, preset: Preset, how: Run, address: str) -> None:
         dist.destroy_process_group()
 
 
-def _start(preset: Preset, how: Run, drawn: Drawn) -> Trainer:
-    trainer = Trainer(preset, drawn)
+def training_of(preset: Preset, drawn: Drawn) -> Training:
+    """The training that a preset asks for, not yet begun.
+
+    Args:
+        preset: Settings.
+        drawn: Its pictures.
+
+    Returns:
+        The training.
+
+    Raises:
+        ValueError: If the preset's base is unknown.
+    """
+    if preset.base not in ("unet", "joint"):
+        raise ValueError(f"train: expected a base of 'unet' or 'joint', got {preset.base!r}")
+    return Trainer(preset, drawn) if preset.base == "unet" else JointTrainer(preset, drawn)
+
+
+def _start(preset: Preset, how: Run, drawn: Drawn) -> Training:
+    trainer = training_of(preset, drawn)
     state = latest_checkpoint(how.folder)
     if state is not None:
         trainer.restore(state)
@@ -120,7 +140,7 @@ def _start(preset: Preset, how: Run, drawn: Drawn) -> Trainer:
 class _Log:
     """What the first worker does besides training."""
 
-    def __init__(self, how: Run, trainer: Trainer) -> None:
+    def __init__(self, how: Run, trainer: Training) -> None:
         self.how, self.trainer = how, trainer
         self.saved, self.count = time.monotonic(), 0
         self.clock, self.since = Clock(), trainer.step

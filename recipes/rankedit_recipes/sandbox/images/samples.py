@@ -1,17 +1,15 @@
 """Grids of generated pictures."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-from .models import assemble, build_text_encoder, build_unet
-from .trainer import Trainer
+from .training import Training
 
 PROMPTS: tuple[str, ...] = (
     "a photo of a red cup on the beach",
@@ -35,7 +33,7 @@ PROMPTS: tuple[str, ...] = (
 
 
 def generate(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     *,
     seed: int = 0,
@@ -82,31 +80,7 @@ def tile(pictures: npt.NDArray[np.uint8], columns: int, zoom: int = 2) -> Image.
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def averaged_pipeline(trainer: Trainer) -> StableDiffusionPipeline:
-    """A pipeline with copies of the averaged weights of a training.
-
-    Args:
-        trainer: The training.
-
-    Returns:
-        The pipeline, on the processor.
-    """
-    preset = trainer.preset
-    text = build_text_encoder(len(trainer.tokenizer), length=preset.length)
-    unet = build_unet(preset.size // preset.patch, preset.channels, preset.widths)
-    for prefix, module in (("text_encoder.", text), ("unet.", unet)):
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in trainer.average.items()
-            if name.startswith(prefix)
-        }
-        module.load_state_dict(weights, strict=False)
-        module.eval().requires_grad_(requires_grad=False)
-    autoencoder = deepcopy(trainer.autoencoder).cpu()
-    return assemble(autoencoder, text, trainer.tokenizer, unet)
-
-
-def save_samples(trainer: Trainer, file: Path) -> None:
+def save_samples(trainer: Training, file: Path) -> None:
     """Draw the grid of a training as it stands.
 
     Args:
@@ -115,5 +89,5 @@ def save_samples(trainer: Trainer, file: Path) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        pictures = generate(averaged_pipeline(trainer), PROMPTS)
+        pictures = generate(trainer.pipeline(), PROMPTS)
     tile(pictures, 8).save(file)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .captions import described
@@ -143,7 +143,7 @@ def pairs_of(concepts: Sequence[Concept]) -> list[tuple[Concept, Concept]]:
 
 
 def wording_figures(
-    pipe: StableDiffusionPipeline, finder: AttributeJudge, model: IdentityEmbedding, count: int
+    pipe: DiffusionPipeline, finder: AttributeJudge, model: IdentityEmbedding, count: int
 ) -> list[Figure]:
     """Pictures of described skins, with 20 steps and guidance 4.
 
@@ -192,7 +192,7 @@ def _wanted(name: str) -> float:
     return WANTED[factor] if kind == "described" else 0.99
 
 
-def _drawn(pipe: StableDiffusionPipeline, texts: Sequence[str]) -> Tensor:
+def _drawn(pipe: DiffusionPipeline, texts: Sequence[str]) -> Tensor:
     """Pictures of prompts; the noise of each depends on its place in the list only."""
     parts = [
         generate(pipe, texts[start : start + BATCH], seed=1 + start)
