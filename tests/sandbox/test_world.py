@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rankedit_recipes.sandbox.images import cache
 from rankedit_recipes.sandbox.images.backgrounds import paint_background
 from rankedit_recipes.sandbox.images.cache import drawn_pictures, scene_of
 from rankedit_recipes.sandbox.images.renderer import render
@@ -151,3 +152,22 @@ def test_the_cache_holds_what_is_drawn(tmp_path):
     share = drawn.objects[5].mean() / 255
     assert share == pytest.approx(picture.masks.any(0).mean(), abs=0.01)
     assert [len(scene_of(4, i, 2).things) for i in range(6)] == [1, 1, 2, 2, 2, 2]
+
+
+def test_a_killed_drawing_goes_on_from_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 2)
+    settings = {"seed": 4, "count": 5, "singles": 2, "size": 16, "patch": 4}
+    whole = drawn_pictures(tmp_path / "whole", **settings, workers=1)
+    assert [file.suffix for file in (tmp_path / "whole").iterdir()] == [".npy", ".npy"]
+    killed = tmp_path / "killed" / "pictures-4-5-2-16-4-0.5.parts"
+    killed.mkdir(parents=True)
+    for end, size, shape in (("", 7, (2, 16, 16, 3)), ("-objects", 9, (2, 4, 4))):
+        np.save(killed / f"00000002{end}.npy", np.full(shape, size, np.uint8))
+    # Half a part counts for nothing: its objects were not written.
+    np.save(killed / "00000000.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    drawn = drawn_pictures(tmp_path / "killed", **settings, workers=1)
+    assert (drawn.pixels[2:4] == 7).all()
+    assert (drawn.objects[2:4] == 9).all()
+    for row in (0, 1, 4):
+        np.testing.assert_array_equal(drawn.pixels[row], whole.pixels[row])
+    assert not killed.exists()

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,16 +48,38 @@ def scene_of(seed: int, index: int, singles: int, skinned: float = SKINNED) -> S
     return draw_scene(rng_of("scene", seed, index), pairs=pairs, skinned=skinned)
 
 
-def _draw(task: tuple[int, int, int, int, int, int, float]) -> Drawn:
-    seed, start, stop, singles, size, patch, skinned = task
+class _Part(NamedTuple):
+    """Consecutive pictures of a stream, and the folder that keeps them until all are there."""
+
+    folder: Path
+    seed: int
+    start: int
+    stop: int
+    singles: int
+    size: int
+    patch: int
+    skinned: float
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Of the pixels and of the objects; there is a part once the last one is there."""
+        stem = f"{self.start:08d}"
+        return self.folder / f"{stem}.npy", self.folder / f"{stem}-objects.npy"
+
+
+def _draw(part: _Part) -> None:
+    """Draw a part and write it, unless a killed run did."""
+    if part.files[-1].exists():
+        return
     pixels, objects = [], []
-    cells = size // patch
-    for index in range(start, stop):
-        picture = render(scene_of(seed, index, singles, skinned), size)
-        cover = picture.masks.any(0).reshape(cells, patch, cells, patch).mean((1, 3))
+    cells = part.size // part.patch
+    for index in range(part.start, part.stop):
+        picture = render(scene_of(part.seed, index, part.singles, part.skinned), part.size)
+        cover = picture.masks.any(0).reshape(cells, part.patch, cells, part.patch).mean((1, 3))
         pixels.append(picture.pixels)
         objects.append((255 * cover).astype(np.uint8))
-    return Drawn(np.stack(pixels), np.stack(objects))
+    for file, arrays in zip(part.files, (pixels, objects), strict=True):
+        _write(file, [np.stack(arrays)], part.stop - part.start)
 
 
 def drawn_pictures(
@@ -70,6 +94,8 @@ def drawn_pictures(
     skinned: float = SKINNED,
 ) -> Drawn:
     """Pictures of a stream, drawn now or read from an earlier run's file.
+
+    A drawing that was killed goes on from the parts of `CHUNK` pictures that it wrote.
 
     Args:
         folder: Where the files lie.
@@ -87,19 +113,31 @@ def drawn_pictures(
     stem = f"pictures-{seed}-{count}-{singles}-{size}-{patch}-{skinned}"
     files = folder / f"{stem}.npy", folder / f"{stem}-objects.npy"
     if not all(file.exists() for file in files):
-        folder.mkdir(parents=True, exist_ok=True)
-        tasks = [
-            (seed, start, min(start + CHUNK, count), singles, size, patch, skinned)
+        scratch = folder / f"{stem}.parts"
+        scratch.mkdir(parents=True, exist_ok=True)
+        parts = [
+            _Part(scratch, seed, start, min(start + CHUNK, count), singles, size, patch, skinned)
             for start in range(0, count, CHUNK)
         ]
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            chunks = pool.map(_draw, tasks, chunksize=1)
-        for file, parts in zip(files, zip(*chunks, strict=True), strict=True):
-            _write(file, np.concatenate(parts))
+            pool.map(_draw, parts, chunksize=1)
+        written = zip(*(part.files for part in parts), strict=True)
+        for file, kept in zip(files, written, strict=True):
+            _write(file, (np.load(one) for one in kept), count)
+        shutil.rmtree(scratch)
     return Drawn(*(np.load(file, mmap_mode="r") for file in files))
 
 
-def _write(file: Path, array: npt.NDArray[np.uint8]) -> None:
-    scratch = file.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(scratch, array)
+def _write(file: Path, arrays: Iterable[npt.NDArray[np.uint8]], count: int) -> None:
+    """Write arrays behind one another: aside, synced, renamed; only one is in memory at a time."""
+    scratch, at = file.with_suffix(f".{os.getpid()}.tmp.npy"), 0
+    for array in arrays:
+        if at == 0:
+            shape = (count, *array.shape[1:])
+            whole = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
+        whole[at : at + len(array)] = array
+        at += len(array)
+    whole.flush()
+    with scratch.open("rb+") as stream:
+        os.fsync(stream.fileno())
     scratch.replace(file)
