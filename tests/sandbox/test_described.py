@@ -1,7 +1,7 @@
 """Training on skins told in full: captions, questions at nouns, stages, precision."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,9 +10,10 @@ from rankedit_recipes.sandbox.images import speed
 from rankedit_recipes.sandbox.images.batches import make_batch
 from rankedit_recipes.sandbox.images.captions import caption, described
 from rankedit_recipes.sandbox.images.exporting import write_pipeline
+from rankedit_recipes.sandbox.images.fitting import ResumeError
 from rankedit_recipes.sandbox.images.models import build_text_encoder
 from rankedit_recipes.sandbox.images.presets import PRESETS
-from rankedit_recipes.sandbox.images.run import pictures_of
+from rankedit_recipes.sandbox.images.run import check_stage, pictures_of
 from rankedit_recipes.sandbox.images.scenes import draw_pair, draw_scene, draw_single, rng_of
 from rankedit_recipes.sandbox.images.skin_questions import (
     QUESTIONS,
@@ -164,6 +165,19 @@ def test_the_end_can_be_set_after_the_level_stage(drawn, tmp_path):
     resumed = train(drawn, short, 20, latest_checkpoint(tmp_path))
     assert rate_at(short, 20) == 0
     assert same(train(drawn, short, 20).state().tensors, resumed.state().tensors)
+
+
+def test_another_end_is_refused_once_the_rate_falls(tmp_path):
+    log = tmp_path / "log.jsonl"
+    check_stage(FULL, log, 70_000)
+    log.write_text(f'{json.dumps({"preset": asdict(FULL), "from_step": 0})}\n{{"step": 50}}\n')
+    shorter = replace(FULL, steps=40_000)
+    check_stage(FULL, log, 70_000)
+    check_stage(shorter, log, 24_000)
+    with pytest.raises(ResumeError, match=r"at step 24001; .* from step 45000 on.* from 24000\."):
+        check_stage(shorter, log, 24_001)
+    with pytest.raises(ResumeError, match=r"\(1 - decay\) \* steps >= 45001, or those of"):
+        check_stage(replace(FULL, steps=100_000), log, 45_001)
 
 
 def test_times_come_back_to_the_usual_ones_when_the_rate_falls(drawn):

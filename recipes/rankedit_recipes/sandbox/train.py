@@ -77,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, init_from=given.init_from, minutes=given.minutes, probe_every=given.probe_every
     )
     if not given.export_only:
-        run(preset, how)
+        try:
+            run(preset, how)
+        except ResumeError as error:
+            raise SystemExit(str(error)) from error
     if given.export or given.export_only:
         export(preset, folder, given.target)
 

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from rankedit_recipes.sandbox.checkpoint import keep_lines, latest_checkpoint, s
 
 from .batches import make_batch, singles_of
 from .cache import Drawn, drawn_pictures
+from .fitting import ResumeError
 from .joint_trainer import JointTrainer
 from .presets import Preset
 from .probe import Probe
@@ -74,7 +75,13 @@ def run(preset: Preset, how: Run) -> None:
     Args:
         preset: What to train.
         how: Where, and how often to save.
+
+    Raises:
+        ResumeError: If the end was changed after the rate had begun to fall.
     """
+    state = latest_checkpoint(how.folder)
+    if state is not None:
+        check_stage(preset, how.folder / "log.jsonl", state.step)
     pictures_of(preset, how.folder)
     if preset.workers == 1:
         _work(0, preset, how, "")
@@ -124,6 +131,36 @@ def training_of(preset: Preset, drawn: Drawn) -> Training:
     if preset.base not in ("unet", "joint"):
         raise ValueError(f"train: expected a base of 'unet' or 'joint', got {preset.base!r}")
     return Trainer(preset, drawn) if preset.base == "unet" else JointTrainer(preset, drawn)
+
+
+def check_stage(preset: Preset, log: Path, step: int) -> None:
+    """Refuse another end once the rate falls: no single run could repeat such a training.
+
+    Args:
+        preset: What is asked for now.
+        log: The training's log, which tells what was asked for before.
+        step: Steps done.
+
+    Raises:
+        ResumeError: If the end changed and by either one the rate falls by now.
+    """
+    if not log.exists():
+        return
+    # Lines that a kill cut off are dropped here too, and for good when the log is opened.
+    keep_lines(log, lambda _: True)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [entry["preset"] for entry in entries if "preset" in entry]
+    if not told or (told[-1]["steps"], told[-1]["decay"]) == (preset.steps, preset.decay):
+        return
+    before = replace(preset, steps=told[-1]["steps"], decay=told[-1]["decay"])
+    if step > min(before.level_steps, preset.level_steps):
+        raise ResumeError(
+            f"train: {log.parent} is at step {step}; with --steps {before.steps} --decay "
+            f"{before.decay} its rate falls from step {before.level_steps} on, and with --steps "
+            f"{preset.steps} --decay {preset.decay} from {preset.level_steps}. The end can be set "
+            f"while both are ahead; give values with (1 - decay) * steps >= {step}, or those of "
+            "before"
+        )
 
 
 def _start(preset: Preset, how: Run, drawn: Drawn) -> Training:
