@@ -1,20 +1,23 @@
-"""What `collect` makes of a batch: how to run it, its mask, and a digest of the first."""
+"""What `collect` makes of a batch: how to run it, its tensors by name, its masks, and a digest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from rankedit.collecting.digests import batch_digest
-from rankedit.errors import StatisticsError
-from rankedit.shapes import describe
+from rankedit.errors import ShapeError, StatisticsError
+from rankedit.shapes import Inputs, check_has_data, describe
 
 Batch = TypeVar("Batch")
 Mask: TypeAlias = str | Callable[[Batch], Tensor | None] | None
 
 DEFAULT_MASK = "attention_mask"
+# torch's own layers mark what is left out; all others that end so mark what is kept.
+INVERTED_MASK = "key_padding_mask"
+KNOWN_MASKS = (DEFAULT_MASK, INVERTED_MASK)
 
 
 def default_call(model: nn.Module) -> Callable[[object], object]:
@@ -43,29 +46,83 @@ class Noted(Generic[Batch]):
             yield batch
 
 
-def mask_of(mask: Mask[Batch], batch: Batch) -> Tensor | None:
-    """The mask of a batch as booleans, True for what is no padding.
+def named_tensors(batch: object, parameters: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a batch by key, by the parameter that each is passed as, or by number."""
+    if isinstance(batch, Mapping):
+        items = {str(key): item for key, item in batch.items()}
+    else:
+        values = batch if isinstance(batch, (tuple, list)) else (batch,)
+        names = [*parameters[: len(values)], *map(str, range(len(parameters), len(values)))]
+        items = dict(zip(names, values, strict=True))
+    found = {}
+    for name, item in items.items():
+        if isinstance(item, Tensor):
+            found[name] = item
+        elif isinstance(item, (Mapping, tuple, list)):
+            inner = named_tensors(item, ())
+            found |= {f"{name}.{key}": tensor for key, tensor in inner.items()}
+    return found
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor has the form of a mask `[batch, tokens]`: of ones and zeros."""
+    if tensor.is_meta or tensor.ndim < 2 or set(tensor.shape[1:-1]) - {1}:
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def checked_mask(found: object) -> Tensor:
+    """A mask as booleans, True for what is kept; one of 4 axes `[b, 1, 1, t]` as `[b, t]`.
 
     Raises:
-        StatisticsError: the batch has no such key, or it holds something that is no mask.
+        StatisticsError: it is no mask.
+        ShapeError: it is on the meta device.
     """
-    if mask is None:
-        return None
-    if isinstance(mask, str):
-        found: object = batch.get(mask) if isinstance(batch, Mapping) else None
-        if found is None and mask != DEFAULT_MASK:
-            keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise StatisticsError(
-                f"collect: mask={mask!r} must be a key of every batch, got {keys}; pass a function "
-                "of the batch, or None to count everything."
-            )
-    else:
-        found = mask(batch)
-    if found is None:
-        return None
+    check_has_data("collect", "a mask", found)
     if not isinstance(found, Tensor) or not bool(((found == 0) | (found == 1)).all()):
         raise StatisticsError(
             "collect: a mask must be a tensor of ones (kept) and zeros (padding), got "
             f"{describe(found)}; for an additive mask pass mask=lambda batch: batch[...] == 0."
         )
-    return found.bool()
+    flat = found.ndim > 2 and not set(found.shape[1:-1]) - {1}
+    return (found.reshape(found.shape[0], -1) if flat else found).bool()
+
+
+def padded_left(mask: Tensor) -> bool:
+    """Whether a row of a mask begins with padding and has something behind it."""
+    return mask.ndim == 2 and bool((~mask[:, :1] & mask.any(1, keepdim=True)).any())
+
+
+def fitted(mask: Tensor, x: Inputs, tokens_first: bool | None) -> Tensor:  # noqa: FBT001
+    """A mask `[batch, tokens]` in the shape of the vectors, which a model may have rearranged.
+
+    Args:
+        mask: the mask.
+        x: the vectors `[..., in]`.
+        tokens_first: whether the tokens come before the batch in x; None if nobody knows.
+
+    Raises:
+        ShapeError: it has another number of entries, or nobody knows their order.
+    """
+    wanted = x.shape[:-1]
+    if mask.numel() != wanted.numel():
+        raise ShapeError(
+            f"the mask must have one entry for each vector, but it is {describe(mask)} and the "
+            f"projection reads {describe(x)}; pass mask=None, or a function that gives the mask "
+            "of what these projections read, and collect others apart"
+        )
+    if mask.ndim != 2 or 1 in mask.shape:
+        return mask.reshape(wanted)  # one order only
+    square = mask.shape[0] == mask.shape[1]
+    if tokens_first is None and not square and sorted(mask.shape) == sorted(wanted):
+        tokens_first = mask.shape != wanted
+    if tokens_first is None and not bool(mask.all()):
+        raise ShapeError(
+            f"the mask {describe(mask)} does not tell which of the vectors {describe(x)} are "
+            "padding: their order was changed where it cannot be followed, or there are as many "
+            "tokens as examples; pass a function that gives the mask in their shape, batches "
+            "with another number of examples, or mask=None"
+        )
+    # A function may give it in the shape of the vectors, which then says the same.
+    turned = tokens_first and not (mask.shape == wanted and not square)
+    return (mask.mT if turned else mask).reshape(wanted)

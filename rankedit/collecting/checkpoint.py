@@ -1,9 +1,9 @@
 """The file in which an interrupted collection waits to be resumed.
 
 A safetensors file with the sums of every group and one JSON entry `rankedit.collect` in its
-metadata: what was collected, from which model, and how many batches are in it. It is not the format
-in which statistics are exchanged (that is `rankedit.files.storage`), only this library reads it,
-and it is removed when the collection is complete.
+metadata: what was collected, from which model, how many batches are in it, and a digest of all of
+this. It is not the format in which statistics are exchanged (that is `rankedit.files.storage`),
+only this library reads it, and it is removed when the collection is complete.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
 from rankedit.atomic import atomic_write, remove_stale
+from rankedit.collecting.ranks import Ranks
 from rankedit.collecting.sharing import Group
-from rankedit.errors import EditFileError, ShapeError, StatisticsError
-from rankedit.files.container import as_tensors, read_data, write_tensors
-from rankedit.files.header import Limits, parse_json, read_header
+from rankedit.errors import EditFileError, RankeditError, StatisticsError
+from rankedit.files.container import (
+    NO_DIGEST,
+    as_tensors,
+    file_digest,
+    read_data,
+    write_tensors,
+)
+from rankedit.files.header import Header, Limits, parse_json, read_header
 from rankedit.moments import SecondMoment
 from rankedit.packing import COARSENESS
 from rankedit.provenance import Provenance
@@ -39,10 +47,28 @@ class Checkpoint:
         path: the file. Processes that collect together add `.rank0-of-2` and so on to it.
         seconds: how long to work between two writes; 0 to write after every batch. Large
             statistics are written less often: writing takes no more than a tenth of the time.
+        keep: whether the file stays when the collection is complete, until `remove` is called. The
+            result is in memory only until it is saved: a process killed before loses it all.
+
+    Raises:
+        StatisticsError: path is no path, or seconds no number of at least 0.
     """
 
     path: str | os.PathLike[str]
     seconds: float = 60.0
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise StatisticsError(f"Checkpoint: path must be a path, got {self.path!r:.80}.")
+        if not isinstance(self.seconds, (int, float)) or not self.seconds >= 0:
+            raise StatisticsError(
+                f"Checkpoint: seconds must be a number of at least 0, got {self.seconds!r:.80}."
+            )
+
+    def remove(self) -> None:
+        """Remove this process's file, once the result is saved."""
+        _remove(file_of(self, Ranks.current()))
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,7 @@ class Plan:
     Attributes:
         names: the projections.
         weights: a mark of the model's weights.
+        mask: which vectors count, in words.
         provenance: what the caller says of model, tokenizer and corpus.
         rank: number of the process.
         size: number of processes.
@@ -60,6 +87,7 @@ class Plan:
 
     names: tuple[str, ...]
     weights: str
+    mask: str
     provenance: Provenance
     rank: int
     size: int
@@ -73,22 +101,29 @@ class State:
     Attributes:
         batches: number of batches done by this process.
         first: digest of the first batch.
+        done: digest of samples of all batches done, in their order.
         groups: the sums.
     """
 
     batches: int
     first: str
+    done: str
     groups: Sequence[Group]
 
 
-def file_of(checkpoint: Checkpoint, plan: Plan) -> Path:
+def file_of(checkpoint: Checkpoint, process: Plan | Ranks) -> Path:
     """This process's file."""
     path = Path(checkpoint.path)
-    return path if plan.size == 1 else path.with_name(f"{path.name}{_suffix(plan)}")
+    return path if process.size == 1 else path.with_name(f"{path.name}{_suffix(process)}")
 
 
-def _suffix(plan: Plan) -> str:
-    return f".rank{plan.rank}-of-{plan.size}"
+def _suffix(process: Plan | Ranks) -> str:
+    return f".rank{process.rank}-of-{process.size}"
+
+
+def _remove(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    remove_stale(file)
 
 
 def write(file: Path, plan: Plan, state: State) -> None:
@@ -108,13 +143,16 @@ def write(file: Path, plan: Plan, state: State) -> None:
         for group in state.groups
     ]
     entry = {
+        "digest": NO_DIGEST,  # replaced by that of the file
         "plan": asdict(plan),
         "batches": state.batches,
         "first": state.first,
+        "done": state.done,
         "groups": groups,
     }
+    text = json.dumps(entry, separators=(",", ":"))
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
-        write_tensors(stream, tensors, {_ENTRY: json.dumps(entry)})
+        write_tensors(stream, tensors, {_ENTRY: text})
 
 
 def read(file: Path, plan: Plan) -> State | None:
@@ -130,28 +168,75 @@ def read(file: Path, plan: Plan) -> State | None:
     try:
         with file.open("rb") as stream:
             header = read_header(stream, file.stat().st_size, _LIMITS)
-            entry = parse_json(header.metadata[_ENTRY])
-            tensors = as_tensors(read_data(stream, header), header)
-        if not isinstance(entry, dict):
-            raise EditFileError(f"{_ENTRY} must be an object")
+            entry, tensors = _contents(stream, header)
         _check_plan(file, plan, entry["plan"])
         groups = [_group(g, number, tensors) for number, g in enumerate(entry["groups"])]
-        return State(int(entry["batches"]), str(entry["first"]), groups)
-    except (KeyError, TypeError, AttributeError, ShapeError, EditFileError) as error:
+        state = State(entry["batches"], entry["first"], entry["done"], groups)
+        _check_possible(state, plan)
+        return state
+    except StatisticsError:
+        raise  # a good file, but another plan
+    # What a list or a number has not, and what the library itself refuses.
+    except (KeyError, TypeError, AttributeError, ValueError, RankeditError) as error:
         raise EditFileError(
             f"collect: the checkpoint '{file}' is damaged or no checkpoint: {error}. Remove the "
             "file to start again."
         ) from error
 
 
-def _group(entry: Mapping[str, object], number: int, tensors: Mapping[str, torch.Tensor]) -> Group:
+def _contents(stream: BinaryIO, header: Header) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The entry and the tensors, after the digest of all of them was compared."""
+    entry = parse_json(header.metadata[_ENTRY])
+    if not isinstance(entry, dict) or not isinstance(entry["digest"], str):
+        raise EditFileError(f"{_ENTRY} must be an object with a digest")
+    data = read_data(stream, header)
+    if file_digest(header.raw, entry["digest"], data.values()) != entry["digest"]:
+        raise EditFileError("its content does not match its digest")
+    return entry, as_tensors(data, header)
+
+
+def _group(entry: Mapping[str, Any], number: int, tensors: Mapping[str, torch.Tensor]) -> Group:
     prefix = f"{number}/"
     state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    moment = SecondMoment.from_state(state, Provenance(), _DTYPES[str(entry["dtype"])])
-    members, kept, offered = entry["members"], entry["kept"], entry["offered"]
-    if not (isinstance(members, list) and isinstance(kept, int) and isinstance(offered, int)):
-        raise TypeError(f"group {number} is not described as it must be")
-    return Group(moment, members, kept, offered)
+    moment = SecondMoment.from_state(state, Provenance(), _DTYPES[entry["dtype"]])
+    return Group(moment, entry["members"], entry["kept"], entry["offered"])
+
+
+def _check_possible(state: State, plan: Plan) -> None:
+    """Refuse what no run could have written, whoever signed it.
+
+    Raises:
+        EditFileError: says what is impossible.
+    """
+    members = [name for group in state.groups for name in group.members]
+    # `type` rather than `isinstance`: True is an int.
+    if type(state.batches) is not int or state.batches < 1 or not state.groups:
+        raise EditFileError(f"it must hold at least one batch, got {state.batches!r:.80}")
+    if not isinstance(state.first, str) or not isinstance(state.done, str) or not state.first:
+        raise EditFileError("it must hold digests of its batches")
+    if len(set(members)) != len(members) or not set(members) <= set(plan.names):
+        raise EditFileError("each projection must be in one group, and be one that is collected")
+    for group in state.groups:
+        counted = type(group.kept) is int and type(group.offered) is int and bool(group.members)
+        if not counted or not 0 <= group.kept <= group.offered:
+            raise EditFileError(f"{group.kept!r:.80} of {group.offered!r:.80} vectors cannot count")
+        _check_sums(group.moment.state(), group.kept)
+
+
+def _check_sums(sums: Mapping[str, torch.Tensor], count: int) -> None:
+    """What holds for all sums over `count` vectors: of squares, and of Cauchy and Schwarz."""
+    dim = len(sums["total"])
+    ends = torch.arange(dim, 0, -1).cumsum(0)
+    diagonal = sums["outer_packed"][torch.cat([ends.new_zeros(1), ends[:-1]])]
+    trace, slack = float(diagonal.sum()), 1 + 1e-9
+    possible = (
+        float(sums["count"]) == float(sums["weight_squares"]) == count
+        and bool((diagonal >= 0).all())
+        and bool((sums["total"].square() <= slack * count * diagonal).all())
+        and trace**2 <= slack * count * float(sums["fourth"])
+    )
+    if not possible:
+        raise EditFileError(f"its sums are of no {count} vectors")
 
 
 def _check_plan(file: Path, plan: Plan, found: Mapping[str, object]) -> None:
@@ -195,12 +280,13 @@ class Keeper:
         self.file = None if checkpoint is None else file_of(checkpoint, plan)
         self._plan = plan
         self._pause = 0.0 if checkpoint is None else checkpoint.seconds
+        self._keeps = checkpoint is not None and checkpoint.keep
         self._written = time.monotonic()
 
     def read(self) -> State:
         """Where an earlier run stopped; an empty state if there was none."""
         found = None if self.file is None else read(self.file, self._plan)
-        return found or State(0, "", [])
+        return found or State(0, "", "", [])
 
     def offer(self, state: State) -> None:
         """Write the state if the last writing is long enough ago."""
@@ -218,7 +304,6 @@ class Keeper:
             self._pause = max(self._pause, 9 * (self._written - start))
 
     def remove(self) -> None:
-        """The collection is complete."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-            remove_stale(self.file)
+        """The collection is complete; without the caller's word, the file is not needed."""
+        if self.file is not None and not self._keeps:
+            _remove(self.file)

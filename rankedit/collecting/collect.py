@@ -10,9 +10,10 @@ from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from rankedit.collecting.batches import DEFAULT_MASK, Mask, Noted, default_call, mask_of
+from rankedit.collecting.batches import DEFAULT_MASK, Mask, Noted, default_call
 from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan
-from rankedit.collecting.digests import model_digest
+from rankedit.collecting.digests import batch_digest, function_digest, model_digest
+from rankedit.collecting.masks import Masks
 from rankedit.collecting.ranks import Ranks, check_shares, reduced
 from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
@@ -66,7 +67,7 @@ def collect(
         provenance: model, tokenizer and corpus, for the record; the rest is filled in.
         checkpoint: file for the partial result (or a `Checkpoint`, which also says how often).
             After a crash, Ctrl-C or `kill -9`, the same call resumes there, with the same result to
-            the bit. It is removed at the end.
+            the bit. It is removed at the end, unless the `Checkpoint` says that it is kept.
         shard: with several processes: True if all were given the same batches, of which each takes
             every `world_size`-th; False if each was given its own.
         progress: show it on the standard error.
@@ -92,12 +93,18 @@ def collect(
     targets = _targets(model, which)
     ranks = Ranks.current()
     digest = model_digest(model)
-    plan = Plan(tuple(targets), digest, provenance or Provenance(), ranks.rank, ranks.size, shard)
+    given = provenance or Provenance()
+    plan = Plan(tuple(targets), digest, _said(mask), given, ranks.rank, ranks.size, shard)
     kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     collection = _Collection(model, targets, plan, Keeper(kept, plan))
     shown = progress and ranks.rank == 0
-    collection.work(batches, call or default_call(model), mask, shown=shown)
+    masks = Masks(model, targets, mask, called=call is None)
+    collection.work(batches, call or default_call(model), masks, shown=shown)
     return collection.result()
+
+
+def _said(mask: Mask[Batch]) -> str:
+    return f"a function {function_digest(mask)}" if callable(mask) else repr(mask)
 
 
 def _targets(model: nn.Module, which: Which) -> dict[str, nn.Module]:
@@ -120,6 +127,8 @@ class _Collection:
         self._state = keeper.read()
         self._moments = SharedMoments(self._state.groups)
         self._whole = may_stop(model)
+        self._warned = False
+        self._following = ""  # the digest of all batches, with the one that is running
         self._stopper = Stopper(list(targets), allowed=self._whole)
 
     # ---------------------------------------------------------------- the loop
@@ -128,7 +137,7 @@ class _Collection:
         self,
         batches: Iterable[Batch],
         call: Callable[[Batch], object],
-        mask: Mask[Batch],
+        masks: Masks[Batch],
         *,
         shown: bool,
     ) -> None:
@@ -137,13 +146,13 @@ class _Collection:
         self._check_even(batches)
         with (
             quiet(self._model),
-            watching(self._targets, self._read),
+            watching(self._targets, lambda name, x: self._read(name, x, masks)),
             Interrupt(enabled=self._keeper.file is not None) as interrupt,
             show_progress("collect", total, done=self._state.batches, shown=shown) as advance,
         ):
             try:
                 for batch in self._left(batches):
-                    self._one(batch, call, mask_of(mask, batch))
+                    self._one(batch, call, masks)
                     seen = max((group.kept for group in self._state.groups), default=0)
                     advance(f"{seen:,} vectors")
                     if interrupt.asked:
@@ -170,11 +179,15 @@ class _Collection:
         """This process's batches, less those that were done earlier."""
         done = self._state.batches
         common = Noted(batches)
-        number = -1
+        number, seen = -1, ""
         for number, batch in enumerate(self._ranks.share(common) if self._plan.shard else common):
             if number == 0:
                 self._check_first(common.first)
+            seen = batch_digest(batch, before=seen, whole=False)
+            if number == done - 1 and self._state.done != seen:
+                raise StatisticsError(self._other_data(f"other data in its {done} batches"))
             if number >= done:
+                self._following = seen
                 yield batch
         if number < 0:
             self._check_first(common.first)
@@ -189,27 +202,36 @@ class _Collection:
         """The data must be those of the other processes, and those of the interrupted run."""
         check_shares(self._ranks, first, sharded_here=self._plan.shard)
         if self._state.first not in ("", first):
-            raise StatisticsError(
-                f"collect: the checkpoint '{self._keeper.file}' was made from data with another "
-                "first batch; resume with the same data in the same order (a shuffled loader needs "
-                "a fixed seed), or remove the file to start again."
-            )
+            raise StatisticsError(self._other_data("data with another first batch"))
         self._state = replace(self._state, first=first)
 
-    def _one(self, batch: Batch, call: Callable[[Batch], object], mask: Tensor | None) -> None:
-        self._moments.begin(mask)
-        self._stopper.run(lambda: call(batch))
+    def _other_data(self, data: str) -> str:
+        return (
+            f"collect: the checkpoint '{self._keeper.file}' was made from {data}; resume with the "
+            "same data in the same order (a shuffled loader needs a fixed seed), or remove the "
+            "file to start again."
+        )
+
+    def _one(self, batch: Batch, call: Callable[[Batch], object], masks: Masks[Batch]) -> None:
+        self._moments.begin()
+        with masks.of_batch(batch):
+            self._stopper.run(lambda: call(batch))
         self._moments.end()
         first = not self._state.batches
-        groups = self._moments.groups
-        self._state = replace(self._state, batches=self._state.batches + 1, groups=groups)
+        groups, batches = self._moments.groups, self._state.batches + 1
+        self._state = replace(self._state, batches=batches, done=self._following, groups=groups)
+        # Only now: stopped between the two, the file would count this batch's sums but not it.
+        self._moments.clean = True
         if first:
             self._warn_of_missing()
+        if self._moments.repeats and not (callable(masks.mask) or self._warned):
+            self._warned = True
+            self._warn_of_repeats()
         self._keeper.offer(self._state)
 
-    def _read(self, name: str, x: Tensor) -> None:
+    def _read(self, name: str, x: Tensor, masks: Masks[Batch]) -> None:
         try:
-            self._moments.read(name, x)
+            self._moments.read(name, x, masks.of(name, x))
         except RankeditError as error:
             raise StatisticsError(
                 f"collect: projection {name!r}, batch {self._state.batches} (from 0): {error}"
@@ -223,6 +245,17 @@ class _Collection:
         if missing:
             message = f"{_never_called(missing, 'in the first batch')} Later batches may call them."
             warnings.warn(message, RankeditWarning, stacklevel=4)
+
+    def _warn_of_repeats(self) -> None:
+        name, total, same = max(self._moments.repeats, key=lambda found: found[2] / found[1])
+        warnings.warn(
+            f"collect: {same} of {total} vectors ({same / total:.0%}) that {name!r} read in batch "
+            f"{self._state.batches - 1} (from 0) are one and the same, as are those of "
+            f"{len(self._moments.repeats) - 1} other inputs: padding that no mask leaves out? Then "
+            "pass mask=, a key of the batch or a function of it.",
+            RankeditWarning,
+            stacklevel=5,
+        )
 
     def _keep(self, error: BaseException) -> None:
         """Write the checkpoint if the sums are those of whole batches, and say how to go on."""

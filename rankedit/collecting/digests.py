@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import CodeType
 
 import torch
 from torch import Tensor, nn
@@ -44,27 +45,48 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
 
 
-def batch_digest(batch: object) -> str:
-    """A digest of the tensors, numbers and strings in a batch of mappings and sequences."""
-    digest = hashlib.sha256()
-    for piece in _pieces(batch):
+def batch_digest(batch: object, *, before: str = "", whole: bool = True) -> str:
+    """A digest of the tensors, numbers and strings in a batch of mappings and sequences.
+
+    Args:
+        batch: the batch.
+        before: the digest of the batches before it, which enters.
+        whole: whether all numbers of tensors enter, or a sample of them.
+    """
+    digest = hashlib.sha256(before.encode())
+    for piece in _pieces(batch, _bytes if whole else _sample):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _pieces(value: object) -> Iterable[bytes]:
+def function_digest(function: Callable[..., object]) -> str:
+    """A mark of what a function does: of its code, without the place where it stands."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    parts = [name] if code is None else [name, *_code(code)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _code(code: CodeType) -> Iterable[str]:
+    yield code.co_code.hex()
+    yield repr(code.co_names)
+    for constant in code.co_consts:  # functions inside of it are written as their address
+        yield from _code(constant) if isinstance(constant, CodeType) else (repr(constant),)
+
+
+def _pieces(value: object, numbers: Callable[[Tensor], bytes]) -> Iterable[bytes]:
     if isinstance(value, Tensor):
         yield f"{value.dtype}{tuple(value.shape)}".encode()
         # A view of bytes needs at least one axis; `contiguous` also resolves lazy conjugates.
-        yield _bytes(value) if not value.is_meta else b""
+        yield numbers(value) if not value.is_meta and value.layout == torch.strided else b""
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield str(key).encode()
-            yield from _pieces(item)
+            yield from _pieces(item, numbers)
     elif isinstance(value, (tuple, list)):
         yield f"{type(value).__name__}{len(value)}".encode()
         for item in value:
-            yield from _pieces(item)
+            yield from _pieces(item, numbers)
     elif isinstance(value, (str, int, float, bool)):
         yield repr(value).encode()
     else:  # what the representation of other objects says need not be the same in another process

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from rankedit.errors import ShapeError, StatisticsError
+from rankedit.collecting.repeats import repeated
+from rankedit.errors import StatisticsError
 from rankedit.moments import SecondMoment
-from rankedit.shapes import Inputs, describe
+from rankedit.shapes import Inputs
 
 
 class Identity(NamedTuple):
@@ -62,6 +63,7 @@ class _Event:
     group: Group
     identity: Identity
     x: Inputs
+    mask: Tensor | None
     readers: list[str]
 
 
@@ -70,25 +72,31 @@ class SharedMoments:
 
     Args:
         groups: from an earlier, interrupted collection.
+
+    Attributes:
+        clean: whether the sums are those of whole batches.
+        repeats: projection, number of vectors, and how many of them are one and the same, where
+            these are suspiciously many.
     """
 
     def __init__(self, groups: Iterable[Group] = ()) -> None:
         self.groups = list(groups)
         self.clean = True
+        self.repeats: list[tuple[str, int, int]] = []
+        self._begun = 0
         self._group_of = {name: group for group in self.groups for name in group.members}
         self._pending: list[_Event] = []
         self._joinable: dict[Identity, Group] = {}
         self._storages: list[StorageWeakRef] = []
-        self._mask: Tensor | None = None
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of the names that have read nothing yet."""
         return [name for name in names if name not in self._group_of]
 
-    def begin(self, mask: Tensor | None) -> None:
-        """Start a batch, of which `mask` says what is no padding."""
+    def begin(self) -> None:
+        """Start a batch; the sums are not those of whole batches until the caller says `clean`."""
         self.clean = False
-        self._mask = mask
+        self._begun += 1
 
     def end(self) -> None:
         """End a batch: every group has seen what its members have seen."""
@@ -97,20 +105,24 @@ class SharedMoments:
             self._split(event.group, event.readers)
         self._joinable.clear()
         self._storages.clear()
-        self._mask = None
-        self.clean = True
 
-    def read(self, name: str, x: Inputs) -> None:
-        """Say that projection `name` read the vectors `x [..., in]`."""
+    def read(self, name: str, x: Inputs, mask: Tensor | None = None) -> None:
+        """Say that projection `name` read the vectors `x [..., in]`.
+
+        Args:
+            name: the projection.
+            x: the vectors.
+            mask: `[...]`, which of them are no padding; whoever reads a tensor has the same.
+        """
         identity = self._identify(x)
         group = self._group_of.get(name)
         if group is None:
-            self._first(name, x, identity)
+            self._first(name, x, mask, identity)
         elif len(group.members) == 1:
             self._leave_joinable(group)
-            self._add(group, x)
+            self._add(group, x, mask)
         else:
-            self._offer(group, name, x, identity)
+            self._offer(group, name, _Event(group, identity, x, mask, []))
 
     def _identify(self, x: Inputs) -> Identity:
         storage = StorageWeakRef(x.untyped_storage())
@@ -121,28 +133,29 @@ class SharedMoments:
         shape, stride = tuple(x.shape), tuple(x.stride())
         return Identity(storage.cdata, int(x.storage_offset()), shape, stride, x.dtype, version)
 
-    def _first(self, name: str, x: Inputs, identity: Identity) -> None:
+    def _first(self, name: str, x: Inputs, mask: Tensor | None, identity: Identity) -> None:
         group = self._joinable.get(identity)
         if group is None:
-            group = Group(SecondMoment(x.shape[-1]), [])
-            self._add(group, x)
+            group = Group(SecondMoment(x.shape[-1]), [name])
+            self._add(group, x, mask)
             self.groups.append(group)
             self._joinable[identity] = group
-        group.members.append(name)
+        else:
+            group.members.append(name)
         self._group_of[name] = group
 
     def _leave_joinable(self, group: Group) -> None:
         for identity in [i for i, g in self._joinable.items() if g is group]:
             del self._joinable[identity]
 
-    def _offer(self, group: Group, name: str, x: Inputs, identity: Identity) -> None:
-        event = self._find(group, identity)
+    def _offer(self, group: Group, name: str, new: _Event) -> None:
+        event = self._find(group, new.identity)
         if event is not None and name in event.readers:  # again, before the others did once
             self._split(group, event.readers)
-            self.read(name, x)
+            self.read(name, new.x, new.mask)
             return
         if event is None:
-            event = _Event(group, identity, x, [])
+            event = new
             self._pending.append(event)
         event.readers.append(name)
         self._settle()
@@ -160,7 +173,7 @@ class SharedMoments:
             if event.readers:
                 self._leave_joinable(event.group)
                 _check_unchanged(event)
-                self._add(event.group, event.x)
+                self._add(event.group, event.x, event.mask)
 
     def _split(self, group: Group, leaving: list[str]) -> None:
         """Give those who leave a group of their own, with copies of the sums so far."""
@@ -173,32 +186,22 @@ class SharedMoments:
             moved = [name for name in event.readers if name in leaving]
             event.readers = [name for name in event.readers if name not in leaving]
             if moved:
-                self._pending.append(_Event(new, event.identity, event.x, moved))
+                self._pending.append(_Event(new, event.identity, event.x, event.mask, moved))
         self._settle()
 
-    def _add(self, group: Group, x: Inputs) -> None:
-        mask = _fitting(self._mask, x)
+    def _add(self, group: Group, x: Inputs, mask: Tensor | None) -> None:
         if not group.placed:
             # Double precision does not exist on Apple's GPUs.
             group.moment = group.moment.to("cpu" if x.device.type == "mps" else x.device)
             group.placed = True
         group.moment.update(x, mask)
         count = x.shape[:-1].numel()
+        kept = count if mask is None else int(mask.sum())
         group.offered += count
-        group.kept += count if mask is None else int(mask.sum())
-
-
-def _fitting(mask: Tensor | None, x: Inputs) -> Tensor | None:
-    """The mask in the shape of the vectors, which a model may have flattened."""
-    if mask is None:
-        return None
-    if mask.numel() != x.shape[:-1].numel():
-        raise ShapeError(
-            f"the mask must have one entry for each vector, but it is {describe(mask)} and the "
-            f"projection reads {describe(x)}; pass mask=None, or a function that gives the mask "
-            "of what these projections read, and collect others apart"
-        )
-    return mask.reshape(x.shape[:-1])
+        group.kept += kept
+        # Ever more rarely (batches 1, 2, 4, 8, ...): it costs as much as a small update.
+        if self._begun & (self._begun - 1) == 0 and (same := repeated(x, mask)):
+            self.repeats.append((group.members[0], kept, same))
 
 
 def _check_unchanged(event: _Event) -> None:
