@@ -1,12 +1,14 @@
 """An interrupted collection goes on where it stopped, with the same result to the bit."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from rankedit import EditFileError, Provenance, RankeditWarning, StatisticsError
+from rankedit.collecting import checkpoint
 from rankedit.collecting.checkpoint import Checkpoint
 from rankedit.collecting.collect import collect
 
@@ -237,9 +240,129 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(EditFileError, match="is damaged or no checkpoint"):
             run(make_batches(), path)
-    path.write_bytes(whole.replace(b"float32", b"flaot32"))
+    path.write_bytes(whole.replace(b"float32", b"flaot32", 1))
     with pytest.raises(EditFileError, match="is damaged or no checkpoint"):
         run(make_batches(), path)
+
+
+def test_300_flipped_bits_are_300_refusals(tmp_path):
+    path = tmp_path / "partial"
+    interrupted(path)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        bit = draw.randrange(8 * len(whole))
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(EditFileError, match=r"is damaged or no checkpoint.*Remove the file"):
+            run(make_batches(), path)
+        assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    same_states(run(make_batches(), path), run(make_batches()))
+
+
+def forged(entry=None, **group):
+    """What `write` writes for a state that no run could have."""
+
+    def change(state):
+        first = replace(state.groups[0], **group)
+        return replace(state, groups=[first, *state.groups[1:]], **(entry or {}))
+
+    return change
+
+
+def without_a_group(state):
+    return replace(state, groups=[])
+
+
+def more_vectors(state):
+    state.groups[0].moment.update(torch.ones(1, state.groups[0].moment.dim))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (forged({"batches": -3}), "at least one batch, got -3"),
+        (forged({"batches": True}), "at least one batch, got True"),
+        (forged({"batches": "3"}), "at least one batch, got '3'"),
+        (forged({"first": ""}), "digests of its batches"),
+        (forged({"done": None}), "digests of its batches"),
+        (without_a_group, "at least one batch"),
+        (forged(members=["0", "0"]), "each projection must be in one group"),
+        (forged(members=["7"]), "each projection must be in one group"),
+        (forged(members="0"), "a list"),
+        (forged(members=[]), "of 36 vectors cannot count"),
+        (forged(kept=-36), "-36 of 36 vectors cannot count"),
+        (forged(kept=37), "37 of 36 vectors cannot count"),
+        (forged(offered=1.5), "36 of 1.5 vectors cannot count"),
+        (forged(kept=35), "its sums are of 36 vectors, not of 35"),
+        (more_vectors, "its sums are of 37 vectors, not of 36"),
+    ],
+)
+def test_impossible_contents_are_refused_whoever_signed_them(tmp_path, change, message):
+    path, seen = tmp_path / "partial", []
+    original = checkpoint.write
+
+    def keeping(file, plan, state):
+        seen.append((plan, state))
+        original(file, plan, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", keeping)
+        interrupted(path)
+    plan, state = seen[-1]
+    checkpoint.write(path, plan, change(state))
+    with pytest.raises(EditFileError, match=f"is damaged or no checkpoint: .*{message}"):
+        run(make_batches(), path)
+
+
+def test_the_plan_has_the_mask_and_all_data(tmp_path):
+    path = tmp_path / "partial"
+    interrupted(path)
+    with pytest.raises(StatisticsError, match="of another collection: its mask is 'attention_mask"):
+        run(make_batches(), path, mask=None)
+    other = make_batches()
+    other[2] = other[2] + 1  # not the first one, which is digested whole
+    with pytest.raises(StatisticsError, match="was made from other data in its 3 batches"):
+        run(other, path)
+    path.unlink()
+    every = {"mask": lambda x: torch.ones(x.shape[:2])}
+    interrupted(path, **every)
+    with pytest.raises(StatisticsError, match="its mask is a function"):
+        run(make_batches(), path, mask=lambda x: torch.ones(x.shape[:2]).bool())
+    # the same function, from another line of the program
+    resumed = run(make_batches(), path, mask=lambda x: torch.ones(x.shape[:2]))
+    same_states(resumed, run(make_batches()))
+
+
+def test_a_file_that_is_kept_until_the_result_is_saved(tmp_path, uninterrupted):
+    path, model, calls = tmp_path / "partial", make_model(), []
+    kept = Checkpoint(path, seconds=1e6, keep=True)
+    for _ in range(2):  # killed before it was saved: the second time nothing runs
+        moments = collect(
+            model,
+            "*",
+            make_batches(),
+            call=lambda x: calls.append(1) or model(x),
+            checkpoint=kept,
+            progress=False,
+        )
+        same_states(moments, uninterrupted)
+        assert len(calls) == 6
+        assert path.exists()
+    kept.remove()
+    kept.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((7,), "path must be a path"), (("x", -1), "at least 0"), (("x", "1"), "must be a number")],
+)
+def test_checkpoints_that_are_none(arguments, message):
+    with pytest.raises(StatisticsError, match=f"Checkpoint: .*{message}"):
+        Checkpoint(*arguments)
 
 
 KILLED = textwrap.dedent(

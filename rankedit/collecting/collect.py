@@ -15,6 +15,7 @@ from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan
 from rankedit.collecting.digests import batch_digest, function_digest, model_digest
 from rankedit.collecting.masks import Masks
 from rankedit.collecting.ranks import Ranks, check_shares, reduced
+from rankedit.collecting.restoring import as_it_was
 from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
 from rankedit.interrupt import Interrupt
@@ -99,8 +100,15 @@ def collect(
     collection = _Collection(model, targets, plan, Keeper(kept, plan))
     shown = progress and ranks.rank == 0
     masks = Masks(model, targets, mask, called=call is None)
-    collection.work(batches, call or default_call(model), masks, shown=shown)
-    return collection.result()
+    put_back = as_it_was(model)
+    try:
+        collection.work(batches, call or default_call(model), masks, shown=shown)
+        return collection.result()
+    finally:
+        try:
+            put_back()
+        finally:
+            put_back()  # a signal may have come into the first
 
 
 def _said(mask: Mask[Batch]) -> str:
@@ -275,7 +283,7 @@ class _Collection:
         """The moments by name, summed over the processes; then the checkpoint is not needed."""
         # Another process may die now, or the result be refused: the pass must not be lost.
         refused = self._state.batches and self._moments.missing(self._targets)
-        if self._ranks.size > 1 or refused:
+        if self._ranks.size > 1 or refused or self._keeper.keeps:
             self._keeper.write(self._state)
         groups = reduced(self._moments.groups, self._ranks)
         moments = {name: group.moment for group in groups for name in group.members}
