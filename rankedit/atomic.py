@@ -6,15 +6,19 @@ import os
 import re
 import secrets
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is known of other writers there, and no litter is removed
+    fcntl = None  # type: ignore[assignment]
+
 _SUFFIX = ".rankedit-tmp"
+_LOCK_SUFFIX = ".rankedit-lock"
 _LONGEST_NAME = 180  # bytes; most file systems stop at 255 and our additions need about 50
-# What this process is writing now: a name with its own pid is stale unless it is here.
-_writing: set[str] = set()
-_writing_lock = threading.Lock()
+# A new lock may be taken for an old one and removed at once; eight times in a row it is not that.
+_ATTEMPTS = 8
 
 
 @contextlib.contextmanager
@@ -24,8 +28,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The data are on the disk (`fsync`) before the name changes, so a power cut, `kill -9` or a full
     disk leaves the previous file untouched. The new file has the mode that the umask gives, also
     when the writer made it private. If the block raises, the temporary file is removed. What a
-    killed process left behind is removed at the next write of the same file; a live process of
-    this machine and processes of other machines (shared folders) are never disturbed.
+    killed process left behind is removed at the next write of the same file; live writers, in other
+    containers too, and other machines in shared folders are never disturbed: each writer holds a
+    lock (`flock`) on a file beside the temporary one.
 
     A symbolic link at `path` is replaced, not followed.
 
@@ -43,10 +48,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     _check_target(target)
     remove_stale(target)
-    name = f".{_label(target)}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
-    temporary = target.with_name(name)
-    with _writing_lock:
-        _writing.add(name)
+    temporary, lock, descriptor = _locked(target)
     try:
         mode = _create(temporary)
         yield temporary
@@ -55,10 +57,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
         _sync_folder(target.parent)
     finally:
-        # After a rename nothing is there any more; after a failure this is the litter.
+        # After a rename nothing is there any more; after a failure this is the litter. The lock
+        # goes last: whoever finds none takes the temporary file for litter.
         temporary.unlink(missing_ok=True)
-        with _writing_lock:
-            _writing.discard(name)
+        lock.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _check_target(target: Path) -> None:
@@ -78,7 +82,7 @@ def _label(target: Path) -> str:
 
 
 def _host() -> str:
-    """A short mark of this machine: process numbers mean nothing on another one."""
+    """A short mark of this machine: not every shared folder shares its locks."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
@@ -112,29 +116,53 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove temporary files of `target` whose process on this machine is dead.
+    """Remove temporary files of `target` whose writer on this machine is gone.
 
     `atomic_write` does so by itself; call it where the file is removed and not written again.
     """
-    pattern = re.compile(
-        re.escape(f".{_label(target)}.{_host()}-") + r"(\d+)-[0-9a-f]{8}" + re.escape(_SUFFIX)
-    )
-    for entry in os.scandir(target.parent):
-        match = pattern.fullmatch(entry.name)
-        if match and not _in_use(entry.name, int(match[1])):
-            Path(entry.path).unlink(missing_ok=True)
+    begin = re.escape(f".{_label(target)}.{_host()}-")
+    pattern = re.compile(rf"({begin}[0-9a-f]{{8}})({_SUFFIX}|{_LOCK_SUFFIX})")
+    stems = {m[1] for entry in os.scandir(target.parent) if (m := pattern.fullmatch(entry.name))}
+    for stem in stems:
+        lock = target.with_name(stem + _LOCK_SUFFIX)
+        # Who holds the lock may remove both: a writer that comes in between finds its lock gone.
+        descriptor = _lock(lock)
+        if descriptor is None:
+            continue
+        with contextlib.suppress(OSError):  # another user's litter stays
+            target.with_name(stem + _SUFFIX).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def _in_use(name: str, pid: int) -> bool:
-    if pid == os.getpid():
-        with _writing_lock:
-            return name in _writing
-    if os.name != "posix":  # there signal 0 would end the process instead of asking for it
-        return True
+def _locked(target: Path) -> tuple[Path, Path, int | None]:
+    """Names of a new temporary file and of its lock, and the lock held, where locks are known."""
+    for attempt in range(_ATTEMPTS):
+        stem = f".{_label(target)}.{_host()}-{secrets.token_hex(4)}"
+        lock = target.with_name(stem + _LOCK_SUFFIX)
+        descriptor = _lock(lock)
+        if descriptor is not None or attempt == _ATTEMPTS - 1:
+            break
+        lock.unlink(missing_ok=True)
+    return target.with_name(stem + _SUFFIX), lock, descriptor
+
+
+def _lock(file: Path) -> int | None:
+    """A descriptor that holds the lock; None if somebody else does, or it cannot be known.
+
+    Not on the temporary file itself, which writers may replace by another one. A process number
+    says nothing: in two containers of one host name both writers may be number 1.
+    """
+    if fcntl is None:
+        return None
+    descriptor = -1
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), file.stat()):
+            return descriptor
+    except OSError:
+        pass  # held, gone, another user's, or a file system without locks
+    if descriptor >= 0:
+        os.close(descriptor)
+    return None

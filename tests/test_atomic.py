@@ -112,28 +112,112 @@ def test_a_name_of_the_longest_length_works(tmp_path):
     assert names(tmp_path) == [target.name]
 
 
-def test_stale_litter_goes_and_live_writers_stay(tmp_path):
+HOLDER = """
+import sys
+with atomic_write(sys.argv[1]) as temporary:
+    if sys.argv[2] == "replace":
+        temporary.unlink()
+    temporary.write_bytes(b"theirs")
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def holder(target: Path, how: str = "write") -> tuple[subprocess.Popen, str]:
+    """A process that is in the middle of writing, and the name of its temporary file."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALONE + HOLDER, target, how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("how", ["write", "replace"])
+def test_a_live_writer_keeps_its_file_and_a_killed_ones_goes(tmp_path, monkeypatch, how):
+    """Numbers of processes mean nothing: another container's are not seen, or are ours."""
     target = tmp_path / "edit.bin"
+    live, mine = holder(target, how)
+    dead, litter = holder(target, how)
+    dead.kill()
+    dead.communicate()
+    assert {mine, litter} < set(names(tmp_path))
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "kill", lambda *arguments: pytest.fail("asked for a process"))
     with atomic_write(target) as temporary:
-        prefix, _, random = temporary.name.removesuffix(".rankedit-tmp").split("-", 2)
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    dead.wait()
-    stale = tmp_path / f"{prefix}-{dead.pid}-{random}.rankedit-tmp"
-    live = tmp_path / f"{prefix}-{os.getppid()}-{random}.rankedit-tmp"
-    own = tmp_path / f"{prefix}-{os.getpid()}-{random}.rankedit-tmp"
-    elsewhere = tmp_path / f".edit.bin.00000000-{dead.pid}-{random}.rankedit-tmp"
-    other = tmp_path / stale.name.replace("edit.bin", "other.bin")
-    for path in (stale, live, own, elsewhere, other):
-        path.touch()
+        assert (tmp_path / mine).read_bytes() == b"theirs"
+        assert not (tmp_path / litter).exists()
+        temporary.write_bytes(b"ours")
+    assert target.read_bytes() == b"ours"
+    assert live.communicate("go on\n")[0] == ""
+    assert live.returncode == 0
+    assert target.read_bytes() == b"theirs"
+    assert names(tmp_path) == ["edit.bin"]
+
+
+def test_a_second_writer_of_one_process_is_alive_too(tmp_path):
+    target = tmp_path / "edit.bin"
     with atomic_write(target) as outer:
-        assert not stale.exists()
-        assert not own.exists()
-        with atomic_write(target) as inner:  # a second writer in this process
+        with atomic_write(target) as inner:
             assert outer.exists()
             inner.write_bytes(b"inner")
+        assert names(tmp_path)[0] != "edit.bin"
         outer.write_bytes(b"outer")
     assert target.read_bytes() == b"outer"
-    assert names(tmp_path) == sorted(["edit.bin", live.name, elsewhere.name, other.name])
+    assert names(tmp_path) == ["edit.bin"]
+
+
+def test_litter_of_other_targets_and_other_machines_stays(tmp_path):
+    target = tmp_path / "edit.bin"
+    with atomic_write(target) as temporary:
+        own = temporary.name
+    host = own.split(".")[3].partition("-")[0]
+    other = tmp_path / own.replace("edit.bin", "other.bin")
+    elsewhere = tmp_path / own.replace(host, "00000000")
+    for path in (tmp_path / own, other, elsewhere):
+        path.touch()
+    with atomic_write(target):
+        assert not (tmp_path / own).exists()
+    assert names(tmp_path) == sorted(["edit.bin", other.name, elsewhere.name])
+
+
+@pytest.mark.parametrize("error", [OSError(95, "not supported"), OSError(37, "no locks")])
+def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch, error):
+    target = tmp_path / "edit.bin"
+    with atomic_write(target) as temporary:
+        litter = tmp_path / temporary.name
+
+    def refuse(*arguments) -> None:
+        raise error
+
+    litter.touch()
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(b"x")
+    assert target.read_bytes() == b"x"
+    assert litter.exists()
+    monkeypatch.setattr(atomic, "fcntl", None)
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(b"y")
+    assert target.read_bytes() == b"y"
+    assert litter.exists()
+
+
+def test_many_processes_that_clear_away_and_write_disturb_nobody(tmp_path):
+    """Each sees the others' files come and go while it looks for litter."""
+    script = (
+        ALONE
+        + """
+import sys
+for number in range(60):
+    with atomic_write(sys.argv[1]) as temporary:
+        temporary.write_bytes(bytes([number]) * 4096)
+"""
+    )
+    target = tmp_path / "edit.bin"
+    writers = [subprocess.Popen([sys.executable, "-c", script, target]) for _ in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert len(set(target.read_bytes())) == 1
+    assert names(tmp_path) == ["edit.bin"]
 
 
 def test_threads_on_one_file_leave_one_whole_file(tmp_path):
@@ -188,7 +272,7 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         content = target.read_bytes()
         assert len(content) == size
         assert len(set(content)) == 1
-        assert len(names(tmp_path)) <= 2  # earlier litter went when this writer began
+        assert len(names(tmp_path)) <= 3  # earlier litter went when this writer began
     with atomic_write(target) as temporary:
         temporary.write_bytes(b"new")
     assert names(tmp_path) == ["edit.bin"]

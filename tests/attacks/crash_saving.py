@@ -50,12 +50,16 @@ def save_for_ever(path: Path) -> None:
 def kill(path: Path, count: int) -> dict[str, object]:
     """Kill a saver at random moments; each next saver must clear away what the last one left."""
     draw, found, litter = random.Random(0), {}, 0
-    save(edit(OLD), path)
+    begun = time.monotonic()
+    for _ in range(4):
+        save(edit(OLD), path)
+    # Long enough that savers are hit in their first, second and third file on a busy machine too.
+    longest = time.monotonic() - begun
     for _ in range(count):
         child = os.fork()
         if not child:
             save_for_ever(path)
-        time.sleep(draw.uniform(0.001, 0.012))
+        time.sleep(draw.uniform(0.001, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         state = what_is_there(path)
