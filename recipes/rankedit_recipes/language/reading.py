@@ -86,11 +86,13 @@ def case_of(record: object, references: References | None = None) -> Case:
 def _records(path: Path) -> Iterator[tuple[str, object]]:
     """Each record, or what is wrong with it, and where it stands."""
     try:
+        # Files that Windows wrote may begin with a byte order mark, which JSON does not allow.
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LanguageError(f"read_cases: '{path}' cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
         raise LanguageError(f"read_cases: '{path}' is not UTF-8 text: {error}.") from error
+    # A record of JSON Lines is an object: a list can only be the whole file.
     if text.lstrip().startswith("["):
         for number, record in enumerate(_whole(path, text), 1):
             yield f"record {number}", record
@@ -112,6 +114,7 @@ def _parsed(line: str) -> object:
     try:
         return json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
+        # Given back, not raised: all bad lines are named together, with the good ones read.
         return LanguageError(f"it is no JSON: {error}.")
 
 
@@ -123,6 +126,7 @@ def _raised(error: Exception) -> object:
 
 
 def _plain(record: Record) -> Case:
+    # A misspelt `paraphrase` would be left out of the evaluation in silence.
     known = {"prompt", "subject", "target", "relation", "name", "true_target", *_LISTS}
     unknown = sorted(set(record) - known)
     if unknown:
@@ -157,6 +161,7 @@ _LISTS = (
 
 def _counterfact(record: Record, references: References) -> Case:
     rewrite = _object(record, "requested_rewrite")
+    # Numbers in CounterFact; as text they name facts in streams.
     identity, target = record.get("case_id", ""), _object(rewrite, "target_new")
     attribute = (_text(rewrite, "relation_id", ""), str(target.get("id", "")))
     request = Request(
@@ -185,6 +190,7 @@ def _zsre(record: Record) -> Case:
         raise LanguageError("a zsRE record needs its subject in src, and an entry in answers.")
     # The first occurrence is the subject; ROME's own reader replaces all of them.
     prompt = question.replace(subject, "{}", 1)
+    # The records have it from Natural Questions, without the question mark.
     unrelated = _text(record, "loc", "").removeprefix("nq question: ")
     locality = ((f"{unrelated}?", _text(record, "loc_ans", "")),) if unrelated else ()
     rephrased = _text(record, "rephrase", "")

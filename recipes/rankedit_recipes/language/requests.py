@@ -35,6 +35,7 @@ class Request:
     name: str = ""
 
     def __post_init__(self) -> None:
+        # Records of files come here as they are; a number as target would fail far away.
         for field in ("prompt", "subject", "target", "relation", "name"):
             if not isinstance(getattr(self, field), str):
                 raise LanguageError(
@@ -55,6 +56,7 @@ class Request:
     @property
     def text(self) -> str:
         """The prompt with the subject in it."""
+        # Not `format`, which would read braces in the subject and in the rest of the prompt.
         return self.prompt.replace("{}", self.subject)
 
     @property
@@ -109,4 +111,5 @@ def continued(target: str) -> str:
         >>> continued("piano"), continued(" piano")
         (' piano', ' piano')
     """
+    # BPE words of GPT-2's kind have their space in front: without it the target is another token.
     return target if target[:1].isspace() else f" {target}"

@@ -125,10 +125,12 @@ class Settings:
         """What a change of a projection costs that reads inputs with this second moment."""
         trace = float(moment.matrix.trace())
         if self.cost == "identity":
+            # In units of C's mean eigenvalue: one weight means the same for each cost.
             return rk.Metric.identity(moment.dim, self.weight * trace / moment.dim)
         if self.cost == "null space":
             return rk.Metric.null_space(moment, energy=self.energy, scale=self.weight * trace)
         metric = rk.Metric.from_moment(moment, ridge=self.ridge)
+        # λ in vectors per width: a wider model has more directions to have seen as often.
         return metric.scaled(self.weight * moment.dim)
 
     def shared_by(self, count: int) -> Settings:
@@ -141,6 +143,7 @@ class Settings:
 
     def shares(self, contexts: int) -> torch.Tensor:
         """Shares of the bare prompt and the other contexts in means over them, float64."""
+        # With no other context the bare prompt is the mean, whatever its share would be.
         bare = 1.0 if contexts == 1 else (1 / contexts if self.bare is None else self.bare)
         others = (1 - bare) / max(1, contexts - 1)
         return torch.tensor([bare, *[others] * (contexts - 1)], dtype=torch.float64)
@@ -193,8 +196,10 @@ class Settings:
         Raises:
             LanguageError: an unknown setting, or a value out of range.
         """
+        # A setting that a later version has may change the result: it is not dropped in silence.
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown or "method" not in values:
             raise LanguageError(f"Settings: unknown {unknown}, or no method, in {values!r:.200}.")
+        # JSON and TOML have no tuples, and a frozen value must be hashable.
         lists = {n: tuple(v) for n, v in values.items() if isinstance(v, list)}
         return cls(**{**values, **lists})

@@ -43,6 +43,7 @@ class Statistics(dict[str, rk.SecondMoment]):
 
     def save(self, path: str | PathLike[str], model: nn.Module) -> None:
         """Write the statistics to a file, with marks of the model that they are of."""
+        # One text in the file's header: metadata of safetensors is a map from texts to texts.
         changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
         rk.save(self, path, metadata={"language": "statistics", "changes": changes}, model=model)
 
@@ -57,7 +58,7 @@ class Statistics(dict[str, rk.SecondMoment]):
         return "\n".join(lines)
 
     def _advice(self) -> str:
-        worst = max(self.changes.values(), default=float("nan"))
+        worst = max(self.changes.values(), default=0.0)
         wanted = {name: _PER_INPUT * moment.dim for name, moment in self.items()}
         few = [name for name, moment in self.items() if moment.count < wanted[name]]
         if few:
@@ -66,6 +67,8 @@ class Statistics(dict[str, rk.SecondMoment]):
                 f"{len(few)} projections have fewer than ten tokens per input: use more text, at "
                 f"least {most:,} tokens."
             )
+        if not self.changes:
+            return "How much the last tenth of the text changed C was not measured."
         if worst > _CALM:
             return f"The last tenth of the text changed C by up to {worst:.1%}: more would help."
         return f"The last tenth of the text changed C by at most {worst:.1%}: this much suffices."
@@ -104,11 +107,13 @@ def collect_statistics(
     Raises:
         LanguageError: no text.
     """
+    # All in memory: for a digest of the text, and to know where its last tenth begins.
     listed = [text for text in read_texts(texts) if text.strip()]
     if not listed:
         raise LanguageError("collect_statistics: texts must hold at least one text, got none.")
     blocks = all_blocks(model, layers)
     if layers is not None:
+        # The method decides nothing: what is named is only turned into blocks.
         blocks = choose_blocks(blocks, layers, replace(METHODS["rome"], layers=len(blocks)))
     names = [block.down for block in blocks]
     digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()[:16]
@@ -118,6 +123,7 @@ def collect_statistics(
         corpus=f"{corpus or 'text'} ({len(listed)} texts, {digest})",
     )
     limit = length or _longest(model)
+    # Both parts have at least one text; a single text has no last tenth.
     first = max(1, len(listed) - max(1, len(listed) // _TENTH)) if len(listed) > 1 else 1
     passes = [listed[:first], listed[first:]] if len(listed) > 1 else [listed]
     kept = rk.Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
@@ -141,6 +147,7 @@ class _Collector:
 
     def collect(self, number: int, batches: Batches) -> dict[str, rk.SecondMoment]:
         """One part of the data, from where an earlier run stopped."""
+        # What a pass gave is kept until the other one is done too: a crash between costs nothing.
         done = self._file(f".part{number}")
         if done is not None and done.exists():
             return self._kept(done)
@@ -184,6 +191,7 @@ class _Collector:
             for name, moment in moments.items():
                 before, corpus = moment.matrix, moment.provenance.corpus
                 moment.merge_(part[name])
+                # Merging joins the names of the parts, which are one corpus here.
                 moment.provenance = replace(moment.provenance, corpus=corpus)
                 after = moment.matrix
                 changes[name] = float((after - before).norm() / after.norm())
@@ -213,6 +221,7 @@ def load_statistics(
             f"load_statistics: '{path}' holds no statistics of a language model; make it with "
             "collect_statistics(...).save(path, model)."
         )
+    # Moments of another model fit by shape and give edits that look right.
     rk.check_base(model, loaded)
     check_statistics(moments, tokenizer)
     texts = loaded.metadata.get("changes", "").split(",")
@@ -257,6 +266,7 @@ def check_statistics(moments: Mapping[str, rk.SecondMoment], tokenizer: Tokenize
         return
     digest = tokenizer_digest(tokenizer)
     for name, moment in moments.items():
+        # Empty where somebody collected with `rk.collect` and told no tokenizer.
         if moment.provenance.tokenizer not in ("", digest):
             raise LanguageError(
                 f"language: statistics of '{name}' were collected with another tokenizer "
@@ -266,11 +276,13 @@ def check_statistics(moments: Mapping[str, rk.SecondMoment], tokenizer: Tokenize
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """A mark of a tokenizer's vocabulary."""
+    # Of words and numbers, not of a file: a tokenizer that was saved anew is the same.
     words = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
 
 def _longest(model: nn.Module) -> int:
     config = getattr(model, "config", None)
+    # Not the tokenizer's `model_max_length`, which is 1e30 where nobody has set it.
     declared = getattr(config, "max_position_embeddings", None)
     return min(declared, _LONGEST) if isinstance(declared, int) else _LONGEST

@@ -40,6 +40,7 @@ def read_texts(texts: Texts) -> Iterator[str]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
+        # In one order on every file system: the digest of the corpus depends on it.
         files = sorted(file for file in path.rglob("*") if file.suffix in _KINDS)
     else:
         files = [path] if path.is_file() else []
@@ -69,6 +70,7 @@ def _row(line: str) -> object:
     try:
         return json.loads(line)
     except json.JSONDecodeError:
+        # Refused with the line's number by `_text`, as any other row without a text.
         return None
 
 
@@ -105,6 +107,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self.texts), self.size):
+            # Padded here and not by the tokenizer: GPT-2's has no padding token.
             encoded = self.tokenizer(
                 list(self.texts[start : start + self.size]),
                 truncation=True,

@@ -105,6 +105,7 @@ def evaluate_each(
     parts = []
     with show_progress("evaluate each", len(cases), shown=progress) as advance:
         for case, edit in zip(cases, edits, strict=True):
+            # One at a time, and out again: the next edit starts from the unedited model.
             with rk.attach(model, edit):
                 found = evaluate(model, tokenizer, [case], unrelated=unrelated, progress=False)
             parts.append(found)
@@ -130,6 +131,7 @@ class _Questions:
             "efficacy": (case.request.text,),
             "paraphrase": case.paraphrases,
             "inverted phrasing": case.inverted,
+            # A neighbour is to keep its true target: without one nothing is asked of it.
             "neighbourhood": case.neighbours if true else (),
         }
         for kind, prompts in asked.items():
@@ -145,6 +147,7 @@ class _Questions:
             self._counted.setdefault("specificity accuracy", []).append((index, pair))
 
     def _add(self, text: str, continuation: str) -> int:
+        # The continuation brings its space; two of them would be other tokens.
         self.pairs.append((text.rstrip(" "), continuation))
         return len(self.pairs) - 1
 
@@ -154,6 +157,8 @@ class _Questions:
         chance = found.probabilities
         for kind, rows in self._compared.items():
             case, wanted, other = torch.tensor(rows, dtype=torch.long).reshape(-1, 3).T
+            # Mean losses: a target of more tokens is not less likely for that alone, as in
+            # CounterFact's code.
             better = found.losses[wanted] < found.losses[other]
             samples[kind] = self._means(case, better.double())
             samples[f"{kind} magnitude"] = self._means(case, chance[wanted] - chance[other])
@@ -164,6 +169,7 @@ class _Questions:
 
     def _means(self, case: Tensor, values: Tensor) -> Tensor:
         sums = torch.zeros(self._count, dtype=torch.float64).index_add_(0, case, values)
+        # 0/0 is NaN: the case has no such prompts.
         return sums / torch.bincount(case, minlength=self._count)
 
 
@@ -187,6 +193,7 @@ def _of_writing(
         written[owner].append(text)
     samples = {"generation entropy": [_mean(map(generation_entropy, each)) for each in written]}
     if any(case.references for case in cases):
+        # Each text once: cases with one target share theirs, and frequencies are of texts.
         weights = TfIdf(dict.fromkeys(text for case in cases for text in case.references))
         samples["reference score"] = [
             weights.similarity("\n".join(each), "\n".join(case.references))

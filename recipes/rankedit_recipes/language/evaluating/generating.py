@@ -17,6 +17,7 @@ from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluati
 LENGTH = 100
 TOP_K = 5
 _BATCH = 64
+# Words and marks: near NLTK's tokenizer, which CounterFact's authors used.
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -48,9 +49,11 @@ def generate(
     """
     ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
     limit = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    # All numbers are drawn beforehand, a row for each prompt: batches cannot change what is drawn.
     uniform = torch.rand(len(prompts), max(1, limit), generator=torch.Generator().manual_seed(seed))
     groups: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(ids):
+        # Only prompts of one length together: padding would shift positions in some models.
         groups[len(row)].append(index)
     texts = [""] * len(prompts)
     with torch.inference_mode(), evaluating(model):
@@ -77,6 +80,7 @@ def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:  # noqa: ANN401
 
 def _go_on(model: nn.Module, ids: Tensor, uniform: Tensor, limit: int, top_k: int) -> Tensor:
     """Token ids `[n, limit]` from `ids [n, begun]`."""
+    # With the cache only the newest token is run.
     cache, news = None, ids
     for step in range(limit - ids.shape[1]):
         out = model(
@@ -88,6 +92,7 @@ def _go_on(model: nn.Module, ids: Tensor, uniform: Tensor, limit: int, top_k: in
         cache = out.past_key_values
         best = out.logits[:, -1].float().topk(min(top_k, out.logits.shape[-1]))
         cumulated = best.values.softmax(-1).cumsum(-1)
+        # By the inverse of the distribution, scaled by its sum, which rounding may leave below 1.
         drawn = uniform[:, step].to(cumulated.device)[:, None] * cumulated[:, -1:]
         place = (cumulated < drawn).sum(-1, keepdim=True).clamp_max(best.indices.shape[1] - 1)
         news = best.indices.gather(1, place)

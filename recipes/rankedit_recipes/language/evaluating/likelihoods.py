@@ -71,6 +71,7 @@ def likelihoods(
         LanguageError: an empty text or continuation, or a model that gives NaN.
     """
     encoded = encode_pairs(tokenizer, pairs)
+    # Sums over tokens in float64, so that the order of batches does not show.
     losses, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs))
     device = device_of(model)
     batches = list(batched(encoded, batch_tokens))
@@ -129,8 +130,10 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair]) -> list[_Read]:  # noqa:
 def _read(
     pair: Pair, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> _Read:
+    # Some tokenizers end a text with a special token, which nobody asked the model to predict.
     last = max((i for i, flag in enumerate(special) if not flag), default=-1)
     border = len(pair[0])
+    # The first token that reaches beyond the text: one may hold its last and the next characters.
     first = next((i for i in range(last + 1) if not special[i] and offsets[i][1] > border), -1)
     if first < 1:
         raise LanguageError(
@@ -151,6 +154,7 @@ def batched(
     groups: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for sequence in owners:
         groups[len(sequence)].append(sequence)
+    # Without padding a row's numbers do not depend on its neighbours.
     for length, sequences in sorted(groups.items()):
         size = max(1, batch_tokens // length)
         for start in range(0, len(sequences), size):
@@ -159,10 +163,12 @@ def batched(
 
 def predictions(model: nn.Module, inputs: Tensor, row: Tensor, position: Tensor) -> Tensor:
     """Logits `[m, vocabulary]` in float32 behind chosen tokens of `inputs [n, length]`."""
+    # From the first that somebody asks for; transformers 5.23 counts `logits_to_keep` from the end.
     kept = inputs.shape[1] - int(position.min())
     # Large vocabularies: logits of positions that nobody asks for are the larger part of the work.
     options = {"logits_to_keep": kept} if takes(model, "logits_to_keep") else {}
     logits: Tensor = run(model, inputs, **options).logits
+    # Right with and without `logits_to_keep`: positions count from the end of what there is.
     return logits[row, position - inputs.shape[1] + logits.shape[1]].float()
 
 
@@ -173,6 +179,7 @@ def run(model: nn.Module, ids: Tensor, **options: Any) -> Any:  # noqa: ANN401
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's `forward` has an argument of this name."""
+    # A model that takes any keyword may do nothing with this one.
     return name in inspect.signature(model.forward).parameters
 
 

@@ -12,6 +12,7 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluating, run
 
 TOKENS = 4096
+# So that many texts fit: predictions are as large as the vocabulary for each token.
 _LONGEST = 256
 
 
@@ -67,11 +68,13 @@ class Unrelated:
     def _predict(self, model: nn.Module) -> list[Tensor]:
         """Log-probabilities `[length, vocabulary]` of each text."""
         found: list[Tensor] = [torch.empty(0)] * len(self._ids)
+        # By length, without padding, as likelihoods are: no text's numbers depend on another one's.
         lengths = sorted({len(ids) for ids in self._ids})
         with torch.inference_mode(), evaluating(model):
             for length in lengths:
                 group = [i for i, ids in enumerate(self._ids) if len(ids) == length]
                 inputs = torch.tensor([self._ids[i] for i in group], device=device_of(model))
+                # In float32 and on the CPU: a divergence of thousandths is lost in half precision.
                 log = run(model, inputs).logits.float().log_softmax(-1)
                 for index, row in zip(group, log.cpu(), strict=True):
                     found[index] = row

@@ -195,6 +195,7 @@ def harmonic_mean(values: Tensor) -> Tensor:
         >>> round(float(harmonic_mean(torch.tensor([1.0, 0.5, 0.25]))), 4)  # 3/7
         0.4286
     """
+    # Only to divide: where a value is not positive the mean is 0 below.
     positive = values.clamp_min(torch.finfo(values.dtype).tiny)
     mean = values.shape[-1] / positive.reciprocal().sum(-1)
     return torch.where((values > 0).all(-1), mean, torch.zeros_like(mean))
@@ -207,6 +208,7 @@ def figure(measure: Measure, samples: Tensor, *, seed: int = 0) -> Figure:
     Percentile bootstrap with 1,000 resamples of whole cases; the same seed, the same interval.
     """
     columns = samples if samples.ndim == 2 else samples[:, None]
+    # A case without neighbours still counts for the other two parts of the score.
     present = columns[~columns.isnan().all(-1)].double()
     generator = torch.Generator().manual_seed(seed)
     count = len(present)
@@ -216,6 +218,7 @@ def figure(measure: Measure, samples: Tensor, *, seed: int = 0) -> Figure:
         drawn = torch.randint(count, (_RESAMPLES // 10, count), generator=generator)
         means.append(present[drawn].nanmean(1))
     several, single = torch.cat(means), present.nanmean(0, keepdim=True)
+    # Harmonic over the means, as published, not a mean of each case's harmonic mean.
     combined = [harmonic_mean(m) if samples.ndim == 2 else m[:, 0] for m in (several, single)]
     tail = (1 - _LEVEL) / 2
     ends = combined[0].quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))

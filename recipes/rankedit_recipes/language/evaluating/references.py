@@ -16,6 +16,7 @@ from rankedit_recipes.language.errors import LanguageError
 References: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
 """Texts by the relation's and the target's identity, such as `("P103", "Q1860")`."""
 
+# scikit-learn's own pattern for words.
 _WORD = re.compile(r"\b\w\w+\b")
 
 
@@ -46,6 +47,7 @@ class TfIdf:
         first, second = self._vector(one), self._vector(other)
         lengths = math.hypot(*first.values()) * math.hypot(*second.values())
         common = sum(weight * second.get(word, 0.0) for word, weight in first.items())
+        # Rounding may put the cosine of a text with itself above 1.
         return min(1.0, common / lengths) if lengths else 0.0
 
     def _vector(self, text: str) -> dict[str, float]:

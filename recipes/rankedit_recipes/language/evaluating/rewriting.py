@@ -47,16 +47,19 @@ class _Rewritten:
     def __init__(self, edited: Sequence[Case]) -> None:
         self._facts: dict[str, list[tuple[Request, re.Pattern[str]]]] = defaultdict(list)
         for case in edited:
+            # Whole words, for Ann is not Anna; the pattern's own `\b` would fail beside a dot.
             words = re.compile(rf"(?<!\w){re.escape(case.request.subject)}(?!\w)")
             self._facts[case.true_target].append((case.request, words))
 
     def holds(self, case: Case, text: str) -> bool:
         """Whether a neighbour of the case asks for what another edit changes."""
         own = case.request
+        # A case that does not tell its true target may be about anybody's.
         near = [(known, *fact) for known in {case.true_target, ""} for fact in self._facts[known]]
         return any(
             _same_relation(own, other, known)
             and other.subject != own.subject
+            # Much cheaper than the pattern, and false nearly always.
             and other.subject in text
             and words.search(text) is not None
             for known, other, words in near

@@ -56,6 +56,7 @@ class Scores:
 
     def _columns(self) -> dict[str, Tensor]:
         """Samples by measure; for the harmonic score those of its three parts side by side."""
+        # A measure that no case has is not 0 and not NaN: it was not measured.
         known = {name: s for name, s in self.samples.items() if not bool(s.isnan().all())}
         if all(name in known for name in COMBINED):
             known["score"] = torch.stack([known[name] for name in COMBINED], dim=1)
@@ -75,6 +76,7 @@ class Scores:
         kept = {
             name: samples[list(indices)]
             for name, samples in self.samples.items()
+            # Its samples are texts, which belong to no case.
             if name != "locality"
         }
         return Scores(
@@ -96,6 +98,7 @@ class Scores:
         for name, found in self.figures.items():
             measure = MEASURES[name]
             definition = f"{measure.definition} [{measure.source}]"
+            # rich takes words in square brackets for colours.
             table.add_row(
                 name, found.text(measure), str(found.count), definition.replace("[", r"\[")
             )
@@ -118,6 +121,7 @@ class Scores:
             "notes": dict(self.notes),
             "cases": {"name": list(self.names), "relation": list(self.relations)},
             "samples": {
+                # JSON has no NaN; Python would write one that other readers refuse.
                 name: [None if math.isnan(x) else round(x, 6) for x in samples.tolist()]
                 for name, samples in self.samples.items()
             },
@@ -172,6 +176,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
         if name not in part.samples:
             return torch.full((len(part.names),), math.nan, dtype=torch.float64)
         samples = part.samples[name]
+        # The same texts for each edit: their mean is what one edit moved.
         return samples.mean(0, keepdim=True) if name == "locality" else samples
 
     samples = {name: torch.cat([column(name, part) for part in parts]) for name in names}

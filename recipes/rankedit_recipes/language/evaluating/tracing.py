@@ -52,6 +52,7 @@ class Trace:
 
     def strongest(self, kind: str = "mlp") -> tuple[int, str]:
         """Layer and place with the largest effect."""
+        # Below any effect: a group that no fact has cannot be the strongest.
         grid = self.effects[kind].nan_to_num(-1)
         layer, place = divmod(int(grid.argmax()), grid.shape[1])
         return layer, PLACES[place]
@@ -68,6 +69,7 @@ class Trace:
                 f"Trace.best: count must be from 1 to {len(column)}, the layers that were traced, "
                 f"got {count}."
             )
+        # Neighbours, for methods share an edit among those: the best ones may lie apart.
         first = int(column.unfold(0, count, 1).sum(1).argmax())
         return list(range(first, first + count))
 
@@ -120,6 +122,7 @@ def trace(
                 sums[kind] += fact.effects(names) @ membership
             advance(request.subject)
     number = len(requests)
+    # A group that no fact has, such as middle tokens of one-token subjects, comes out as NaN.
     effects = {kind: total / counts for kind, total in sums.items()}
     return Trace(effects, clean / number, disturbed / number, number)
 
@@ -142,6 +145,7 @@ def parts_of(model: nn.Module, downs: Sequence[str]) -> dict[str, list[str]]:
             if matrices > 1 and not f"{name}.".startswith(f"{block}.{child}."):
                 parts["attention"].append(f"{block}.{child}")
                 break
+    # In blocks where attention and MLP are no children of their own it cannot be told.
     return {kind: names for kind, names in parts.items() if len(names) == len(downs)}
 
 
@@ -176,10 +180,12 @@ class _Fact:
         start = request.prompt.index("{}")
         end = start + len(request.subject)
         self._subject = [i for i, (a, b) in enumerate(offsets[:first]) if a < end and b > start]
+        # The answer's first token stands for it, as in the paper.
         self._answer = found["input_ids"][first]
         self._ids = torch.tensor([found["input_ids"][:first]], device=device)
         if own:
             self._answer = int(run(model, self._ids).logits[0, -1].argmax())
+        # In units of the embeddings' own spread, as published: models scale theirs differently.
         table: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         drawn = torch.randn(disturbances, len(self._subject), table.shape[1], generator=generator)
         self._noise = (noise * float(table.float().std()) * drawn).to(table)
@@ -208,6 +214,7 @@ class _Fact:
     def effects(self, names: Sequence[str]) -> Tensor:
         """`[layers, tokens]`: what restoring one part at one token brings back."""
         length = self._ids.shape[1]
+        # One undisturbed pass for all parts.
         kept = self._outputs(names)
         rows = []
         for name in names:
@@ -251,6 +258,7 @@ class _Fact:
     @contextlib.contextmanager
     def _restoring(self, name: str, clean: Tensor, which: Tensor) -> Iterator[None]:
         def restore(_module: Any, _args: Any, out: Any) -> Any:  # noqa: ANN401
+            # Tensors in another memory order have no view by rows and tokens.
             changed = _tensor(out).clone(memory_format=torch.contiguous_format)
             rows = changed.view(len(which), len(clean), -1)
             rows[torch.arange(len(which)), which] = clean[which]

@@ -1,4 +1,8 @@
-"""The methods by name: settings of one engine."""
+"""The published methods by name, each a file that says its paper, defaults and deviations.
+
+They are settings of one engine (`editing`), not code of their own; only ROME's published fault has
+a formula here. `own` makes a method of a function that somebody else wrote.
+"""
 
 from rankedit_recipes.language.methods.alphaedit import ALPHAEDIT
 from rankedit_recipes.language.methods.emmet import EMMET

@@ -133,6 +133,7 @@ def imported(reference: str) -> Settings | Solver:
         ) from error
     finally:
         sys.path.remove(here)
+    # With dots for what a class holds, as `__qualname__` writes it.
     for part in name.split("."):
         if not hasattr(found, part):
             # Not what the module has imported, which would come first.

@@ -27,6 +27,7 @@ import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.running import Hook, embedding_device, first_tensor, quiet
 
+# Enough for attention to have something to mix, and few enough to cost nothing in a large model.
 _TOKENS = 6
 # A relative difference above this is one; rows of a batch differ by rounding alone far below.
 _DIFFERENT = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -71,6 +72,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
         _Study(f"{name}.{index}", block, _inside(found, prefixes[index]))
         for index, block in enumerate(blocks)
     ]
+    # One pass serves all blocks: each sets up its own rows where it begins.
     rows = 2 + max(len(study.projections) for study in studies)
     with contextlib.ExitStack() as stack:
         for study in studies:
@@ -96,6 +98,7 @@ def run_tokens(model: nn.Module, rows: int) -> None:
         )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(words, (1, _TOKENS), generator=generator)
+    # The same tokens in each row: what differs between rows was changed in them.
     ids = ids.expand(rows, -1).to(embedding_device(model))
     with quiet(model):
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -115,6 +118,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     with contextlib.ExitStack() as stack:
         for name, part in lists.items():
             for index, member in enumerate(part):
+                # With keywords: some models hand a block its stream by name.
                 handle = member.register_forward_hook(_noting(order[name], index), with_kwargs=True)
                 stack.callback(handle.remove)
         run_tokens(model, 1)
@@ -124,6 +128,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"find_blocks: {type(model).__name__} runs no list of blocks one after the other; pass "
             "layers= the names of the projections to edit."
         )
+    # A model may run other lists in order too, such as the towers of a model that sees pictures.
     best = max(whole, key=lambda name: len(lists[name]))
     return best, lists[best]
 
@@ -168,27 +173,35 @@ class _Study:
         if hidden is None:
             return args, kwargs
         alike = hidden[:1].expand_as(hidden).clone()
+        # Other directions, for a norm in front of the attention leaves nothing but those.
         alike[1, :-1] = -alike[1, :-1].roll(1, -1)
         generator = torch.Generator().manual_seed(0)
+        # Drawn on the CPU, whose generator gives the same numbers everywhere.
         shift = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
+        # As long as the stream itself: large against rounding, whatever units a model has.
         self._shift = shift * (hidden[0, -1].float().norm() / shift.float().norm()).to(hidden)
+        # By identity: a block may get other tensors of the same shape, such as positions.
         positional = tuple(alike if value is hidden else value for value in args)
         return positional, {k: alike if v is hidden else v for k, v in kwargs.items()}
 
     def _projection_hook(self, name: str, row: int) -> Hook:
         def hook(_module: nn.Module, args: object, output: Tensor) -> Tensor | None:
             read = first_tensor(args)
+            # A router hands an expert some of the tokens, and seldom whole rows of them.
             if read is None or read.numel() % (read.shape[-1] * _TOKENS):
                 self._routed.add(name)
                 return None
             tokens = read.shape[:-1].numel()
             rows = tokens // _TOKENS
+            # Fewer rows than there are, or a module that several experts run in turn.
             if rows <= row or name in self._read:
                 self._routed.add(name)
                 return None
             self._read[name] = read.detach().reshape(rows, _TOKENS, -1)[:, -1].float()
             changed = output.clone().reshape(rows, _TOKENS, -1)
             self._widths[name] = changed.shape[-1]
+            # In row 1 every projection gives at the last token what it gives in row 0; only what
+            # attention mixes in from the tokens before can still differ.
             changed[1, -1] = changed[0, -1]
             changed[row, -1] += self._fitted(changed[0, -1])
             return changed.reshape(output.shape)
@@ -197,6 +210,7 @@ class _Study:
 
     def _fitted(self, like: Tensor) -> Tensor:
         """The shift, in the width of a projection's output."""
+        # Repeated where a projection is wider than the stream: no direction is left out.
         repeats = -(-len(like) // len(self._shift))
         return self._shift.repeat(repeats)[: len(like)].to(like)
 
@@ -211,8 +225,10 @@ class _Study:
         """Name of the down-projection, and whether the residual stream takes it as it is."""
         rows = {name: 2 + number for number, name in enumerate(self.projections)}
         fits = [name for name in self._read if self._is_down(name, rows[name])]
+        # Two that fit cannot be told apart by what they do: better none than the wrong one.
         if len(fits) != 1:
             raise LanguageError(self._refusal(model, fits))
+        # A stream that takes the projection as it is moves by the shift itself.
         change = (self._out[rows[fits[0]]] - self._out[0]).float()
         direct = not self._differ(change, self._fitted(self._out[0]).float())
         return fits[0], direct
@@ -236,6 +252,7 @@ class _Study:
             "choose other blocks, or pass layers= the names of projections that read every token "
             "(a shared expert, the attention's output)."
         )
+        # transformers 5 keeps all experts of a layer in one tensor [experts, out, in].
         fused = [name for name, tensor in self._block.named_parameters() if tensor.ndim == 3]
         if self._routed or (fused and not fits):
             what = f"fused into {fused[0]!r}" if fused else f"such as {min(self._routed)!r}"

@@ -44,6 +44,7 @@ def all_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:
     stem, modules = block_list(model)
     chosen = rk.select(model, layers)  # type: ignore[arg-type]
     names = [f"{stem}.{index}" for index in range(len(modules))]
+    # With the dot behind it: block 1 does not own what block 10 holds.
     owners = {name: next((n for n in names if name.startswith(f"{n}.")), "") for name in chosen}
     doubled = [name for name, owner in owners.items() if list(owners.values()).count(owner) > 1]
     lost = [name for name, owner in owners.items() if not owner]
@@ -74,10 +75,12 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
         chosen = list(blocks)
     elif layers is None:
         last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
+        # There may be fewer blocks up to there than share an edit.
         count = min(shared_count(blocks, settings), last + 1)
         chosen = list(blocks[last - count + 1 : last + 1])
     else:
         chosen = _numbered(blocks, layers)
+    # A shift is shared by adding parts of it to the stream; a norm between would change its length.
     indirect = [block.name for block in chosen if not block.direct]
     if len(chosen) > 1 and indirect:
         raise LanguageError(
@@ -111,4 +114,5 @@ def _numbered(blocks: Sequence[Block], layers: Layers) -> list[Block]:
             f"language: layers must be numbers of blocks from {-count} to {count - 1}, or name "
             f"projections, got {layers!r:.80}."
         )
+    # From the lowest, whatever the order: what a lower block takes over is what a higher one sees.
     return [blocks[number] for number in sorted({n % count for n in numbers})]

@@ -25,6 +25,7 @@ class Original:
     def __init__(self, model: nn.Module, metrics: Mapping[str, rk.Metric]) -> None:
         self._layers = {name: model.get_submodule(name) for name in metrics}
         self._keys = {
+            # A random input meets every direction: no edit of the projection can hide from it.
             name: torch.randn(1, metric.dim, generator=torch.Generator().manual_seed(0))
             for name, metric in metrics.items()
         }

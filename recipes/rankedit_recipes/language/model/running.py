@@ -18,6 +18,7 @@ Hook = Callable[..., Any]
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; afterwards every module is in the mode it was in."""
+    # Module by module: somebody may keep a part of the model in evaluation mode (a frozen tower).
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -36,6 +37,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 def embedding_device(model: nn.Module) -> torch.device:
     """Where the model reads its tokens."""
+    # Not `model.device`: accelerate may spread a model over several, and one reads the tokens.
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     return next(embedding.parameters()).device
 
@@ -44,6 +46,7 @@ def first_tensor(value: object) -> Tensor | None:
     """The first floating-point tensor in arguments or results."""
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
+    # Arguments by name, and outputs of transformers, which are ordered mappings.
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
@@ -67,6 +70,8 @@ def logits_at(model: nn.Module, batch: Batch, places: Tensor) -> Tensor:
     The vectors of all other tokens are left out before the output layer: the logits of a whole
     batch would take more memory than everything else.
     """
+    # Not `logits_to_keep`: in transformers 5.23 it keeps the same places of every row, and each row
+    # has its own here; and models with code of their own do not take it.
     head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
 
     def choose(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -123,16 +128,19 @@ def look(
     hooks: list[tuple[nn.Module, Hook]] = []
     for name, module in projections.items():
         if shifts and name in shifts:
+            # First, for hooks run in the order of adding: what is noted has the shift in it.
             hooks.append((module, _adding(batch, shifts[name])))
         hooks.append((module, _noting(batch, name, seen)))
     for name, block in blocks.items():
         hooks.append((block, _noting_stream(batch, name, seen)))
     with quiet(model), hooked(*hooks):
+        # Through the output layer at one place only: its other logits would be most of the memory.
         logits_at(model, batch, batch.subjects[:, None])
     return seen
 
 
 def _at_subjects(batch: Batch, vectors: Tensor) -> Tensor:
+    # OPT's blocks hand their MLP the tokens of all rows as one list (transformers 5.23).
     rows = vectors.detach().reshape(*batch.ids.shape, -1)
     subjects = batch.subjects.to(rows.device)
     return rows[torch.arange(len(rows), device=rows.device), subjects].float().cpu()
@@ -159,6 +167,7 @@ def _noting_stream(batch: Batch, name: str, seen: Seen) -> Hook:
 
 def _adding(batch: Batch, shift: Tensor) -> Hook:
     def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        # A copy: the output may be another module's input, or a view that autograd guards.
         changed = output.clone().reshape(*batch.ids.shape, -1)
         rows = torch.arange(len(changed), device=changed.device)
         changed[rows, batch.subjects.to(changed.device)] += shift.to(changed)

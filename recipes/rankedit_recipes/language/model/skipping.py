@@ -24,6 +24,7 @@ class LowerBlocks:
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self._blocks = list(blocks)
+        # As the block gave it: a tensor, or a tuple with more than the stream in it.
         self._output: object = None
         # The rows that run now, of those that were recorded.
         self.rows: Tensor | None = None
@@ -69,6 +70,7 @@ class LowerBlocks:
         given = self._output
 
         def passing(*args: object, **kwargs: object) -> object:
+            # The embeddings go through, and unread: the last block gives what is kept.
             stream = first_tensor((args, kwargs))
             return (stream,) if isinstance(given, tuple) else stream
 
@@ -77,11 +79,13 @@ class LowerBlocks:
 
         try:
             for block in self._blocks[:-1]:
+                # In the instance's dictionary, which comes before the class: hooks still run.
                 block.forward = passing
             self._blocks[-1].forward = recorded
             yield
         finally:
             for block in self._blocks:
+                # Taken out, not set back: then the class's own shows again.
                 vars(block).pop("forward", None)
 
 

@@ -54,6 +54,7 @@ def tokenised(
     """
     texts, places = [], []
     for request, prefix in requests:
+        # In characters of the whole text: a token may begin before the subject and end in it.
         start = len(prefix) + request.prompt.index("{}")
         # Spaces around a subject are no part of it.
         start += len(request.subject) - len(request.subject.lstrip())
@@ -77,6 +78,7 @@ def _encoded(
             "language: subject positions need the character offsets of a fast tokenizer, got "
             f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(...)."
         )
+    # No truncation: an edit of a prompt that was cut would be one of another fact.
     encoded = tokenizer(list(texts), return_offsets_mapping=True)
     return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
@@ -120,6 +122,7 @@ class Batch:
     def of(cls, texts: Sequence[Text], device: torch.device | str = "cpu") -> Batch:
         """The texts as rows; padding behind needs no padding token, for it is never looked at."""
         length = max(len(text.ids) for text in texts)
+        # Behind: positions count from the left, and causal attention never looks right.
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
@@ -134,4 +137,5 @@ class Batch:
 
     def arguments(self) -> dict[str, Any]:
         """What a causal model of transformers takes."""
+        # A cache would hold keys and values of every row, for one pass that nothing follows.
         return {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}

@@ -24,9 +24,12 @@ def least_cosines(rows: Tensor, each: int, metric: rk.Metric) -> Tensor:
         each: number of contexts.
         metric: what a change costs.
     """
+    # Under the metric, for that is what decides how much of an edit another key gets.
     seen = metric.whiten(rows)
     lengths = seen.norm(dim=1, keepdim=True)
+    # A key of zeros has no direction; dividing by one leaves its cosines at 0.
     directions = (seen / lengths.where(lengths > 0, 1.0)).reshape(-1, each, seen.shape[1])
+    # Rounding may put the cosine of a key with itself above 1.
     return (directions @ directions.mT).flatten(1).amin(1).clamp(-1, 1).float().cpu()
 
 

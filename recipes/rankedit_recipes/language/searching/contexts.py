@@ -42,14 +42,18 @@ def sample_prefixes(
         return []
     starts = [STARTS[number % len(STARTS)] for number in range(len(lengths))]
     written = []
+    # One batch for each start: rows that begin with as many tokens need no padding.
     for number, start in enumerate(dict.fromkeys(starts)):
         same = [lengths[i] for i, s in enumerate(starts) if s == start]
+        # One for each start and seed; the sum of the two would give two seeds sentences in common.
         generator = torch.Generator().manual_seed(seed * len(STARTS) + number)
         begun = torch.tensor(tokenizer([start])["input_ids"]).expand(len(same), -1)
         ids = _sampled(model, begun, max(same), generator)
         for row, length in zip(ids, same, strict=True):
+            # All rows are written to the longest; shorter ones are their beginnings.
             words = row[: begun.shape[1] + length]
             written.append(tokenizer.decode(words, skip_special_tokens=True))
+    # A line's end in a sentence would make the prompt behind it another text.
     return [f"{' '.join(text.split())}. " for text in written]
 
 
@@ -59,6 +63,7 @@ def _sampled(model: nn.Module, ids: Tensor, steps: int, generator: torch.Generat
         for _ in range(steps):
             given = ids.to(device)
             output = model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False)
+            # On the CPU in float32: draws do not depend on the device.
             best = output.logits[:, -1].float().cpu().topk(_BEST)
             drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, best.indices.gather(1, drawn)], 1)

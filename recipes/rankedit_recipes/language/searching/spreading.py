@@ -86,12 +86,14 @@ def spread(
     for number, block in enumerate(blocks):
         seen = reading.look(block, moved)
         stream = reading.mean(seen.stream[blocks[-1].name])
+        # From the unedited stream, once: what lower blocks bring is then subtracted from it.
         goal = stream + shifts if number == 0 else goal
         remaining = len(blocks) - number
         divisor = remaining if settings.spread == "even" else math.sqrt(remaining)
         name = block.down
         keys[name] = reading.mean(seen.read[name])
         agreement[name] = least_cosines(seen.read[name], reading.each, metrics[name])
+        # The bare prompt is the first of each request's contexts.
         bare[name] = seen.read[name][:: reading.each].clone()
         # A single block's share is the shift itself, without the rounding of the stream.
         missing = shifts if len(blocks) == 1 else goal - stream
@@ -136,6 +138,7 @@ class Reading:
         settings: Settings,
         prefixes: Sequence[str],
     ) -> None:
+        # The bare prompt first, which `Settings.bare` weighs by itself.
         starts = ["", *prefixes]
         self.each = len(starts)
         self._model, self._blocks, self._tokens = model, blocks, settings.tokens
@@ -151,6 +154,7 @@ class Reading:
 
     def mean(self, rows: Tensor) -> Tensor:
         """The mean over contexts `[n, width]` of rows `[n·each, width]`."""
+        # Summed in float64, so that the result is rounded once.
         grouped = rows.double().reshape(-1, self.each, rows.shape[-1])
         return torch.einsum("c,ncw->nw", self._weights, grouped).float()
 
@@ -182,6 +186,7 @@ class Reading:
 
     def _parts(self) -> list[list[int]]:
         """Rows to run together, of at most so many tokens."""
+        # Rows are padded to the longest, so that all count as that long.
         longest = max(len(text.ids) for text in self._texts)
         size = max(1, self._tokens // longest)
         return [

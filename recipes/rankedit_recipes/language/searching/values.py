@@ -75,10 +75,12 @@ def find_values(
     texts = _texts(tokenizer, requests, prefixes)
     parts: dict[int, tuple[FoundValues, int]] = {}
     chunks = _chunks(texts, settings.tokens)
+    # Dropout would make the objective of one request another one at each step.
     with evaluating(model), show_progress("values", len(chunks), shown=progress) as advance:
         for chunk in chunks:
             search = _Search(model, [texts[i] for i in chunk], block, settings, metric)
             found = search.run()
+            # Chunks are sorted by length; results go back to the order of the requests.
             parts |= {number: (found, place) for place, number in enumerate(chunk)}
             advance(f"{len(parts):,} of {len(requests):,} facts")
     ordered = [parts[number] for number in range(len(requests))]
@@ -99,6 +101,7 @@ def _texts(
     whole = tokenised(
         tokenizer, [(request, start) for request in requests for start in starts], targets=True
     )
+    # Only what follows the subject is looked at there: its target is never read.
     essences = [Request(ESSENCE, request.subject, "thing") for request in requests]
     last = tokenised(tokenizer, [(essence, "") for essence in essences], targets=False)
     count = len(starts)
@@ -109,6 +112,7 @@ def _chunks(texts: Sequence[Sequence[Text]], tokens: int) -> list[list[int]]:
     """Requests to search for together: of like length, and of at most so many tokens."""
     longest = [max(len(text.ids) for text in rows) for rows in texts]
     chunks: list[list[int]] = []
+    # From the shortest: requests of like length are padded little.
     for number in sorted(range(len(texts)), key=lambda i: longest[i]):
         rows = len(texts[number])
         if not chunks or (len(chunks[-1]) + 1) * rows * longest[number] > tokens:
@@ -140,12 +144,14 @@ class _Search:
         self._essence: Tensor | None = None
         self._first = torch.zeros(self._count, dtype=torch.long)
         self._steps = torch.zeros(self._count, dtype=torch.long)
+        # Only the stream from this block on changes; those below give the same at each step.
         self._lower = LowerBlocks([model.get_submodule(name) for name in block.below])
         self._skips = False
 
     def run(self) -> FoundValues:
         """Search."""
         self._lower.rows = None
+        # Before anything is shifted: what is recorded must be of the unedited model.
         self._skips = self._lower.record(self._logits)
         down = self._block.down
         scale, self._parts = self._looked()
@@ -174,12 +180,14 @@ class _Search:
             projections={down: self._model.get_submodule(down)},
             blocks={block: self._model.get_submodule(block)},
         )
+        # Of the bare prompt: contexts must not change how far a value may move.
         anchor = seen.given[down] if self._settings.anchor == "output" else seen.stream[block]
         lengths = anchor[:: self._each].norm(dim=1)
         if self._metric is None:
             return lengths, torch.ones(len(anchor))
         read = seen.read[down].double().reshape(self._count, self._each, -1)
         mean = torch.einsum("c,ncw->nw", self._settings.shares(self._each - 1), read[:, :-1])
+        # The essence's row is left out of the mean, and gets its own part as any context does.
         images = self._metric.solve(mean).cpu()
         parts = torch.einsum("ncw,nw->nc", read, images)
         return lengths, (parts / torch.einsum("nw,nw->n", mean, images)[:, None]).flatten().float()
@@ -194,6 +202,7 @@ class _Search:
     def _where(self) -> Tensor:
         rows = self._rows()
         batch = self._batch.chosen(rows)
+        # -1 is where no request's shift is added.
         where = torch.full_like(batch.ids, -1)
         numbers = self._active.repeat_interleave(self._each).to(where)
         where[torch.arange(len(rows), device=where.device), batch.subjects] = numbers
@@ -223,7 +232,9 @@ class _Search:
         labels = labels.reshape(len(self._active), self._each, -1)[:, :-1]
         targets, essence = logits[:, :-1], logits[:, -1, 0]
         given = labels >= 0
+        # Shorter targets are padded with the label -1, which `given` leaves out.
         chances = targets.log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        # Mean over the target's tokens (ROME's code): long targets do not outweigh the other terms.
         losses = -(chances * given).sum(-1) / given.sum(-1)
         self._count_first(targets, labels, given)
         return self._with_stopped(losses.mean(1), essence)
@@ -233,6 +244,7 @@ class _Search:
         if self._essence is None:
             self._essence = essence.detach().clone()
             self._losses = losses.detach().clone()
+        # Only the rows of requests that go on were run.
         active = self._active.to(losses.device)
         self._steps[self._active] += 1
         result = (
@@ -249,8 +261,10 @@ class _Search:
 
     def _on_step(self, report: rk.StepReport) -> Tensor:
         enough = self._settings.first_for
+        # ENCORE's stop; 0 is for never, not for at once.
         told = (self._first >= enough) if enough else torch.zeros(self._count, dtype=torch.bool)
         going = ~(report.stopped | told)
+        # With none left the search ends by itself; a batch of no rows would fail in the model.
         if bool(going.any()):
             self._active = torch.arange(self._count)[going]
         return told
@@ -269,6 +283,7 @@ def _targets(texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
             places[row, 0] = text.subject
             continue
         where = torch.tensor(text.target)
+        # A token is predicted at the one before it.
         places[row, : len(where)] = where - 1
         labels[row, : len(where)] = torch.tensor(text.ids)[where]
     return places, labels

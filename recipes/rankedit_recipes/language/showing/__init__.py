@@ -1,1 +1,1 @@
-"""Results as tables, plots and a report."""
+"""Results for people: tables, plots and one HTML page. Nothing is measured or computed here."""

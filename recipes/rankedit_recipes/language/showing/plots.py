@@ -25,6 +25,7 @@ def growth_figure(
         measures: what to show.
         base: scores of the unedited model, drawn as a line.
     """
+    # Imported where it is needed, and without pyplot, which keeps every figure and wants a display.
     from matplotlib.figure import Figure as Picture
 
     picture = Picture(figsize=(3.4 * len(measures), 3.0), layout="constrained")
@@ -66,6 +67,7 @@ def relations_figure(scores: Scores, measures: Sequence[str] = COMBINED) -> Any:
         found = {r: s.figures[name] for r, s in groups.items() if name in s.figures}
         places = [list(groups).index(r) + (index + 0.5) * width - 0.4 for r in found]
         values = [f.value for f in found.values()]
+        # Lengths of the bars; rounding may make them negative, which matplotlib refuses.
         errors = [
             [max(0.0, f.value - f.low) for f in found.values()],
             [max(0.0, f.high - f.value) for f in found.values()],
@@ -83,6 +85,7 @@ def trace_figure(trace: Trace) -> Any:  # noqa: ANN401 - a figure of matplotlib
     """Causal trace: a panel for each kind of part, layers against groups of tokens."""
     from matplotlib.figure import Figure as Picture
 
+    # One scale for all panels: they are to be compared.
     largest = max(float(grid.nan_to_num(0).max()) for grid in trace.effects.values())
     count = len(trace.effects)
     picture = Picture(figsize=(3.4 * count + 1.2, 3.2), layout="constrained")

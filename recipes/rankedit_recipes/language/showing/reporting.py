@@ -146,6 +146,7 @@ class Report:
             magnitude = scores.samples.get("efficacy magnitude")
             if magnitude is None:
                 continue
+            # By probability the old answer is still ahead, or even.
             failed = [i for i, x in enumerate(magnitude.tolist()) if x <= 0]
             failed.sort(key=lambda i: float(magnitude[i]))
             rows += [
@@ -183,6 +184,7 @@ def _cells(row: Iterable[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
+    # A minus sign alone is text; U+2212 is what figures are printed with.
     return cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())
 
 

@@ -1,1 +1,5 @@
-"""Edits over time in a folder, each of which can be undone."""
+"""Edits over time: facts that are added, replaced and undone, in memory or in a folder.
+
+A stream keeps what facts ask for and checks what goes together; it neither searches (that is
+`editing.Engine`) nor solves (the method does, on rankedit's ledger), and it changes no model.
+"""

@@ -42,6 +42,7 @@ def same_facts(there: Mapping[str, Request], new: Sequence[Request]) -> list[Fac
         other = request.label if request.label in there else taken.get(request.key)
         if other is not None:
             found.append(FactConflict(other, request.label, "same", 1.0))
+        # New requests contradict each other too.
         taken.setdefault(request.key, request.label)
     return found
 
@@ -52,11 +53,13 @@ def parallel_keys(
     """Pairs of a new key and another one, new or not, with a cosine of at least the threshold."""
     names = [*there, *new]
     rows, keys = torch.stack([*there.values(), *new.values()]), torch.stack([*new.values()])
+    # A key outside the metric's subspace has no length: its cosines come out as 0.
     lengths = [metric.energy(part).sqrt().clamp_min(1e-300) for part in (rows, keys)]
     cosines = metric.inner(rows, keys) / lengths[0][:, None] / lengths[1]
     return [
         FactConflict(names[i], names[len(there) + j], "parallel", float(cosines[i, j]))
         for i, j in torch.nonzero(cosines.abs() >= threshold).tolist()
+        # Each pair of new keys once, and none with itself.
         if i < len(there) + j
     ]
 

@@ -109,6 +109,7 @@ class Folder:
                 f"Stream.open: '{file}' is damaged or of another version: {error}."
             ) from error
         self._places = dict(manifest.places or {})
+        # Above what is referred to, not above what is there: files of a crash are overwritten.
         self._next = 1 + max((number for number, _ in self._places.values()), default=-1)
         return manifest
 
@@ -123,6 +124,7 @@ class Folder:
         for number, name in enumerate(manifest.layers):
             tensors[f"keys.{number}"] = facts.keys[name]
             tensors[f"lacking.{number}"] = facts.lacking[name]
+        # Before `stream.json` names it; see the top of the file.
         rk.save(tensors, self._file(self._next))
         for row, request in enumerate(facts.requests):
             self._places[request.label] = (self._next, row)
@@ -131,6 +133,7 @@ class Folder:
 
     def write(self, manifest: Manifest) -> None:
         """Replace `stream.json`, in one step, and drop files of which nothing is left."""
+        # Files are never rewritten: rows that were undone stay while the file has others.
         kept = {request.label: self._places[request.label] for request in manifest.requests}
         gone = {number for number, _ in self._places.values()}
         gone -= {number for number, _ in kept.values()}
@@ -138,6 +141,7 @@ class Folder:
         text = json.dumps(_encoded(replace(manifest, places=kept)), ensure_ascii=False, indent=1)
         with atomic_write(self.path / _NAME) as temporary:
             temporary.write_text(text, encoding="utf-8")
+        # After the new `stream.json` is in place: what it refers to is always there.
         for number in gone:
             self._file(number).unlink(missing_ok=True)
 
@@ -147,6 +151,7 @@ class Folder:
         Raises:
             LanguageError: a file is missing or holds something else.
         """
+        # In the order of entry, which files do not have; each is read once.
         files: dict[int, dict[str, Any]] = {}
         for request in manifest.requests:
             number, row = self._places[request.label]
