@@ -7,6 +7,7 @@ import pytest
 import torch
 from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError, Statistics
+from rankedit_recipes.language.editing import Engine
 from rankedit_recipes.language.texts import read_texts
 
 import rankedit as rk
@@ -63,7 +64,20 @@ def test_the_change_over_the_last_tenth_and_what_it_means():
     assert "3 projections have fewer than ten tokens per input: use more text, at least 480" in few
     calm = Statistics(statistics, dict.fromkeys(names, 1e-3))
     assert "changed C by at most 0.1%: this much suffices" in calm.describe()
-    assert "unknown" in Statistics(statistics).describe()
+    unknown = Statistics(statistics).describe()
+    assert "unknown" in unknown
+    assert "changed C was not measured" in unknown
+    assert "suffices" not in unknown
+
+
+def test_blocks_that_cannot_share_an_edit_are_read_together():
+    model, names, _ = small("gemma2")
+    statistics = language.collect_statistics(
+        model, tokenizer(), TEXTS, layers=[0, 2], progress=False
+    )
+    assert list(statistics) == [names[0], names[2]]
+    with pytest.raises(LanguageError, match="normalises what its projection gives, so that an"):
+        Engine.build(model, tokenizer(), "memit", statistics, layers=[0, 2], progress=False)
 
 
 def test_texts_are_cut_and_layers_chosen():

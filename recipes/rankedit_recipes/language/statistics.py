@@ -12,8 +12,7 @@ from torch import nn
 
 import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.methods import METHODS
-from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.model.layers import Layers, all_blocks, blocks_at
 from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.texts import Batches, Texts, read_texts
@@ -113,8 +112,8 @@ def collect_statistics(
         raise LanguageError("collect_statistics: texts must hold at least one text, got none.")
     blocks = all_blocks(model, layers)
     if layers is not None:
-        # The method decides nothing: what is named is only turned into blocks.
-        blocks = choose_blocks(blocks, layers, replace(METHODS["rome"], layers=len(blocks)))
+        # Not `choose_blocks`, which refuses blocks that cannot share an edit.
+        blocks = blocks_at(blocks, layers)
     names = [block.down for block in blocks]
     digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()[:16]
     provenance = rk.Provenance(

@@ -112,7 +112,7 @@ def edit(
     """
     from rankedit_recipes.language.commands import configuring, opening, tasks
 
-    settings = _settings(method or "memit", config, setting or [])
+    settings = _settings(method, config, setting or [])
     if print_config:
         typer.echo(configuring.to_toml(settings), nl=False)
         return
@@ -250,8 +250,8 @@ def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:
     from rankedit_recipes.language.commands.configuring import from_pairs, from_toml
     from rankedit_recipes.language.editing import settings_of
 
-    settings = settings_of(method) if config is None else from_toml(config)
-    if config is not None and method != "memit" and settings_of(method).method != settings.method:
+    settings = settings_of(method or "memit") if config is None else from_toml(config)
+    if config is not None and method and settings_of(method).method != settings.method:
         raise LanguageError(
             f"edit: --method {method} and the method {settings.method} of '{config}' differ; give "
             "one of them."

@@ -71,15 +71,13 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
         LanguageError: a number that no block has, or several blocks of which one normalises what
             the projection gives, so that a shift of the residual stream cannot be shared.
     """
-    if _named(layers):
-        chosen = list(blocks)
-    elif layers is None:
+    if layers is not None:
+        chosen = blocks_at(blocks, layers)
+    else:
         last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
         # There may be fewer blocks up to there than share an edit.
         count = min(shared_count(blocks, settings), last + 1)
         chosen = list(blocks[last - count + 1 : last + 1])
-    else:
-        chosen = _numbered(blocks, layers)
     # A shift is shared by adding parts of it to the stream; a norm between would change its length.
     indirect = [block.name for block in chosen if not block.direct]
     if len(chosen) > 1 and indirect:
@@ -90,6 +88,15 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     if len(chosen) > 1 and not settings.consistent:
         raise LanguageError("language: consistent=False edits one block; pass layers= one number.")
     return chosen
+
+
+def blocks_at(blocks: Sequence[Block], layers: Layers) -> list[Block]:
+    """The blocks that numbers say, or all where `all_blocks` found those that names say.
+
+    Raises:
+        LanguageError: a number that no block has.
+    """
+    return list(blocks) if _named(layers) else _numbered(blocks, layers)
 
 
 def shared_count(blocks: Sequence[Block], settings: Settings) -> int:
