@@ -42,11 +42,15 @@ class Edit(Protocol):
 
         Args:
             outputs: gives `keys [n, in] @ Wᵀ` by running the layer, without its bias. An edit never
-                reads the weight, which may be quantised, offloaded or sharded.
+                reads the weight, which may be quantised, offloaded or sharded. `precision(outputs)`
+                is the dtype in which the tensors are wanted; they are cast to it anyway.
         """
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
-        """What is added to the layer's output for input x; pure, reads nothing but `tensors`."""
+        """What is added to the layer's output for input x; pure, reads nothing but `tensors`.
+
+        It computes in the precision of the tensors, which is never below that of x.
+        """
 
     def settings(self) -> frozenset[str]:
         """Names of the tensors that may be changed at run time."""
@@ -61,7 +65,7 @@ class Factored(Edit, Protocol):
     """
 
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Pairs of float32 matrices `[..., r]` and `[r, out]` whose products sum to `added`."""
+        """Pairs of matrices `[..., r]` and `[r, out]` whose products sum to `added`."""
 
 
 @dataclass(frozen=True)
@@ -237,21 +241,35 @@ class LowRank:
     # ---------------------------------------------------------------- the protocol of edits
 
     def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
-        """`up` and `down`, float32; what the layer gives does not matter."""
-        return {"up": self.up.float(), "down": self.down.float()}
+        """`up` and `down`; what the layer gives does not matter."""
+        dtype = precision(outputs)
+        return {"up": bound(self.up, dtype), "down": bound(self.down, dtype)}
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
-        """`x downᵀ upᵀ`, computed in float32."""
+        """`x downᵀ upᵀ`."""
         return sum_of_products(x, self.terms(x, tensors))
 
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
         """`x downᵀ` with `upᵀ`."""
         with full_precision(x):
-            return ((linear(x.float(), tensors["down"]), tensors["up"].T),)
+            down = tensors["down"]
+            return ((linear(x.to(down.dtype), down), tensors["up"].T),)
 
     def settings(self) -> frozenset[str]:
         """Nothing but the strength, which every attached edit has."""
         return frozenset()
+
+
+def precision(outputs: KeyOutputs) -> torch.dtype:
+    """In which dtype a layer wants an edit's tensors: its `dtype`, float32 where it names none."""
+    dtype: torch.dtype = getattr(outputs, "dtype", torch.float32)
+    return dtype
+
+
+def bound(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype asked for; one that an optimiser changes as it is, not a copy."""
+    learns = tensor.requires_grad and tensor.is_leaf and tensor.dtype == torch.float32
+    return tensor if learns else tensor.to(dtype)
 
 
 def full_precision(x: Inputs) -> AbstractContextManager[None]:

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rankedit import gates
-from rankedit.edits import EditReport, KeyOutputs, LowRank, full_precision, sum_of_products
+from rankedit.edits import (
+    EditReport,
+    KeyOutputs,
+    LowRank,
+    bound,
+    full_precision,
+    precision,
+    sum_of_products,
+)
 from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
 from rankedit.independence import Orthogonalised, check_independent
@@ -215,34 +223,34 @@ class GatedEdit:
     # ---------------------------------------------------------------- the protocol of edits
 
     def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
-        """Constants in float32: directions to read, targets, `−k' Wᵀ`, the gate's parameters.
+        """Constants: directions to read, targets, `−k' Wᵀ`, the gate's parameters.
 
         The keys are read in an orthogonal basis k' of theirs, see `Orthogonalised`; several keys
         have the two matrices that turn its coordinates into similarities and joint coordinates.
         """
-        basis = Orthogonalised.of(self.gram())
+        basis, dtype = Orthogonalised.of(self.gram()), precision(outputs)
         tensors = {
-            "read": basis.reading(self.images.double()).float(),
-            "targets": self.targets.float(),
-            "removed": -(basis.combine @ outputs(self.keys).to(basis.combine)).float(),
-            **gates.parameters(self.gate),
+            "read": basis.reading(self.images.double()).to(dtype),
+            "targets": bound(self.targets, dtype),
+            "removed": -(basis.combine @ outputs(self.keys).to(basis.combine)).to(dtype),
+            **gates.parameters(self.gate, dtype),
         }
         if len(self.keys) > 1:  # one key is its own basis
-            tensors["to_similarity"] = basis.similarity.float()
-            tensors["to_coordinates"] = basis.combine.T.float()
+            tensors["to_similarity"] = basis.similarity.to(dtype)
+            tensors["to_coordinates"] = basis.combine.T.to(dtype)
         if self.floor is not None:
-            tensors["floor"] = torch.tensor(self.floor, dtype=torch.float32)
+            tensors["floor"] = torch.tensor(self.floor, dtype=dtype)
         return {name: tensor.to(self.keys.device) for name, tensor in tensors.items()}
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
-        """`gate(s) O − c (I Wᵀ)` in float32, whatever autocast says: half precision ruins s."""
+        """`gate(s) O − c (I Wᵀ)`, whatever autocast says: half precision ruins s."""
         added = sum_of_products(x, self.terms(x, tensors))
         return added + 0.0 if "floor" in tensors else added  # no negative zeros in the dead zone
 
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
         """`gate(s)` with O, and the coordinates on the orthogonal keys with `−k' Wᵀ`."""
         with full_precision(x):
-            opening, parts = self._read(x.float(), tensors)
+            opening, parts = self._read(x.to(tensors["read"].dtype), tensors)
         return (opening, tensors["targets"]), (parts, tensors["removed"])
 
     def settings(self) -> frozenset[str]:

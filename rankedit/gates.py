@@ -133,8 +133,8 @@ class Identity(Gate):
 AnyGate = TypeVar("AnyGate", bound=Gate)
 
 
-def parameters(gate: Gate) -> dict[str, Tensor]:
-    """A gate's fields as float32 tensors, 0-dim or `[n]`.
+def parameters(gate: Gate, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A gate's fields as tensors, 0-dim or `[n]`; those that learn as they are, if in float32.
 
     Raises:
         ShapeError: a field is not a finite number or a vector of them.
@@ -143,7 +143,8 @@ def parameters(gate: Gate) -> dict[str, Tensor]:
     for field in fields(gate):
         value = getattr(gate, field.name)
         check_has_data(type(gate).__name__, field.name, value)
-        tensor = torch.as_tensor(value, dtype=torch.float32)
+        learns = isinstance(value, Tensor) and value.requires_grad
+        tensor = torch.as_tensor(value, dtype=torch.float32 if learns else dtype)
         finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor.detach())
         if tensor.ndim > 1 or not bool(finite):
             raise ShapeError(

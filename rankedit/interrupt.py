@@ -1,11 +1,27 @@
-"""Ctrl-C that lets the work at hand be finished."""
+"""Ctrl-C, and any other interrupt, that lets the work at hand be finished."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
+
+
+def completely(steps: Sequence[Callable[[], object]]) -> None:
+    """Do all steps, each of which may be repeated, even if an exception comes between.
+
+    A signal's handler may raise anywhere. Then all steps are done again, before the exception goes
+    on: what they are to bring about is there in the end, or the second exception tells why not.
+    """
+    try:
+        for step in steps:
+            step()
+    except BaseException:
+        for step in steps:
+            step()
+        raise
 
 
 class Interrupt:

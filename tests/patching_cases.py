@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rankedit import GatedEdit, LowRank, Metric, Sigmoid
+from rankedit.models.swapping import slots_of
 
 STRENGTH = 0.7
 
@@ -34,6 +35,12 @@ def gated(in_features, out_features, seed=0, count=2):
 KINDS = {"low_rank": low_rank, "gated": gated}
 
 
+def tensors_in(model):
+    """The tensors of all attached edits."""
+    slots = [slot for module in model.modules() for slot in slots_of(module)]
+    return [(name, tensor) for slot in slots for name, tensor in slot.tensors.items()]
+
+
 def added_to(weight, edit, x):
     """What an edit adds to a layer of this weight [out, in] for inputs [..., in]; the truth."""
     tensors = edit.bind(lambda keys: keys.double() @ weight.double().T)
@@ -50,7 +57,9 @@ def state_of(model):
             for key, value in tensors.items()
         }
         names = sorted(key for key in vars(module) if key != "_modules")
-        parts[name] = (type(module), names, bits, sorted(module._non_persistent_buffers_set))
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        kept = sorted(module._non_persistent_buffers_set)
+        parts[name] = (type(module), names, bits, kept, hooks)
     return parts
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from rankedit import AttachError
 from rankedit.models.patching import attach
-from tests.patching_cases import KINDS, added_to, low_rank, state_of
+from tests.patching_cases import KINDS, added_to, low_rank, state_of, tensors_in
 from tests.unet_cases import TEXT, edits_of, names_of, output, tiny_unet
 
 pytest.importorskip("diffusers")
@@ -36,8 +36,7 @@ class TestHooks:
         layer = unet.get_submodule(name)
         assert layer.weight.dtype == torch.float8_e4m3fn
         edited = layer(TEXT)
-        tensors = {n: t.dtype for n, t in layer.named_buffers()}
-        assert set(tensors.values()) == {torch.float32}
+        assert {tensor.dtype for _, tensor in tensors_in(layer)} == {torch.float32}
         attachment.detach()
         added = added_to(layer.weight.float(), edit, TEXT)
         rtol = (

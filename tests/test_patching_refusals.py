@@ -37,16 +37,16 @@ class TestAllOrNothing:
         return {name: gated(at.in_features, at.out_features) for name, at in sizes.items()}
 
     @pytest.mark.parametrize("index", range(3))
-    @pytest.mark.parametrize("place", ["bind", "install", "register", "swap"])
+    @pytest.mark.parametrize("place", ["bind", "install", "class", "settle"])
     def test_a_failure_at_any_layer_leaves_the_model_bitwise(self, monkeypatch, index, place):
         model = residual()
         edits, before, outputs = self.edits(model), state_of(model), model(X)
         calls = []
 
-        def failing(original, every=1):
+        def failing(original):
             def run(*args, **kwargs):
                 calls.append(place)
-                if len(calls) == index * every + 1:
+                if len(calls) == index + 1:
                     raise MemoryError(f"injected at {index}")
                 return original(*args, **kwargs)
 
@@ -56,12 +56,10 @@ class TestAllOrNothing:
             monkeypatch.setattr(GatedEdit, "bind", failing(GatedEdit.bind))
         elif place == "install":
             monkeypatch.setattr(patching, "install", failing(patching.install))
-        elif place == "register":  # seven buffers each: fail in the midst of a layer
-            monkeypatch.setattr(
-                nn.Module, "register_buffer", failing(nn.Module.register_buffer, every=5)
-            )
+        elif place == "class":
+            monkeypatch.setattr(swapping, "edited_class", failing(swapping.edited_class))
         else:
-            monkeypatch.setattr(swapping, "_swap", failing(swapping._swap))
+            monkeypatch.setattr(swapping, "_settle", failing(swapping._settle))
         with pytest.raises(MemoryError, match="injected"):
             attach(model, edits)
         monkeypatch.undo()
@@ -168,7 +166,7 @@ class TestRefusals:
         edit = low_rank(16, 32)
         learned = LowRank(edit.up.requires_grad_(), edit.down)
         with pytest.raises(AttachError, match="'up' requires gradients and must be on the layer's"):
-            binding._placed("attach", "up", learned.up, torch.device("meta"))
+            binding._placed("attach", "up", learned.up, torch.device("meta"), torch.float32)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_learned_tensors_that_would_be_cast(self, dtype):

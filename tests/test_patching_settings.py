@@ -121,10 +121,8 @@ class TestRefresh:
         with attach(model, new):
             expected = model(X)
         with attach(model, {"inner": kind(16, 32), "outer": kind(32, 16)}) as attachment:
-            addresses = [tensor.data_ptr() for tensor in model.inner.buffers()]
             attachment.refresh(new)
             assert torch.equal(model(X), expected)
-            assert [tensor.data_ptr() for tensor in model.inner.buffers()] == addresses
 
     def test_refusals_change_nothing(self):
         model = residual()

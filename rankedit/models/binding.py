@@ -1,8 +1,8 @@
-"""The tensors of an attached edit: made by binding it to a layer, changed in place ever after."""
+"""The tensors of an attached edit: made by binding it, exchanged when settings change."""
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -13,8 +13,9 @@ from rankedit import gates
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.gated import GatedEdit
-from rankedit.models.geometry import device_of
-from rankedit.models.swapping import STRENGTH, Slot, suspended
+from rankedit.models.geometry import device_of, weight_dtype
+from rankedit.models.slots import STRENGTH, Mark, Slot
+from rankedit.models.swapping import slots_of, suspended
 from rankedit.models.targets import Target, gathered
 from rankedit.shapes import Keys, Values, check_finite, describe
 
@@ -25,52 +26,89 @@ class Installed:
 
     Attributes:
         target: where it is.
-        slot: what is there.
+        mark: which of the layer's edits it is.
     """
 
     target: Target
-    slot: Slot
+    mark: Mark
 
     @property
     def layer(self) -> nn.Module:
         """The edited layer, without wrappers."""
         return self.target.layer
 
+    @property
+    def slot(self) -> Slot:
+        """What is in the layer.
+
+        Raises:
+            AttachError: nothing is there any more.
+        """
+        found = next((slot for slot in slots_of(self.layer) if slot.mark is self.mark), None)
+        if found is None:
+            raise AttachError(
+                f"Attachment: the edit of {self.target.name!r} was taken out by somebody else "
+                "(detach_all); attach it anew."
+            )
+        return found
+
     def tensor(self, name: str) -> Tensor:
-        """The buffer that holds one of the edit's tensors, or its strength."""
-        return self.layer.get_buffer(self.slot.buffers[name])
+        """One of the edit's tensors, or its strength."""
+        return self.slot.tensors[name]
 
 
-def bound_tensors(call: str, target: Target, edit: Edit) -> dict[str, Tensor]:
-    """The edit's tensors on the layer's device, bound to the bare layer."""
+@dataclass(frozen=True)
+class _Outputs:
+    """What the bare layer gives for keys; see `rankedit.edits.precision`."""
 
-    def outputs(keys: Keys) -> Values:
-        with gathered(target), suspended(target.layer):
-            return target.view.outputs(keys)
+    target: Target
+    dtype: torch.dtype
 
+    def __call__(self, keys: Keys) -> Values:
+        with gathered(self.target), suspended(self.target.layer) as bare:
+            view = copy.copy(self.target.view)  # with its layout, which takes runs to find
+            object.__setattr__(view, "module", bare)
+            return view.outputs(keys)
+
+
+def bound_tensors(
+    call: str, target: Target, edit: Edit, strength: float = 1.0
+) -> dict[str, Tensor]:
+    """The edit's tensors and its strength on the layer's device, bound to the bare layer."""
+    check_number(call, STRENGTH, strength)
     device = device_of(target.layer)
-    tensors = edit.bind(outputs)
-    _check_learned(call, edit, tensors)
+    # At least the precision of what the layer reads; half precision would ruin similarities.
+    double = weight_dtype(target.layer) == torch.float64
+    dtype = torch.float64 if double else torch.float32
+    tensors = edit.bind(_Outputs(target, dtype))
+    _check_learned(call, edit, tensors, dtype)
     wrong = [name for name in tensors if not name.isidentifier() or name == STRENGTH]
     if wrong:
         raise AttachError(
             f"{call}: {type(edit).__name__}.bind names a tensor {wrong[0]!r}; expected identifiers "
             f"other than {STRENGTH!r}, which every attached edit has."
         )
-    return {name: _placed(call, name, tensor, device) for name, tensor in tensors.items()}
+    placed = {name: _placed(call, name, t, device, dtype) for name, t in tensors.items()}
+    with torch.inference_mode(mode=False):
+        placed[STRENGTH] = torch.full((), strength, dtype=dtype, device=device)
+    return placed
 
 
-def _check_learned(call: str, edit: Edit, tensors: Mapping[str, Tensor]) -> None:
+def _check_learned(
+    call: str, edit: Edit, tensors: Mapping[str, Tensor], wanted: torch.dtype
+) -> None:
     """Refuse learned tensors that `bind` cast: the copy never sees what the optimiser does.
 
     Keys and images may well be learned, by attaching anew for each step: what is bound is computed
     from them. Only a dtype shows that a copy was not meant.
     """
+    fitting = (torch.float32, wanted)
     own: list[object] = [edit, *([edit.gate] if isinstance(edit, GatedEdit) else [])]
-    for name, tensor in (pair for part in own for pair in getattr(part, "__dict__", {}).items()):
+    parts = [getattr(part, "__dict__", {}) for part in own]
+    for name, tensor in (pair for part in (*parts, tensors) for pair in part.items()):
         if not isinstance(tensor, Tensor) or not (tensor.requires_grad and tensor.is_leaf):
             continue
-        if tensor.dtype != torch.float32 and all(tensor is not given for given in tensors.values()):
+        if tensor.dtype not in fitting:
             raise AttachError(
                 f"{call}: {name!r} requires gradients and must be float32, in which edits compute, "
                 f"got {tensor.dtype}: the layer would keep a copy of it and learn nothing; make it "
@@ -78,23 +116,33 @@ def _check_learned(call: str, edit: Edit, tensors: Mapping[str, Tensor]) -> None
             )
 
 
-def _placed(call: str, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+def _placed(
+    call: str, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    wanted = dtype if tensor.is_floating_point() else tensor.dtype
     if not tensor.requires_grad:
         with torch.inference_mode(mode=False):
-            return tensor.detach().to(device, copy=True)
+            placed = tensor.detach().to(device, wanted, copy=True)
+            if tensor.is_floating_point() and not bool(placed.isfinite().all()):
+                raise AttachError(
+                    f"{call}: {name!r} of the edit must be finite in {wanted}, in which the layer "
+                    f"computes with it; its largest entry is {float(tensor.abs().max()):.3g}. "
+                    "Scale the edit down; LowRank.balanced() spreads a product over its factors."
+                )
+            return placed
     # A copy would keep its old value while the optimiser changes the original.
     if tensor.device != device:
         raise AttachError(
             f"{call}: {name!r} requires gradients and must be on the layer's device {device} to "
             f"receive them, got {tensor.device}; create it there."
         )
-    return tensor
+    return tensor if tensor.is_leaf else tensor.to(wanted)
 
 
 def changes_of(
     items: Sequence[Installed], settings: Mapping[str, float | Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Buffers to change and their new values, for settings of several edits.
+) -> list[tuple[Installed, Slot]]:
+    """The slots of several edits with other settings.
 
     Raises:
         AttachError: no edit has the setting, or the value is not a number.
@@ -107,62 +155,109 @@ def changes_of(
                 f"Attachment.set: no edit has the setting {name!r}; known are {sorted(known)}."
             )
         check_number("Attachment.set", name, value)
-    changes: list[tuple[Tensor, Tensor]] = []
+    changes = []
     for item in items:
-        own = {STRENGTH, *item.slot.edit.settings()}
+        slot = item.slot
+        own = {STRENGTH, *slot.edit.settings()}
         values = {
-            name: _fitting(item, name, value) for name, value in settings.items() if name in own
+            name: _fitting(item, slot, name, value)
+            for name, value in settings.items()
+            if name in own
         }
-        _check_gate(item, values)
-        changes += [(item.tensor(name), value) for name, value in values.items()]
+        _check_gate(slot, values)
+        by_row = {name for name, tensor in values.items() if tensor.ndim == 2}
+        kept = set(slot.by_row) - values.keys()
+        changes.append((item, _succeeding(slot, values, by_row | kept)))
     return changes
 
 
-def _fitting(item: Installed, name: str, value: float | Tensor) -> Tensor:
-    present = item.tensor(name)
+def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> Tensor:
+    """A setting as the layer keeps it: a number, `[n]` for n keys, or `[batch, 1 or n]`."""
+    present = slot.tensors[name]
     tensor = torch.as_tensor(value, dtype=present.dtype, device=present.device).detach()
-    if tensor.ndim and tensor.shape != present.shape:
-        shape = f" or of shape {list(present.shape)}" if present.ndim else ""
+    check_finite("Attachment.set", name, tensor)  # a wider number may be infinite in this dtype
+    own = present.shape[present.ndim - 1 :] if present.ndim else present.shape
+    if name in slot.by_row and own == (1,):
+        own = torch.Size()
+    if tensor.ndim == 0 or tensor.shape == own:
+        return tensor.expand(own)
+    rows = tensor[:, None] if tensor.ndim == 1 and not own else tensor
+    fits = rows.ndim == 2 and rows.shape[1] in (1, *own) and not present.requires_grad
+    if not fits or (tensor.ndim == 1 and name != STRENGTH and len(tensor) == _count(slot) > 1):
+        shape = f" or of shape {list(own)}" if own else ""
         raise ShapeError(
-            f"Attachment.set: {name!r} of {item.target.name!r} must be a number{shape}, got "
+            f"Attachment.set: {name!r} of {item.target.name!r} must be a number{shape}, or one for "
+            f"each row of a batch, [batch] or [batch, {own[0] if own else 1}], got "
             f"{describe(value)}; to give each key its own, make the edit with one for each key."
         )
-    return tensor
+    return rows.expand(-1, *own) if own else rows
 
 
-def _check_gate(item: Installed, values: Mapping[str, Tensor]) -> None:
+def _count(slot: Slot) -> int:
+    """Number of keys, where an edit has some: `[n]` might be meant for them."""
+    read = slot.tensors.get("read")
+    return 0 if read is None else len(read)
+
+
+def _succeeding(slot: Slot, values: Mapping[str, Tensor], by_row: set[str]) -> Slot:
+    """The slot with other tensors in the place of some."""
+    new = {name: _successor(slot.tensors[name], value) for name, value in values.items()}
+    return replace(slot, tensors={**slot.tensors, **new}, by_row=tuple(sorted(by_row)))
+
+
+def _successor(present: Tensor, value: Tensor) -> Tensor:
+    """A tensor for forwards to come. One that an optimiser holds is changed in place.
+
+    It counts versions on from the one before, as if that had been changed: edits that remember what
+    they computed (those of a picture's many steps) tell settings by their versions.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        if present.requires_grad:
+            return present.copy_(value)
+        new = value.detach().to(present, copy=True)
+        torch._C._autograd._unsafe_set_version_counter((new,), (present._version + 1,))
+        return new
+
+
+def _check_gate(slot: Slot, values: Mapping[str, Tensor]) -> None:
     """Let the gate refuse parameters that it cannot work with, all of them as they will be."""
-    edit = item.slot.edit
+    edit = slot.edit
     if not isinstance(edit, GatedEdit):
         return
     names = [field.name for field in fields(edit.gate)]
     if values.keys().isdisjoint(names):
         return
-    parameters = {name: values.get(name, item.tensor(name)).detach().cpu() for name in names}
-    gate = replace(edit.gate, **parameters)
+    found = [values.get(name, slot.tensors[name]).detach().cpu() for name in names]
+    if any(tensor.ndim == 2 for tensor in found):  # to a gate, each row is one more key
+        found = [tensor.flatten() for tensor in torch.broadcast_tensors(*found)]
+    gate = replace(edit.gate, **dict(zip(names, found, strict=True)))
     if edit.normalised:
         gates.check_normalisable(gate)
 
 
-def exchange(item: Installed, edit: Edit) -> list[tuple[Tensor, Tensor]]:
-    """Buffers of an attached edit and what a new edit puts there.
+def exchange(item: Installed, edit: Edit) -> Slot:
+    """The slot of an attached edit with the tensors of a new one.
 
     Raises:
         AttachError: the new edit is of another kind or size, or has tensors to be learned.
     """
-    call, name = "Attachment.refresh", item.target.name
-    forms = _form(item.slot.edit), _form(edit)
-    if type(edit) is type(item.slot.edit) and forms[0] != forms[1]:
+    call, name, slot = "Attachment.refresh", item.target.name, item.slot
+    forms = _form(slot.edit), _form(edit)
+    if type(edit) is type(slot.edit) and forms[0] != forms[1]:
         raise AttachError(
             f"{call}: the new edit of {name!r} must be of the form {forms[0]}, which the layer "
             f"goes on computing, got {forms[1]}; detach and attach anew."
         )
-    old = {key: item.tensor(key) for key in item.slot.buffers if key != STRENGTH}
-    new = bound_tensors(call, item.target, edit) if type(edit) is type(item.slot.edit) else {}
-    shapes = [{key: list(tensor.shape) for key, tensor in part.items()} for part in (old, new)]
-    if shapes[0] != shapes[1] or edit.settings() != item.slot.edit.settings():
+    old = {key: tensor for key, tensor in slot.tensors.items() if key != STRENGTH}
+    new = bound_tensors(call, item.target, edit) if type(edit) is type(slot.edit) else {}
+    new.pop(STRENGTH, None)
+    shapes = [
+        {k: [] if k in slot.by_row else list(t.shape) for k, t in part.items()}
+        for part in (old, new)
+    ]
+    if shapes[0] != shapes[1] or edit.settings() != slot.edit.settings():
         raise AttachError(
-            f"{call}: the new edit of {name!r} must be a {type(item.slot.edit).__name__} with "
+            f"{call}: the new edit of {name!r} must be a {type(slot.edit).__name__} with "
             f"tensors of shapes {shapes[0]}, got a {type(edit).__name__} with {shapes[1]}; detach "
             "and attach anew."
         )
@@ -172,7 +267,8 @@ def exchange(item: Installed, edit: Edit) -> list[tuple[Tensor, Tensor]]:
             f"{call}: {learned[0]!r} of {name!r} requires gradients, which a copy would not pass "
             "on; detach and attach to learn it."
         )
-    return [(old[key], new[key]) for key in old]
+    changed = {key: tensor for key, tensor in new.items() if tensor is not old[key]}
+    return _succeeding(slot, changed, set(slot.by_row) & {STRENGTH})
 
 
 def _form(edit: Edit) -> str:
@@ -184,13 +280,6 @@ def _form(edit: Edit) -> str:
     return f"{kind.__module__}.{kind.__qualname__}, normalised={edit.normalised}, {floor} a floor"
 
 
-def write(changes: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """All checks are done: copy values into the buffers that the layers read."""
-    with torch.inference_mode(mode=False), torch.no_grad():
-        for present, value in changes:
-            present.copy_(value)
-
-
 def check_number(call: str, name: str, value: float | Tensor) -> None:
     """Refuse what is not a finite number, or a tensor of finite numbers.
 
@@ -200,5 +289,8 @@ def check_number(call: str, name: str, value: float | Tensor) -> None:
     """
     if isinstance(value, Tensor):
         check_finite(call, name, value)
-    elif not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise AttachError(f"{call}: {name} must be a finite number, got {value!r}.")
+    # Every layer's precision holds what float32 does.
+    elif not isinstance(value, (int, float)) or not abs(value) <= torch.finfo(torch.float32).max:
+        raise AttachError(
+            f"{call}: {name} must be a finite number, got {value!r}, which is none in float32."
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
+from rankedit.models.asking import loaded
 from rankedit.models.geometry import innermost
 
 # Tensors up to this size are hashed whole; of larger ones, evenly spaced blocks of this total.
@@ -51,9 +52,11 @@ def fingerprint(module: nn.Module) -> str:
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a layer would save, by name: gathered, loaded, tensor subclasses in their parts."""
-    for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, Tensor):
-            yield from _plain(name, _loaded(module, name, value.detach()))
+    with loaded(module):
+        state = sorted(module.state_dict().items())
+        kept = {name: value.detach() for name, value in state if isinstance(value, Tensor)}
+    for name, value in kept.items():
+        yield from _plain(name, _loaded(module, name, value))
 
 
 def _loaded(module: nn.Module, name: str, tensor: Tensor) -> Tensor:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rankedit.edits import LowRank
 from rankedit.errors import AttachError, RankeditWarning
+from rankedit.interrupt import completely
+from rankedit.models.asking import on_disk
 from rankedit.models.fingerprints import content_digest
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
-from rankedit.models.swapping import suspended
+from rankedit.models.swapping import LOCK, suspended
 from rankedit.models.targets import Edits, Target, resolve
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
@@ -34,10 +37,17 @@ _RECORD = "_rankedit_fused"
 
 @dataclass(frozen=True, eq=False)
 class _Fused:
-    """What a fused layer needs to be restored; it travels with copies and pickles of the layer."""
+    """What a fused layer needs to be restored; it travels with copies and pickles of the layer.
+
+    Attributes:
+        original: the weight before the first edit.
+        digest: of the weight that was written.
+        edits: digests of the edits in it.
+    """
 
     original: Tensor
     digest: str
+    edits: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,22 @@ class _Change:
     layer: nn.Module
     weight: Tensor
     fused: Tensor
+    present: Tensor
+    earlier: _Fused | None
+    record: _Fused
+
+    def do(self) -> None:
+        """Keep what is needed to undo it, then write."""
+        vars(self.layer)[_RECORD] = self.record
+        _write(self)
+
+    def undo(self) -> None:
+        """As before `do`, however far that came."""
+        _restore(self.weight, self.present)
+        if self.earlier is None:
+            vars(self.layer).pop(_RECORD, None)
+        else:
+            vars(self.layer)[_RECORD] = self.earlier
 
 
 def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) -> None:
@@ -69,7 +95,8 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
         ProjectionError: a name is unknown, or not a projection.
         ShapeError: an edit is of another size than its projection.
         AttachError: an edit is not static, or a weight is quantised, on the meta device, sharded,
-            computed, shared, changed since it was last fused, or would overflow.
+            kept on disk, computed, shared, changed since it was last fused, has the same edit in
+            it already, or would overflow.
 
     Warns:
         RankeditWarning: rounding to the weight's dtype loses more than 5 % of an edit; with the
@@ -82,20 +109,20 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
         _check_static(target)
     if not tied:
         _check_untied(model.module if isinstance(model, Projection) else model, targets)
-    changes = [_change(group) for group in groups.values()]
-    written: list[tuple[_Change, Tensor]] = []
-    try:
-        for change in changes:
-            written.append((change, change.weight.detach().clone()))
-            _write(change)
-    except BaseException:
-        for change, original in reversed(written):
-            _restore(change.weight, original)
-        raise
-    for change, original in written:
-        kept = getattr(change.layer, _RECORD, None)
-        first = kept.original if kept else original
-        change.layer.__dict__[_RECORD] = _Fused(first, content_digest(change.weight))
+    with LOCK:
+        changes = [_change(group) for group in groups.values()]
+        try:
+            for change in changes:
+                change.do()
+        except BaseException:
+            completely([change.undo for change in reversed(changes)])
+            raise
+
+
+def fused(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model that `fuse_` changed, by the name of the layer: what they were."""
+    layers = model.named_modules()
+    return {clean_name(n): vars(m)[_RECORD].original for n, m in layers if _RECORD in vars(m)}
 
 
 def unfuse_(model: nn.Module, *, force: bool = False) -> int:
@@ -112,10 +139,10 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     Raises:
         AttachError: a weight was changed since; nothing is restored then.
     """
-    fused = [(name, layer) for name, layer in model.named_modules() if _RECORD in vars(layer)]
+    found = [(name, layer) for name, layer in model.named_modules() if _RECORD in vars(layer)]
     changed = [
         name
-        for name, layer in fused
+        for name, layer in found
         if content_digest(layer.get_parameter("weight")) != vars(layer)[_RECORD].digest
     ]
     if changed and not force:
@@ -124,10 +151,16 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
             "fuse_ left there: they were trained, cast or loaded over. Pass force=True to put back "
             "the originals all the same."
         )
-    for _, layer in fused:
-        _restore(layer.get_parameter("weight"), vars(layer)[_RECORD].original)
-        del layer.__dict__[_RECORD]
-    return len(fused)
+    with LOCK:
+        completely([partial(_unfuse, layer) for _, layer in found])
+    return len(found)
+
+
+def _unfuse(layer: nn.Module) -> None:
+    record = vars(layer).get(_RECORD)
+    if record is not None:
+        _restore(layer.get_parameter("weight"), record.original)
+        del vars(layer)[_RECORD]
 
 
 def _restore(weight: Tensor, original: Tensor) -> None:
@@ -147,7 +180,9 @@ def _change(group: list[Target]) -> _Change:
     """The new weight of one layer, with all edits on rows of it."""
     layer, layout = group[0].layer, group[0].view.layout
     weight = _plain_weight(group[0])
-    _check_unchanged(group[0], weight)
+    earlier: _Fused | None = vars(layer).get(_RECORD)
+    _check_unchanged(group[0], weight, earlier)
+    edits = _check_new(group, earlier)
     transposed = _is_transposed(group[0], weight)
     delta = torch.zeros(
         layout.out_features, layout.in_features, dtype=torch.float64, device=weight.device
@@ -159,9 +194,13 @@ def _change(group: list[Target]) -> _Change:
                 delta[start:stop] += edit.to(torch.float64, weight.device).delta()
     placed = (delta.T if transposed else delta).reshape(weight.shape)
     exact = weight.detach().double() + placed
-    fused = exact.to(weight.dtype)
-    _check_rounding(group[0], fused, exact, placed)
-    return _Change(layer, weight, fused)
+    written = exact.to(weight.dtype)
+    _check_rounding(group[0], written, exact, placed)
+    present = weight.detach().clone()
+    original = earlier.original if earlier else present
+    known = edits | (earlier.edits if earlier else frozenset())
+    record = _Fused(original, content_digest(written), known)
+    return _Change(layer, weight, written, present, earlier, record)
 
 
 def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor) -> None:
@@ -187,6 +226,8 @@ def _plain_weight(target: Target) -> Tensor:
         why = "has no parameter of its own called weight (it is computed or packed)"
     elif weight.is_meta:
         why = "has its weight on the meta device (offloaded, or not loaded)"
+    elif on_disk(target.layer):
+        why = "has its weight on disk between forwards (group offloading)"
     elif type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
         why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
     elif not weight.is_floating_point() or weight.element_size() < 2:
@@ -208,8 +249,8 @@ def _is_transposed(target: Target, weight: Tensor) -> bool:
     view = Projection(target.layer)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(4, view.in_features, generator=generator).to(weight.device)
-    with suspended(target.layer):
-        outputs = view.outputs(keys).float()
+    with suspended(target.layer) as bare:
+        outputs = Projection(bare).outputs(keys).float()
     matrix = weight.detach().flatten(1).float()
     for transposed, form in ((False, matrix.T), (True, matrix)):
         if form.shape == (view.in_features, view.out_features):
@@ -235,9 +276,25 @@ def _check_static(target: Target) -> None:
         )
 
 
-def _check_unchanged(target: Target, weight: Tensor) -> None:
+def _check_new(group: Sequence[Target], earlier: _Fused | None) -> frozenset[str]:
+    """Digests of the edits; refuses those that are in the weight already."""
+    digests = {}
+    for target in group:
+        for edit in target.edits:
+            if isinstance(edit, LowRank):
+                up, down = content_digest(edit.up), content_digest(edit.down)
+                digests[f"{target.view.bounds} {up} {down}"] = target.name
+    again = [name for digest, name in digests.items() if earlier and digest in earlier.edits]
+    if again:
+        raise AttachError(
+            f"fuse_: the weight of {again[0]!r} has this very edit in it already, and would get it "
+            "twice; call unfuse_ first, or fuse `2 * edit` if twice is meant."
+        )
+    return frozenset(digests)
+
+
+def _check_unchanged(target: Target, weight: Tensor, kept: _Fused | None) -> None:
     """Refuse a fused weight that was changed since: `unfuse_` would not notice after another."""
-    kept = getattr(target.layer, _RECORD, None)
     if kept is not None and content_digest(weight) != kept.digest:
         raise AttachError(
             f"fuse_: the weight of {target.name!r} is not what fuse_ left there: it was trained, "

@@ -8,14 +8,13 @@ class is torch's own, and from running the module otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
+from rankedit.models.asking import loaded, no_parameters, stand_in
 
 _COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Largest relative deviation from additivity of a layer that still counts as linear: layers with
@@ -150,12 +149,12 @@ def _is_linear(outputs: Tensor) -> bool:
 
 
 def run(module: nn.Module, rows: Tensor, layout: Geometry | None = None) -> Tensor:
-    """Run a layer on rows `[n, in]` in its own dtype and on its own device.
+    """Run a layer on rows `[n, in]` in its own dtype and on its own device, without touching it.
 
     `forward` is called rather than the module: offloading wraps `forward`, whereas what hangs on
     the call (forward hooks that collect statistics, a sharding library's first-call set-up) is not
     meant for a side question. Autocast, dropout of wrappers and gradients of the layer's own
-    parameters are off; gradients of the rows are kept.
+    parameters are off; gradients of the rows are kept. Other threads may run the layer meanwhile.
 
     Returns:
         rows `[n, out]` in the dtype and on the device that the layer gives.
@@ -164,12 +163,17 @@ def run(module: nn.Module, rows: Tensor, layout: Geometry | None = None) -> Tens
         ProjectionError: the layer fails in every dtype; carries its last error.
     """
     layout = layout or Geometry(rows.shape[1], 0)
-    device = device_of(module, rows.device)
+    with loaded(module):
+        device, asked = device_of(module, rows.device), stand_in(module, innermost(module))
+        return no_parameters(lambda x: _attempt(asked, x, layout, device), rows)
+
+
+def _attempt(module: nn.Module, rows: Tensor, layout: Geometry, device: torch.device) -> Tensor:
     failure: RuntimeError | None = None
     for dtype in _dtypes(module):
         inputs = layout.pixels(rows.to(device=device, dtype=dtype))
         try:
-            with _at_rest(module), torch.autocast(device.type, enabled=False):
+            with torch.autocast(device.type, enabled=False):
                 outputs: Tensor = module.forward(inputs)
         # Quantised layers do not say which dtype they compute in: the next one may be right.
         except RuntimeError as error:
@@ -205,30 +209,15 @@ def device_of(module: nn.Module, default: torch.device | None = None) -> torch.d
 
 def _dtypes(module: nn.Module) -> list[torch.dtype]:
     """Dtypes to try: the weight's, if one can compute in it, then the usual ones."""
-    weight = getattr(innermost(module), "weight", None)
-    own = weight.dtype if isinstance(weight, Tensor) else torch.float32
+    own = weight_dtype(module)
     computes = own.is_floating_point and own.itemsize >= 2
     return list(dict.fromkeys([own, *_COMPUTE_DTYPES] if computes else _COMPUTE_DTYPES))
 
 
-@contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """No dropout and frozen parameters, both put back afterwards.
-
-    The innermost layer keeps its mode: it has no dropout, but may repack its weight when it first
-    runs in evaluation mode (bitsandbytes on a CPU), after which it rounds otherwise.
-    """
+def weight_dtype(module: nn.Module) -> torch.dtype:
+    """Dtype of the innermost layer's weight; float32 if it has none."""
     inner = innermost(module)
-    training = [part for part in module.modules() if part.training and part is not inner]
-    learning = [tensor for tensor in module.parameters() if tensor.requires_grad and tensor.is_leaf]
-    try:
-        for part in training:
-            part.training = False
-        for tensor in learning:
-            tensor.requires_grad = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
-        for tensor in learning:
-            tensor.requires_grad = True
+    computed = getattr(inner._modules.get("parametrizations"), "weight", None)
+    # To read a parametrised weight computes it, which spectral norm counts as a step of training.
+    weight = next(computed.parameters(), None) if computed else getattr(inner, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) else torch.float32

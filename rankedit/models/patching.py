@@ -11,32 +11,22 @@ they may be attached and detached in any order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
 
+from rankedit.edits import Edit
 from rankedit.errors import AttachError
-from rankedit.models.binding import (
-    Installed,
-    bound_tensors,
-    changes_of,
-    check_number,
-    exchange,
-    write,
-)
-from rankedit.models.geometry import device_of
+from rankedit.interrupt import completely
+from rankedit.models.binding import Installed, bound_tensors, changes_of, exchange
 from rankedit.models.projections import Projection
-from rankedit.models.swapping import (
-    STRENGTH,
-    check_reachable,
-    install,
-    remove,
-    scalar,
-    slots_of,
-)
-from rankedit.models.targets import Edits, check_run, resolve
+from rankedit.models.reaching import Watch, discard
+from rankedit.models.slots import STRENGTH, Slot
+from rankedit.models.swapping import LOCK, check_reachable, install, made, remove, slots_of
+from rankedit.models.targets import Edits, Target, check_run, resolve
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
 
@@ -46,7 +36,11 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
 
     Every edit acts on the innermost layer, below any LoRA. Tensors of an edit that require
     gradients are used as they are and receive them; all others are copied, so that settings changed
-    here do not reach the edit. Edits compute in float32, also where the model computes in float64.
+    here do not reach the edit. Edits compute in float32, and in float64 where the layer does.
+
+    Other threads may run the model meanwhile: each call of a layer sees all of an edit or none of
+    it. Whether the model calls the edited layers is observed: `Attachment.reached` tells, and edits
+    that were never reached are warned of.
 
     `I Wᵀ` of a gated edit, what the layer gives for its keys, is fixed when the edit is attached.
     After the weight has changed (`fuse_`, training), call `refresh` or attach again.
@@ -64,7 +58,11 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
         ProjectionError: a name is unknown (lists the nearest), or not a projection.
         ShapeError: an edit is of another size than its projection.
         AttachError: the edit would not act there (never called, tensor-parallel, `forward`
-            replaced, named twice), learns a tensor that is not float32, or strength is not finite.
+            replaced, named twice, below an adapter that scales or rotates), learns a tensor that is
+            not float32, or has numbers that are not finite in the layer's precision.
+
+    Warns:
+        RankeditWarning: the model did not call the layers, or was rearranged since.
 
     Example:
         >>> import torch
@@ -77,27 +75,29 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
         >>> layer(torch.ones(2)).tolist()
         [0.0]
     """
-    check_number("attach", STRENGTH, strength)
     targets = resolve("attach", model, edits)
     for target in targets:
         check_reachable("attach", target.name, target.layer)
         check_run("attach", target)
     prepared = [
-        (target, edit, bound_tensors("attach", target, edit))
-        for target in targets
-        for edit in target.edits
+        (target, _slot(target, edit, strength)) for target in targets for edit in target.edits
     ]
-    installed: list[Installed] = []
+    items = [Installed(target, slot.mark) for target, slot in prepared]
+    root = None if isinstance(model, Projection) or not any(t.parents for t in targets) else model
+    attachment = Attachment(items, Watch(root, [(item.target, item.mark) for item in items]))
     try:
-        for target, edit, tensors in prepared:
-            tensors[STRENGTH] = scalar(strength, device_of(target.layer))
-            slot = install(target.layer, edit, target.view.layout, target.view.bounds, tensors)
-            installed.append(Installed(target, slot))
+        attachment._watch.start()
+        for target, slot in prepared:
+            install(target.layer, slot)
     except BaseException:
-        for item in reversed(installed):
-            remove(item.layer, item.slot)
+        completely(attachment._steps())
         raise
-    return Attachment(installed)
+    return attachment
+
+
+def _slot(target: Target, edit: Edit, strength: float) -> Slot:
+    tensors = bound_tensors("attach", target, edit, strength)
+    return made(target.layer, edit, target.view.layout, target.view.bounds, tensors)
 
 
 def detach_all(model: nn.Module) -> int:
@@ -106,20 +106,25 @@ def detach_all(model: nn.Module) -> int:
     Returns:
         How many edits there were.
     """
-    found = [(layer, slot) for layer in model.modules() for slot in slots_of(layer)]
-    for layer, slot in found:
-        remove(layer, slot)
+    found = [(layer, slot.mark) for layer in model.modules() for slot in slots_of(layer)]
+    completely(
+        [partial(remove, layer, mark) for layer, mark in found]
+        + [partial(discard, module) for module in model.modules()]
+    )
     return len(found)
 
 
 class Attachment:
     """Edits that are in a model: change their settings, swap their tensors, take them out.
 
-    Settings and tensors are changed in place, so that compiled code keeps running as it is.
+    Settings and tensors are exchanged for others of their shape, so that compiled code keeps
+    running as it is. What was recorded from a forward pass (a CUDA graph, a trace) keeps those that
+    it was recorded with: record it anew.
     """
 
-    def __init__(self, installed: Sequence[Installed]) -> None:
+    def __init__(self, installed: Sequence[Installed], watch: Watch) -> None:
         self._installed = tuple(installed)
+        self._watch = watch
         self._active = True
 
     @property
@@ -132,14 +137,35 @@ class Attachment:
         """Names of the edited projections, each once."""
         return tuple(dict.fromkeys(item.target.name for item in self._installed))
 
+    @property
+    def reached(self) -> dict[str, bool]:
+        """By name of the projection, whether a call of it reached its edits since `attach`.
+
+        False again once the model was rearranged so that it calls other layers in their place.
+        """
+        return self._watch.reached()
+
     def detach(self) -> None:
-        """Take the edits out; the model is bitwise what it was. Doing it again changes nothing."""
+        """Take the edits out; the model is bitwise what it was. Doing it again changes nothing.
+
+        Warns:
+            RankeditWarning: the model ran and never reached some of the edits.
+        """
         if self._active:
-            for item in reversed(self._installed):
-                remove(item.layer, item.slot)
+            completely(self._steps())
+            self._watch.report()
+
+    def _steps(self) -> list[Callable[[], None]]:
+        """What taking the edits out consists of; each step may be repeated."""
+        out = [partial(remove, item.layer, item.mark) for item in reversed(self._installed)]
+        return [*out, self._watch.stop, self._close]
+
+    def _close(self) -> None:
         self._active = False
 
-    def set(self, *names: str, strength: float | None = None, **settings: float | Tensor) -> None:
+    def set(
+        self, *names: str, strength: float | Tensor | None = None, **settings: float | Tensor
+    ) -> None:
         """Change strength and gate parameters while the edits are attached.
 
         Args:
@@ -147,6 +173,10 @@ class Attachment:
             strength: factor of what the edits add.
             **settings: an edit's own settings, such as `bias` and `temperature` of a gate: a
                 number, or one for each key where the edit was made with one for each key.
+
+        Each of them may also be a tensor `[batch]` with one number for each row of a batch (and
+        `[batch, n]` where there is one for each of n keys): for inputs `[batch, ..., in]` of the
+        layer, a row is an entry of the first axis. Another call takes them back to one number.
 
         Raises:
             AttachError: detached already, an unknown name or setting, or not a finite number.
@@ -157,7 +187,8 @@ class Attachment:
         items = self._chosen("Attachment.set", names)
         if strength is not None:
             settings[STRENGTH] = strength
-        write(changes_of(items, settings))
+        with LOCK:  # what is read here is what is replaced
+            _publish(changes_of(items, settings))
 
     def refresh(self, edits: Edits) -> None:
         """Exchange the tensors of the attached edits for those of others, in place.
@@ -188,11 +219,14 @@ class Attachment:
                 f"{ {name: len(items) for name, items in groups.items()} }, got "
                 f"{ {name: len(value) for name, value in listed.items()} }; detach and attach anew."
             )
-        changes: list[tuple[Tensor, Tensor]] = []
-        for name, items in groups.items():
-            for item, edit in zip(items, listed[name], strict=True):
-                changes += exchange(item, edit)
-        write(changes)
+        with LOCK:
+            _publish(
+                [
+                    (item, exchange(item, edit))
+                    for name, items in groups.items()
+                    for item, edit in zip(items, listed[name], strict=True)
+                ]
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +237,10 @@ class Attachment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.detach()
+        if kind is None:
+            self.detach()
+        else:
+            completely(self._steps())
 
     def __repr__(self) -> str:
         state = "" if self._active else ", detached"
@@ -222,3 +259,7 @@ class Attachment:
                 f"{call}: {unknown[0]!r} is not among the edited projections {list(self.names)}."
             )
         return [item for item in self._installed if not names or item.target.name in names]
+
+
+def _publish(changes: Iterable[tuple[Installed, Slot]]) -> None:
+    completely([partial(install, item.layer, slot) for item, slot in changes])

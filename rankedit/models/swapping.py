@@ -2,19 +2,23 @@
 
 The names, parameters, hooks and `isinstance` of the layer stay what they were. Everything that
 calls its `forward` (compiled code, offloading, checkpointing, sharding, a LoRA around it) reaches
-the edit without knowing of it. What an edit needs at run time are non-persistent buffers: they
-move with the model, and `state_dict` does not see them.
+the edit without knowing of it.
 
     invariant    y = base.forward(x) + Σ_slots strength · added(x)
-    buffers      rankedit_<slot>_<name>, rankedit_<slot>_strength (0-dim)
+
+All that a forward reads of the edits is one tuple of immutable slots, which it reads once; whoever
+changes it meanwhile publishes another tuple. Their tensors move and are copied with the layer, but
+are no buffers: `state_dict` and DistributedDataParallel, which sends those of one process to all,
+do not see them.
 """
 
 from __future__ import annotations
 
-import copy
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MethodType
 from typing import Any, SupportsIndex
 
@@ -23,110 +27,42 @@ from torch import Tensor, nn
 
 from rankedit.edits import Edit, Factored
 from rankedit.errors import AttachError
-from rankedit.models.geometry import Geometry
+from rankedit.models.asking import stand_in
+from rankedit.models.geometry import Geometry, innermost
+from rankedit.models.slots import Mark, Slot, edited
 
-STRENGTH = "strength"
+_SLOTS = "_rankedit_slots"
+_BASE = "_rankedit_base"
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+# Around every change of slots and weights. Forwards take no lock.
+LOCK = threading.RLock()
 
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """One edit on one layer.
-
-    Attributes:
-        number: distinguishes the slots of a layer; part of the buffers' names.
-        edit: gives the arithmetic; its tensors are never read at run time.
-        layout: where the vectors lie in what the layer reads.
-        rows: first and one past the last output row that the edit adds to.
-        buffers: the layer's buffer for each of the edit's tensors and for the strength, by name.
-        joins: whether the edit's products may be summed into what the layer's own forward gives.
-    """
-
-    number: int
-    edit: Edit
-    layout: Geometry
-    rows: tuple[int, int]
-    buffers: Mapping[str, str]
-    joins: bool
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        """The slot itself: it is immutable, and the copied layer has buffers of its own.
-
-        But for an edit that says itself how it is copied.
-        """
-        if not hasattr(type(self.edit), "__deepcopy__"):
-            return self
-        return replace(self, edit=copy.deepcopy(self.edit, memo))
+# Of classes that can be found by name. Others are made for one layer and must go with it.
+_KEPT: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class EditedProjection(nn.Module):
-    """What `edited_class` puts before a layer's own class."""
+    """What `edited_class` puts before a layer's own class, with a `forward` that adds the edits."""
 
-    _rankedit_slots: tuple[Slot, ...]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the layer's own
-        """The layer's own output and what its edits add to it."""
-        outputs = super().forward(*args, **kwargs)
-        for slot in self._rankedit_slots:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            outputs = self._edited(slot, inputs, outputs)
-        return outputs
-
-    def _edited(self, slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
-        # Read directly: `get_buffer` and attribute access cost more than a small edit itself.
-        own: Any = self._buffers
-        tensors: dict[str, Tensor] = {name: own[buffer] for name, buffer in slot.buffers.items()}
-        # The buffers are beside the weights except under offloading schemes that list a layer's
-        # tensors when they are set up; there they follow the input.
-        if tensors[STRENGTH].device != inputs.device:
-            tensors = {name: tensor.to(inputs.device) for name, tensor in tensors.items()}
-        if slot.joins and outputs.dtype == torch.float32 and type(outputs) is Tensor:
-            return _joined(slot, inputs, outputs, tensors)
-        added = slot.edit.added(slot.layout.to_rows(inputs), tensors)
-        start, stop = slot.rows
-        width = slot.layout.out_features
-        if stop - start != width:
-            added = nn.functional.pad(added, (start, width - stop))
-        added = slot.layout.from_rows(added)
-        if added.dtype == outputs.dtype:
-            return torch.addcmul(outputs, added, tensors[STRENGTH])  # one pass over the output
-        return outputs + (tensors[STRENGTH] * added).to(outputs.dtype)
+    _rankedit_slots: tuple[Slot, ...] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedProjection:  # noqa: FBT001, FBT002
         # Edits compute in float32 whatever the model computes in, so that `model.half()` moves and
         # casts the layer but only moves the edits.
-        names = [name for slot in self._rankedit_slots for name in slot.buffers.values()]
-        held = {name: self.get_buffer(name) for name in names}
-        for name in names:
-            del self._buffers[name]
-        try:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            held = {name: _moved(tensor, fn) for name, tensor in held.items()}
-        finally:
-            self._buffers.update(held)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with LOCK:
+            slots = self._rankedit_slots
+            moved = [{n: _moved(t, fn) for n, t in slot.tensors.items()} for slot in slots]
+            _settle(self, tuple(replace(s, tensors=t) for s, t in zip(slots, moved, strict=True)))
         return self
+
+    def _rankedit_asked(self) -> None:
+        """This is a stand-in that is about to be run, which is no forward of the model."""
+        vars(self)[_SLOTS] = tuple(replace(slot, mark=Mark()) for slot in self._rankedit_slots)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # A dynamic class cannot be found by name; its base can.
-        return _rebuild, (_base_of(type(self)),), self.__dict__
-
-
-def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A plain linear layer's float32 output with the products of an edit summed into it, in place.
-
-    To write what is added and read it again takes longer than to compute it, at small ranks.
-    Nothing else holds that output yet; where gradients are recorded, a copy spares autograd views.
-    """
-    flat = outputs.reshape(-1, outputs.shape[-1])
-    if torch.is_grad_enabled():
-        flat = flat.clone()
-    start, stop = slot.rows
-    part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
-    edit: Any = slot.edit
-    for coefficients, rows in edit.terms(inputs.reshape(-1, inputs.shape[-1]), tensors):
-        part.addmm_(coefficients * tensors[STRENGTH], rows)
-    return flat.view(outputs.shape)
+        return _rebuild, (_bare_class(type(self)),), self.__dict__
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -148,17 +84,64 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
+# -------------------------------------------------------------------------------------- classes
+
+
 def edited_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of `base` whose instances add their edits; one for each base."""
-    if base in _CLASSES:
-        return _CLASSES[base]
-    namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
-    _CLASSES[base] = type(f"Edited{base.__name__}", (EditedProjection, base), namespace)
-    return _CLASSES[base]
+    """The subclass of `base` whose instances add their edits; one for each base.
+
+    Of a parametrised class it is a copy with ours beneath: torch (2.13) writes properties into the
+    class of a parametrised layer, and takes its first base for the class without them.
+    """
+    below = edited_class(base.__bases__[0]) if _is_parametrised(base) else base
+    for cls in (*filter(None, [_KEPT.get(base)]), *below.__subclasses__()):
+        if vars(cls).get(_BASE) is base:
+            return cls
+    if below is not base:
+        return type(base.__name__, (below,), {**_own(base), _BASE: base})
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the layer's own
+        """The layer's own output and what its edits add to it."""
+        # Not `super()`: the class may be taken away while this runs.
+        outputs = base.forward(self, *args, **kwargs)
+        for slot in getattr(self, _SLOTS, ()):
+            outputs = edited(slot, args[0] if args else next(iter(kwargs.values())), outputs)
+        return outputs
+
+    namespace = {"__module__": base.__module__, "__doc__": base.__doc__, "forward": forward}
+    cls = type(f"Edited{base.__name__}", (EditedProjection, base), {**namespace, _BASE: base})
+    if _importable(base):
+        _KEPT[base] = cls
+    return cls
 
 
-def _base_of(cls: type[nn.Module]) -> type[nn.Module]:
-    return next(base for base in cls.__bases__ if base is not EditedProjection)
+def _bare_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class of a layer without edits; undoes `edited_class`, whatever was done to it since."""
+    base: type[nn.Module] | None = vars(cls).get(_BASE)
+    if not _is_parametrised(cls) or not issubclass(cls, EditedProjection):
+        # Sharding after attaching derives a class from ours: then ours stays, with nothing to add.
+        return base or cls
+    if base is not None and _own(cls).keys() == _own(base).keys():
+        return base
+    below = _bare_class(cls.__bases__[0])
+    return type(f"Parametrized{below.__name__}", (below,), _own(cls))
+
+
+def _is_parametrised(cls: type[nn.Module]) -> bool:
+    """Whether torch made the class for one layer, by `torch.nn.utils.parametrize`."""
+    return cls.__name__.startswith("Parametrized") and not _importable(cls)
+
+
+def _own(cls: type[nn.Module]) -> dict[str, Any]:
+    made = ("__dict__", "__weakref__", "__doc__", "__slotnames__", _BASE)  # by Python itself
+    return {name: value for name, value in vars(cls).items() if name not in made}
+
+
+def _importable(cls: type[nn.Module]) -> bool:
+    found: object = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is cls
 
 
 # -------------------------------------------------------------------------------------- the swap
@@ -169,14 +152,14 @@ def slots_of(module: nn.Module) -> tuple[Slot, ...]:
     return module._rankedit_slots if isinstance(module, EditedProjection) else ()
 
 
-def install(
+def made(
     module: nn.Module,
     edit: Edit,
     layout: Geometry,
     rows: tuple[int, int],
     tensors: Mapping[str, Tensor],
 ) -> Slot:
-    """Add an edit to a layer; the layer is as before if anything fails.
+    """A slot for a layer.
 
     Args:
         module: the layer itself, without wrappers.
@@ -185,53 +168,48 @@ def install(
         rows: output rows that the edit adds to.
         tensors: what `edit.bind` gave, with the strength, on the layer's device.
     """
-    present = slots_of(module)
-    number = 1 + max((slot.number for slot in present), default=-1)
-    buffers = {name: f"rankedit_{number}_{name}" for name in tensors}
+    learned = any(tensor.requires_grad for tensor in tensors.values())
+    narrow = any(tensor.dtype != torch.float64 for tensor in tensors.values())
     joins = isinstance(edit, Factored) and _gives_fresh_outputs(module)
-    slot = Slot(number, edit, layout, rows, buffers, joins)
-    try:
-        for name, tensor in tensors.items():
-            module.register_buffer(buffers[name], tensor, persistent=False)
-        _set_slots(module, (*present, slot))
-    except BaseException:
-        remove(module, slot)
-        raise
-    return slot
+    return Slot(Mark(), edit, layout, rows, dict(tensors), joins, learned=learned, narrow=narrow)
 
 
 def _gives_fresh_outputs(module: nn.Module) -> bool:
     """Whether the layer's own forward is torch's, which keeps no hold of its output."""
-    classes = (cls for cls in type(module).__mro__ if cls is not EditedProjection)
-    own = next(vars(cls)["forward"] for cls in classes if "forward" in vars(cls))
-    return own is nn.Linear.forward
+    classes = (vars(cls) for cls in type(module).__mro__ if _BASE not in vars(cls))
+    return next(own["forward"] for own in classes if "forward" in own) is nn.Linear.forward
 
 
-def remove(module: nn.Module, slot: Slot) -> None:
-    """Take one edit out of a layer; after the last one the layer is what it was, class and all."""
-    for name in slot.buffers.values():
-        module._buffers.pop(name, None)
-        module._non_persistent_buffers_set.discard(name)
-    _set_slots(module, tuple(other for other in slots_of(module) if other is not slot))
+def install(module: nn.Module, slot: Slot) -> None:
+    """Add an edit to a layer, or exchange the slot with its mark for this one."""
+    with LOCK:
+        present = slots_of(module)
+        known = any(other.mark is slot.mark for other in present)
+        new = tuple(slot if other.mark is slot.mark else other for other in present)
+        _settle(module, new if known else (*present, slot))
 
 
-def _set_slots(module: nn.Module, slots: tuple[Slot, ...]) -> None:
-    if slots and not isinstance(module, EditedProjection):
-        _swap(module, edited_class(type(module)))
-    # Sharding after attaching derives a class from ours: then ours stays, with nothing to add.
-    if not slots and EditedProjection in type(module).__bases__:
-        _swap(module, _base_of(type(module)))
-    if isinstance(module, EditedProjection):
-        module._rankedit_slots = slots
-    else:
-        module.__dict__.pop("_rankedit_slots", None)
+def remove(module: nn.Module, mark: Mark) -> None:
+    """Take an edit out of a layer, if it is there; after the last one the layer is what it was."""
+    with LOCK:
+        _settle(module, tuple(slot for slot in slots_of(module) if slot.mark is not mark))
 
 
-def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
+def _settle(module: nn.Module, slots: tuple[Slot, ...]) -> None:
+    """Publish slots. Every step may be repeated: after an interrupt, this puts all in order."""
+    cls, present = type(module), isinstance(module, EditedProjection)
+    if bool(slots) != present:
+        cls = edited_class(cls) if slots else _bare_class(cls)
     bound = list(_bound_forwards(module))
-    module.__class__ = cls
+    if slots:
+        vars(module)[_SLOTS] = slots
+    if type(module) is not cls:
+        module.__class__ = cls
     for holder, name in bound:
-        holder.__dict__[name] = MethodType(cls.forward, module)
+        if vars(holder)[name].__func__ is not cls.forward:
+            vars(holder)[name] = MethodType(cls.forward, module)
+    if not slots:
+        vars(module).pop(_SLOTS, None)
 
 
 def _bound_forwards(module: nn.Module) -> Iterator[tuple[Any, str]]:
@@ -245,6 +223,8 @@ def _bound_forwards(module: nn.Module) -> Iterator[tuple[Any, str]]:
         (ref, ("forward", "original_forward")) for ref in getattr(registry, "_fn_refs", ())
     ]
     own = {vars(cls)["forward"] for cls in type(module).__mro__ if "forward" in vars(cls)}
+    known = _KEPT.get(type(module))  # where an interrupt came between the class and its methods
+    own |= {vars(known)["forward"]} if known else set()
     for holder, names in [(module, ("forward", "_old_forward")), *references]:
         for name in names:
             method = vars(holder).get(name)
@@ -268,20 +248,17 @@ def check_reachable(call: str, name: str, module: nn.Module) -> None:
 
 
 @contextmanager
-def suspended(module: nn.Module) -> Iterator[None]:
-    """The bare layer, without its edits, for the length of the block."""
-    slots = slots_of(module)
-    if not isinstance(module, EditedProjection):
-        yield
+def suspended(module: nn.Module) -> Iterator[nn.Module]:
+    """The layer without its edits, to be asked in the block: a stand-in where there can be one."""
+    copy = stand_in(module, innermost(module))
+    if copy is not module or not slots_of(module):
+        vars(copy).pop(_SLOTS, None)
+        yield copy
         return
+    # diffusers' hooks know the layer itself; between their forwards nobody else can run it either.
+    slots = slots_of(module)
     try:
-        module._rankedit_slots = ()
-        yield
+        vars(module)[_SLOTS] = ()
+        yield module
     finally:
-        module._rankedit_slots = slots
-
-
-def scalar(value: float, device: torch.device) -> Tensor:
-    """A 0-dim float32 tensor: changing it in place recompiles nothing, unlike a Python float."""
-    with torch.inference_mode(mode=False):
-        return torch.full((), value, dtype=torch.float32, device=device)
+        vars(module)[_SLOTS] = slots

@@ -20,6 +20,7 @@ from rankedit.errors import AttachError, ProjectionError, ShapeError
 from rankedit.models.geometry import innermost
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import find, named_modules
+from rankedit.models.wrappers import check_additive
 
 Edits: TypeAlias = Mapping[str, Edit | Sequence[Edit]] | Edit | Sequence[Edit]
 
@@ -131,6 +132,8 @@ def _target(
     _check_called(call, name, path, chain)
     target = Target(name, view, edits, _owner(view.module, chain), tuple(chain[1:]))
     _check_whole(call, target)
+    with gathered(target):
+        check_additive(call, name, modules[path], view.layout, edits)
     return target
 
 
@@ -172,11 +175,6 @@ def _check_called(call: str, name: str, path: str, chain: Sequence[nn.Module]) -
     if len(chain) < 2:
         return
     child, parent = path.rpartition(".")[2], chain[1]
-    if isinstance(parent, nn.MultiheadAttention):
-        raise AttachError(
-            f"{call}: {name!r} is never called: nn.MultiheadAttention uses the weights of its "
-            "output projection in a function of its own; edit a layer after the attention instead."
-        )
     for fused, replaced in _REPLACED_BY.items():
         if child in replaced and _runs_fused(parent) and hasattr(parent, fused):
             raise AttachError(
@@ -187,14 +185,21 @@ def _check_called(call: str, name: str, path: str, chain: Sequence[nn.Module]) -
 
 
 def check_run(call: str, target: Target) -> None:
-    """Refuse layers whose weights torch's fused encoder layer reads without calling them.
+    """Refuse layers whose weights torch's attention or encoder layer reads without calling them.
 
-    It does so in eval mode without gradients, which may come after attaching. An edit in the weight
-    acts all the same, so that only what attaches needs this.
+    The encoder does so in eval mode without gradients, which may come after attaching. An edit in
+    the weight acts all the same, so that only what attaches needs this. What other models do is
+    seen when they run, by `rankedit.models.reaching`.
 
     Raises:
-        AttachError: the fused path may be taken.
+        AttachError: the layer is not called, or the fused path may be taken.
     """
+    if isinstance(target.parents[0] if target.parents else None, nn.MultiheadAttention):
+        raise AttachError(
+            f"{call}: {target.name!r} is never called: nn.MultiheadAttention uses the weights of "
+            "its output projection in a function of its own; put a static edit into the weight "
+            "with fuse_, or edit a layer after the attention."
+        )
     if torch.backends.mha.get_fastpath_enabled() and any(map(_has_fast_path, target.parents)):
         raise AttachError(
             f"{call}: {target.name!r} is not called in eval mode: nn.TransformerEncoderLayer then "

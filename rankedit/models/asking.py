@@ -1,0 +1,139 @@
+"""Ask a layer something without touching it: others may be running it, or training it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Integer buffers up to this size count something; larger ones are codes of a packed weight.
+_COUNTERS = 1 << 16
+
+
+def stand_in(module: nn.Module, inner: nn.Module) -> nn.Module:
+    """A copy to ask in a layer's place: whatever a forward does to its modules is done to the copy.
+
+    Parameters are shared, since only optimisers write them. Buffers are copied, since layers that
+    normalise or count write theirs. Wrappers are in evaluation mode; the innermost layer keeps its
+    mode: it has no dropout, but may repack its weight when it first runs in evaluation mode
+    (bitsandbytes 0.50 on a CPU), after which it rounds otherwise.
+
+    Returns:
+        The copy; the module itself where something that wraps its `forward` holds on to it.
+    """
+    copy = object.__new__(type(module))
+    vars(copy).update(vars(module))
+    if isinstance(module, torch.jit.ScriptModule) or not _rebound(copy, module):
+        return module
+    children = {
+        name: child if child is None else stand_in(child, inner)
+        for name, child in module._modules.items()
+    }
+    vars(copy).update(
+        training=module.training and module is inner,
+        _parameters=dict(module._parameters),
+        _buffers={name: _own(tensor) for name, tensor in module._buffers.items()},
+        _modules=children,
+    )
+    prepare: Callable[[], None] | None = getattr(copy, "_rankedit_asked", None)
+    if prepare is not None:
+        prepare()
+    return copy
+
+
+def _rebound(copy: nn.Module, module: nn.Module) -> bool:
+    """Let what stands for the module's `forward` act on the copy; False if it cannot."""
+    for name in ("_old_forward", "forward"):
+        held: Any = vars(module).get(name)
+        if isinstance(held, MethodType) and held.__self__ is module:
+            vars(copy)[name] = MethodType(held.__func__, copy)
+        # accelerate's (1.15), whose hook is told the module that it loads weights into.
+        elif isinstance(held, partial) and hasattr(module, "_hf_hook") and held.args == (module,):
+            vars(copy)[name] = partial(held.func, copy)
+        elif held is not None:
+            return False
+    return True
+
+
+def _own(buffer: Tensor | None) -> Tensor | None:
+    if buffer is None or buffer.is_meta or type(buffer) is not Tensor:
+        return buffer
+    writable = buffer.is_floating_point() or buffer.numel() <= _COUNTERS
+    return buffer.detach().clone() if writable else buffer
+
+
+class _Rows(torch.autograd.Function):
+    """A function's values, with the gradient of its rows and of nothing else that it reads.
+
+    To switch `requires_grad` of a layer's parameters off would cost other threads their graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+        with torch.enable_grad():
+            ctx.rows = rows.detach().requires_grad_()
+            ctx.outputs = function(ctx.rows)
+        return ctx.outputs.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        found = torch.autograd.grad(ctx.outputs, ctx.rows, gradients, retain_graph=True)
+        return found[0], None
+
+
+def no_parameters(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`function(rows)`, differentiable with respect to the rows if they require it."""
+    if rows.requires_grad and torch.is_grad_enabled():
+        found: Tensor = _Rows.apply(rows, function)  # type: ignore[no-untyped-call]
+        return found
+    with torch.no_grad():
+        return function(rows)
+
+
+# -------------------------------------------------------------- weights that only look present
+
+
+@contextmanager
+def loaded(module: nn.Module) -> Iterator[None]:
+    """The weights of a layer in memory, also where diffusers keeps them on disk meanwhile.
+
+    Between forwards of their block such weights have a shape and a device like any others, and hold
+    whatever was in that memory.
+    """
+    with ExitStack() as stack:
+        for group in on_disk(module):
+            stack.callback(group.offload_)
+            group.onload_()
+        yield
+
+
+# References to the class of groups that are no groups of it; under the lock nobody else adds one.
+_idle: dict[type, int] = {}
+_LOCK = threading.RLock()
+
+
+def on_disk(module: nn.Module) -> list[Any]:
+    """Diffusers' groups (0.42) that keep tensors of the module on disk.
+
+    A layer of a block does not know of its group, so that the live ones are looked for; this takes
+    0.1 s, and is left out while nothing but what held it before refers to their class.
+    """
+    with _LOCK:
+        cls = getattr(sys.modules.get("diffusers.hooks.group_offloading"), "ModuleGroup", None)
+        if cls is None or sys.getrefcount(cls) == _idle.setdefault(cls, 0):
+            return []
+        groups = [held for held in gc.get_referrers(cls) if type(held) is cls]
+        _idle[cls] = sys.getrefcount(cls) - len(groups)
+    if not groups:
+        return []
+    own = {id(tensor) for kind in (module.parameters, module.buffers) for tensor in kind()}
+    kept = [group for group in groups if group.offload_to_disk_path is not None]
+    return [group for group in kept if any(id(tensor) in own for tensor in group.tensor_to_key)]

@@ -1,0 +1,129 @@
+"""Whether a model calls the layers whose edits are attached, seen while it runs.
+
+Nothing about a model tells whether it calls a layer: it may hand the weight to a function of its
+own, keep an unused layer in its tree, or have put another in its place since. So that is observed:
+each edit notes that it was reached, and a hook on the model looks at the notes after each call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rankedit.errors import RankeditWarning
+from rankedit.models.slots import Mark
+from rankedit.models.targets import Target
+
+
+class _Observed:
+    """What is known of one edit."""
+
+    def __init__(self, target: Target, mark: Mark) -> None:
+        self.target, self.mark = target, mark
+        self.reached = self.told = False
+        self.around = self.surroundings()
+
+    def surroundings(self) -> list[list[int]]:
+        """The modules around the layer and their children: those of rearranged models differ."""
+        return [list(map(id, part._modules.values())) for part in self.target.parents]
+
+    def passed(self) -> bool:
+        """Whether the edit was reached since this was asked before."""
+        found, self.mark.reached = self.mark.reached, False
+        self.reached |= found
+        return found
+
+
+class Watch:
+    """A forward hook on a model: what its calls did not reach.
+
+    Copies of the hook, in copies of the model, see nothing: they know the layers of the original.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, marked: Sequence[tuple[Target, Mark]] = ()
+    ) -> None:
+        self._model = model
+        self._observed = [_Observed(target, mark) for target, mark in marked]
+        self._ran = False
+
+    def start(self) -> None:
+        """Look on, if there is a model around the layers."""
+        if self._model is not None:
+            self._model.register_forward_hook(self)
+
+    def stop(self) -> None:
+        """Take the hook out, whether or not it got in."""
+        if self._model is not None:
+            discard(self._model, self)
+
+    def __call__(self, _model: nn.Module, _args: object, _output: object) -> None:
+        """The model was called."""
+        first, self._ran = not self._ran, True
+        if torch.compiler.is_compiling():
+            return
+        missed = [one for one in self._observed if not one.passed() and not one.told]
+        if not missed:
+            return
+        moved = [one for one in missed if one.around != one.surroundings()]
+        if moved:
+            for one in moved:
+                one.reached = False
+            self._tell(
+                moved,
+                "the model was rearranged after attaching (its projections were fused, or a "
+                "layer was replaced) and no longer calls what is edited; detach, and attach to "
+                "the layers that it calls now",
+            )
+        elif first and len(missed) == len(self._observed):
+            self._tell(missed, f"{_WHY} in its first call; {_REMEDY}")
+
+    def reached(self) -> dict[str, bool]:
+        """By name, whether the edits of a layer were reached."""
+        names: dict[str, bool] = {}
+        for one in self._observed:
+            name = one.target.name
+            names[name] = names.get(name, False) or one.reached or one.mark.reached
+        return names
+
+    def report(self) -> None:
+        """Warn of edits that were never reached, if the model ran at all."""
+        reached = self.reached()
+        missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
+        if missed and (self._ran or any(reached.values())):
+            self._tell(missed, f"{_WHY} while they were attached; {_REMEDY}")
+
+    def _tell(self, observed: Sequence[_Observed], why: str) -> None:
+        names = list(dict.fromkeys(one.target.name for one in observed))
+        for one in observed:
+            one.told = True
+        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        warnings.warn(
+            f"attach: the edits of {shown} ({len(names)} layers) do nothing: {why}.",
+            RankeditWarning,
+            stacklevel=4,
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Watch:
+        return Watch()
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()
+
+
+_WHY = "the model did not call these layers"
+_REMEDY = (
+    "it may use their weights in a function of its own, or other layers in their place "
+    "(rankedit.probe tells what is called): attach to a layer that is called, or put static edits "
+    "into the weights with fuse_"
+)
+
+
+def discard(model: nn.Module, watch: Watch | None = None) -> None:
+    """Take a watch, or all there are, out of a model's hooks."""
+    for key, hook in list(model._forward_hooks.items()):
+        if hook is watch or (watch is None and isinstance(hook, Watch)):
+            model._forward_hooks.pop(key, None)

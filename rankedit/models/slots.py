@@ -1,0 +1,166 @@
+"""One edit in one layer, and what it does to the layer's output."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.edits import Edit
+from rankedit.errors import AttachError, ShapeError
+from rankedit.models.geometry import Geometry
+
+STRENGTH = "strength"
+
+
+class Mark:
+    """Tells one attached edit from others; forwards note in it that they reached the edit.
+
+    They write it and never read it, so that compiled code does not depend on it.
+    """
+
+    reached = False
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One edit on one layer.
+
+    Attributes:
+        mark: whose slot it is, whatever its tensors are.
+        edit: gives the arithmetic; its tensors are never read at run time.
+        layout: where the vectors lie in what the layer reads.
+        rows: first and one past the last output row that the edit adds to.
+        tensors: the edit's tensors and the strength, by name.
+        joins: whether the edit's products may be summed into what the layer's own forward gives.
+        by_row: names of the tensors that have one row for each entry of a batch.
+        learned: whether any of the tensors requires gradients.
+        narrow: whether any of the tensors is not float64.
+    """
+
+    mark: Mark
+    edit: Edit
+    layout: Geometry
+    rows: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+    joins: bool
+    by_row: tuple[str, ...] = ()
+    learned: bool = False
+    narrow: bool = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        """With tensors of its own. The edit is immutable, but for one that says how to copy it."""
+        copied = hasattr(type(self.edit), "__deepcopy__")
+        return replace(
+            self,
+            mark=copy.deepcopy(self.mark, memo),
+            edit=copy.deepcopy(self.edit, memo) if copied else self.edit,
+            tensors=copy.deepcopy(self.tensors, memo),
+        )
+
+
+def edited(slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """A layer's output with what the edit adds to it."""
+    slot.mark.reached = True
+    tensors = slot.tensors
+    strength = tensors[STRENGTH]
+    if slot.learned:
+        _check_reduced(tensors)
+    # Beside the weights but under offloading schemes; and float64 has to stay float64 where a model
+    # was cast after attaching.
+    if strength.device != inputs.device or (slot.narrow and inputs.dtype == torch.float64):
+        dtype = torch.promote_types(inputs.dtype, strength.dtype)
+        tensors = {name: tensor.to(inputs.device, dtype) for name, tensor in tensors.items()}
+        strength = tensors[STRENGTH]
+    if (
+        slot.joins
+        and not slot.by_row
+        and outputs.dtype == strength.dtype
+        and type(outputs) is Tensor
+    ):
+        return _joined(slot, inputs, outputs, tensors)
+    rows = slot.layout.to_rows(inputs)
+    if slot.by_row:
+        tensors = _aligned(slot, rows, tensors)
+        strength = tensors[STRENGTH]
+    added = slot.edit.added(rows, tensors)
+    start, stop = slot.rows
+    width = slot.layout.out_features
+    if stop - start != width:
+        added = nn.functional.pad(added, (start, width - stop))
+    if strength.ndim:
+        added, strength = added * strength, strength.new_ones(())
+    added = slot.layout.from_rows(added)
+    if added.dtype == outputs.dtype:
+        return torch.addcmul(outputs, added, strength)  # one pass over the output
+    return outputs + (strength * added).to(outputs.dtype)
+
+
+def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A plain linear layer's output with the products of an edit summed into it, in place.
+
+    To write what is added and read it again takes longer than to compute it, at small ranks.
+    Nothing else holds that output yet; where gradients are recorded, a copy spares autograd views.
+    A trace is checked by another one without gradients, which must have the same operations.
+    """
+    flat = outputs.reshape(-1, outputs.shape[-1])
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        flat = flat.clone()
+    start, stop = slot.rows
+    part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
+    edit: Any = slot.edit
+    for coefficients, rows in edit.terms(inputs.reshape(-1, inputs.shape[-1]), tensors):
+        part.addmm_(coefficients * tensors[STRENGTH], rows)
+    return flat.view(outputs.shape)
+
+
+def _aligned(slot: Slot, rows: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, settings `[batch, 1 or n]` placed along the first axis of the inputs."""
+    aligned = dict(tensors)
+    for name in slot.by_row:
+        batch, last = tensors[name].shape
+        if rows.ndim < 2 or rows.shape[0] != batch:
+            raise ShapeError(
+                f"Attachment.set: {name!r} was given {batch} numbers, one for each row of a batch, "
+                f"but the layer reads {list(rows.shape)}: expected [{batch}, ..., in]. Pipelines "
+                "with guidance run the batch twice, unguided rows first: give a number for each."
+            )
+        aligned[name] = tensors[name].reshape(batch, *(1 for _ in rows.shape[2:]), last)
+    return aligned
+
+
+def _check_reduced(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to learn under DistributedDataParallel what it does not average over processes."""
+    wrapper = nn.parallel.DistributedDataParallel._active_ddp_module
+    if wrapper is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    known = {id(tensor) for tensor in wrapper.parameters()}
+    for name, tensor in tensors.items():
+        if any(id(leaf) not in known for leaf in _leaves(tensor)):
+            raise AttachError(
+                f"attach: {name!r} is learned, but is no parameter of the model that "
+                "DistributedDataParallel wraps, so that each process would learn its own. Register "
+                "it with the model before wrapping it (model.register_parameter), or wrap no model "
+                "and average its gradient with torch.distributed.all_reduce."
+            )
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that learn, where this one is computed from them."""
+    if tensor.grad_fn is None:
+        yield from [tensor] if tensor.requires_grad else []
+        return
+    seen: set[object] = set()
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where gradients are accumulated
+            yield node.variable
+        waiting += [function for function, _ in node.next_functions]
