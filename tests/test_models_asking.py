@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from rankedit import AttachError, Metric, Sketch, attach, fingerprint, fuse_, select, solve_edit
-from rankedit.linear_output import linear_output, linear_output_transposed
+from rankedit.linear_outputs import linear_output, linear_output_transposed
 from tests.patching_cases import KINDS, gated, low_rank, residual
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))

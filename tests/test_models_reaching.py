@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rankedit import RankeditWarning, attach, detach_all, fuse_, unfuse_
-from rankedit.linear_output import linear_output
+from rankedit.linear_outputs import linear_output
 from tests.patching_cases import gated, low_rank, residual, state_of
 
 X = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(1))
