@@ -48,8 +48,10 @@ class GramSystem:
         squares = whitened.square().sum(1) + softness
         lengths = torch.where(squares > 0, squares, 1.0).sqrt()
         scaled, soft = whitened / lengths[:, None], softness / lengths.square()
-        lower, info = torch.linalg.cholesky_ex(scaled @ scaled.T + soft.diag())
-        if int(info) == 0 and float(lower.diagonal().square().min()) > _NEARLY:
+        # More equalities than coordinates are dependent: no n x n matrix is made to learn that.
+        few = int((soft == 0).sum()) <= scaled.shape[1]
+        lower = _root(scaled @ scaled.T + soft.diag()) if few else None
+        if lower is not None:
             identity = torch.eye(len(lower)).to(lower)
             transform, remark = torch.linalg.solve_triangular(lower, identity, upper=False), ""
         else:
@@ -90,13 +92,20 @@ class GramSystem:
         )
 
 
+def _root(gram: Tensor) -> Tensor | None:
+    lower, info = torch.linalg.cholesky_ex(gram)
+    well = int(info) == 0 and float(lower.diagonal().square().min()) > _NEARLY
+    return lower if well else None
+
+
 def _transform(scaled: Tensor, soft: Tensor) -> tuple[Tensor, str]:
     # The Gram matrix is never formed here: small singular values would be lost in it.
-    stacked = torch.cat([scaled, soft.sqrt().diag()], 1)
+    # Columns of keys without softness would be zero: with many keys, most of the matrix.
+    stacked = torch.cat([scaled, soft.sqrt().diag()[:, soft > 0]], 1)
     left, values, _ = torch.linalg.svd(stacked, full_matrices=False)
     kept = values > _DEPENDENT * values[0]
     transform = (left[:, kept] / values[kept]).T
-    if not bool(kept.all()):
+    if int(kept.sum()) < len(scaled):
         return transform, "the keys are linearly dependent; their values agree"
     return transform, (
         "the keys are nearly dependent under the metric (smallest singular value of unit keys "

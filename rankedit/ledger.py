@@ -12,7 +12,7 @@ from torch import Tensor
 from rankedit.closed_form import solve_lacking
 from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
-from rankedit.linear_outputs import linear_output, linear_output_transposed
+from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
 from rankedit.metric import Metric
 from rankedit.shapes import Keys, Values, check_rows, describe
 
@@ -119,8 +119,8 @@ class Ledger:
     what it returns depends on its arguments alone.
 
     The layer must be in its original state whenever something is added: the ledger's edit replaces
-    all earlier ones. It notices an edited layer by what it gives for the first and the latest key
-    that were ever entered, and for a random input.
+    all earlier ones. Attached edits are refused, and what was fused since; other changes are
+    noticed by what it gives for the first and the latest key ever entered, and for a random input.
 
     Args:
         layer: module, weight or linear function, unedited; see `solve_edit`.
@@ -172,6 +172,7 @@ class Ledger:
         self._solver = solver
         self._entries: dict[Hashable, _Entry] = {}
         self._witnesses: list[_Witness] = []
+        self._fused = standing_edits(layer).fused
 
     def add(self, name: Hashable, keys: Keys, values: Values) -> None:
         """Enter an edit: `keys [n, in]` are to give `values [n, out]`.
@@ -193,6 +194,7 @@ class Ledger:
     def remove(self, name: Hashable) -> None:
         """Take an edit out, as if it had never been added."""
         self._known("remove", name)
+        self._check_original("remove", attached=False)
         del self._entries[name]
 
     def names(self) -> list[Hashable]:
@@ -284,9 +286,16 @@ class Ledger:
             outputs.detach().to(keys.device).double(),
         )
 
-    def _check_original(self, call: str) -> None:
-        if not all(witness.holds(self._layer) for witness in self._witnesses):
+    def _check_original(self, call: str, *, attached: bool = True) -> None:
+        now, why = standing_edits(self._layer), ""
+        if attached and now.attached:
+            why = f"{len(now.attached)} edits are attached to it"
+        elif now.fused != self._fused:
+            why = "edits were fused or unfused since"
+        # What others change is found by sample, at the keys that are known.
+        elif attached and not all(witness.holds(self._layer) for witness in self._witnesses):
+            why = "it no longer gives what it gave when the last edit was entered"
+        if why:
             raise SolveError(
-                f"Ledger.{call}: the layer no longer gives what it gave when the last edit was "
-                "entered; detach or unfuse edits first, the ledger works on the original layer."
+                f"Ledger.{call}: the layer is not the original one: {why}; detach or unfuse first."
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,19 @@ def _(layer: Tensor, keys: Keys) -> Values:
 def _(layer: nn.Module, keys: Keys) -> Values:
     _know_modules()
     return linear_output(layer, keys)
+
+
+class Standing(NamedTuple):
+    """What this library has put on a layer: each attached edit, and marks of what was fused."""
+
+    attached: tuple[object, ...] = ()
+    fused: tuple[object, ...] = ()
+
+
+@singledispatch
+def standing_edits(layer: object) -> Standing:  # noqa: ARG001 - overloads do
+    """The edits on a layer, as they are noted there: an edit may hide from any probe of outputs."""
+    return Standing()
 
 
 @singledispatch

@@ -488,3 +488,56 @@ def test_float32_weights_at_condition_1e9_meet_the_equality():
     edit = rk.solve_edit(weight, keys, values, rk.Metric.from_matrix(spd(width, 1e9, 1)))
     edited = weight + edit.delta().float()
     assert float((keys @ edited.T - values).norm() / values.norm()) < 1e-5
+
+
+class TestManyKeys:
+    """More equalities than coordinates: met if they can be, refused at once if not."""
+
+    @pytest.mark.parametrize("dim", [1, 8, 64])
+    @pytest.mark.parametrize("soft", [0, 3])
+    def test_values_that_agree_are_met(self, dim, soft):
+        keys, weight = normal(40 * dim + 2, dim, seed=1), normal(3, dim, seed=2)
+        softness = torch.zeros(len(keys))
+        softness[:soft] = 1.0
+        with pytest.warns(rk.RankeditWarning, match="linearly dependent; their values agree"):
+            edit = rk.solve_edit(
+                torch.zeros(3, dim),
+                keys,
+                keys @ weight.T,
+                rk.Metric.identity(dim),
+                softness=softness,
+            )
+        torch.testing.assert_close(edit.delta(), weight, rtol=1e-10, atol=1e-10)
+
+    def test_values_that_do_not_are_refused_without_a_square_matrix(self, monkeypatch):
+        largest = []
+        svd = torch.linalg.svd
+        monkeypatch.setattr(
+            torch.linalg, "svd", lambda x, **o: largest.append(x.numel()) or svd(x, **o)
+        )
+        monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *_: pytest.fail("n x n"))
+        keys, values = normal(2000, 64, seed=1), normal(2000, 3, seed=2)
+        with pytest.raises(rk.SolveError, match="depends linearly on others and asks for a value"):
+            rk.solve_edit(torch.zeros(3, 64), keys, values, rk.Metric.identity(64))
+        assert largest == [2000 * 64]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("bias", [-0.2, 0.0, 0.75])
+def test_a_gate_that_is_open_at_zero_is_no_part_of_the_bias(bias, normalised):
+    """Met beside a gated edit, whatever that adds to the output for zero."""
+    layer, metric = torch.nn.Linear(8, 5), rk.Metric.identity(8)
+    gated = rk.GatedEdit(
+        normal(2, 8, seed=1),
+        10 * normal(2, 5, seed=2),
+        metric,
+        rk.Sigmoid(bias, 0.3),
+        normalised=normalised and bias > 0,
+    )
+    keys, values = normal(3, 8, seed=3).float(), normal(3, 5, seed=4).float()
+    for view in (layer, rk.Projection(layer)):
+        with rk.attach(layer, gated, strength=0.7):
+            edit = rk.solve_edit(view, keys, values, metric)
+            with rk.attach(layer, edit):
+                given = (layer(keys) - layer.bias).detach()
+        torch.testing.assert_close(given, values, rtol=1e-4, atol=1e-4)

@@ -177,7 +177,7 @@ class TestRefusals:
         book.add("a", torch.eye(3)[:1], torch.ones(1, 2))
         weight += book.edit().delta()
         for call in (book.add, book.replace):
-            with pytest.raises(rk.SolveError, match=r"no longer gives what it gave .* detach or"):
+            with pytest.raises(rk.SolveError, match=r"no longer gives what it gave .*; detach or"):
                 call("a" if call == book.replace else "b", torch.eye(3)[1:2], torch.ones(1, 2))
         assert book.names() == ["a"]
 
@@ -187,10 +187,51 @@ class TestRefusals:
         book.add("a", torch.eye(3)[:1], torch.ones(1, 2))
         with rk.attach(layer, book.edit()):
             book.remove("a")
-            with pytest.raises(rk.SolveError, match=r"no longer gives what it gave .* detach or"):
+            with pytest.raises(rk.SolveError, match="1 edits are attached to it; detach or unfuse"):
                 book.add("b", torch.eye(3)[1:2], torch.ones(1, 2))
         book.add("b", torch.eye(3)[1:2], torch.ones(1, 2))
         assert book.names() == ["b"]
+
+    @pytest.mark.parametrize("wrapped", [False, True], ids=["layer", "projection"])
+    def test_an_edit_that_hides_from_every_probe(self, wrapped):
+        """A dead zone: the edit acts at its own key alone, which no earlier key is like."""
+        layer = torch.nn.Linear(8, 2)
+        metric, hidden = rk.Metric.identity(8), torch.eye(8)[7:]
+        gated = rk.GatedEdit(hidden, 10 * torch.ones(1, 2), metric, floor=0.9)
+        book = rk.Ledger(rk.Projection(layer) if wrapped else layer, metric)
+        book.add("a", torch.eye(8)[:1], torch.ones(1, 2))
+        with rk.attach(layer, gated):
+            for call in (book.add, book.replace):
+                with pytest.raises(rk.SolveError, match=r"Ledger\.\w+: .* edits are attached"):
+                    call("a" if call == book.replace else "b", hidden, torch.ones(1, 2))
+            with pytest.raises(rk.SolveError, match="edits are attached to it"):
+                rk.Ledger(layer, metric).add("b", hidden, torch.ones(1, 2))
+        book.add("b", hidden, torch.ones(1, 2))
+        with rk.attach(layer, book.edit()):
+            given = layer(torch.eye(8)[[0, 7]]) - layer.bias
+        torch.testing.assert_close(given.detach(), torch.ones(2, 2))
+
+    def test_fused_edits_are_known_and_not_guessed(self):
+        layer = torch.nn.Linear(8, 2)
+        book = rk.Ledger(layer, rk.Metric.identity(8))
+        book.add("a", torch.eye(8)[:1], torch.ones(1, 2))
+        # zero at every key that the ledger knows, and at its random probe within the tolerance
+        far = rk.LowRank(1e-5 * torch.ones(2, 1), torch.eye(8)[7:])
+        rk.fuse_(layer, far)
+        for call in (lambda: book.add("b", torch.eye(8)[7:], torch.ones(1, 2)),):
+            with pytest.raises(rk.SolveError, match="edits were fused or unfused since; detach"):
+                call()
+        # an undone edit would stay in the weight: taking it out checks as putting it in does
+        with pytest.raises(rk.SolveError, match=r"Ledger.remove: .* fused or unfused since"):
+            book.remove("a")
+        rk.unfuse_(layer)
+        book.remove("a")
+        rk.fuse_(layer, far)  # before the ledger was made: then this is the original
+        again = rk.Ledger(layer, rk.Metric.identity(8))
+        again.add("b", torch.eye(8)[7:], torch.ones(1, 2))
+        rk.unfuse_(layer)
+        with pytest.raises(rk.SolveError, match="fused or unfused since"):
+            again.add("c", torch.eye(8)[6:7], torch.ones(1, 2))
 
     @pytest.mark.parametrize("softness", [-1.0, float("inf"), float("nan"), torch.ones(2)])
     def test_softness_is_one_number(self, softness):

@@ -24,7 +24,7 @@ from rankedit.models.asking import on_disk
 from rankedit.models.fingerprints import content_digest
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
-from rankedit.models.swapping import LOCK, suspended
+from rankedit.models.swapping import FUSED, LOCK, suspended
 from rankedit.models.targets import Edits, Target, resolve
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
@@ -32,7 +32,7 @@ SWALLOWED = 0.05
 # Relative deviation of `keys @ Wᵀ` from the layer's output at which the weight is not what it
 # multiplies by; a bfloat16 layer deviates by 0.004.
 _DEVIATION = 0.02
-_RECORD = "_rankedit_fused"
+_RECORD = FUSED
 
 
 @dataclass(frozen=True, eq=False)

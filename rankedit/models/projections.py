@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.linear_outputs import linear_output, linear_output_transposed
+from rankedit.linear_outputs import (
+    Standing,
+    linear_output,
+    linear_output_transposed,
+    standing_edits,
+)
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.geometry import Geometry, geometry, innermost, is_projection, run
 from rankedit.models.selecting import find, select
+from rankedit.models.slots import STRENGTH
 from rankedit.models.swapping import slots_of
 from rankedit.shapes import Keys, Values, check_rows
 
@@ -124,7 +130,9 @@ class Projection:
             rows = torch.cat([keys * scale, torch.zeros_like(keys[:1])])
             outputs = run(self.module, rows, self.layout)[:, slice(*self.bounds)]
             outputs = outputs.to(keys.device).double()
-            return (outputs[:-1] - outputs[-1:]) / scale
+            # A gate may be open at zero: what an edit adds there is no part of the bias.
+            bias = outputs[-1:] - self._added(rows[-1:]).to(outputs)
+            return (outputs[:-1] - bias) / scale
 
     def outputs_transposed(self, values: Values) -> Keys:
         """`values @ W [n, in]`: the gradient of the layer, or its columns where it has none.
@@ -141,6 +149,16 @@ class Projection:
                 return gradient.to(values.device).double()
             columns = [values.double() @ self.outputs(rows).T for rows in self._identity(values)]
             return torch.cat(columns, dim=1)
+
+    def _added(self, inputs: Tensor) -> Tensor:
+        """What attached edits add to the outputs of this view for inputs `[n, in]`."""
+        total = inputs.new_zeros(len(inputs), self.layout.out_features)
+        for part in self.module.modules():
+            for slot in slots_of(part):
+                strength = slot.tensors[STRENGTH]
+                added = slot.edit.added(inputs.to(strength), slot.tensors) * strength
+                total[:, slice(*slot.rows)] += added.to(total)
+        return total[:, slice(*self.bounds)]
 
     def _scale(self, keys: Keys) -> Tensor:
         """Powers of two `[n, 1]` that bring the largest entry of each key to [1/2, 1).
@@ -177,6 +195,11 @@ def _module_output(layer: nn.Module, keys: Keys) -> Values:
 @linear_output.register(Projection)
 def _view_output(layer: Projection, keys: Keys) -> Values:
     return layer.outputs(keys)
+
+
+@standing_edits.register(Projection)
+def _view_standing(layer: Projection) -> Standing:
+    return standing_edits(layer.module)
 
 
 @linear_output_transposed.register(nn.Module)

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 
 from rankedit.edits import Edit, Factored
 from rankedit.errors import AttachError
+from rankedit.linear_outputs import Standing, standing_edits
 from rankedit.models.asking import stand_in
 from rankedit.models.geometry import Geometry, innermost
 from rankedit.models.slots import Mark, Slot, edited
 
 _SLOTS = "_rankedit_slots"
 _BASE = "_rankedit_base"
+FUSED = "_rankedit_fused"  # where a fused layer keeps what it needs to be restored
 
 # Around every change of slots and weights. Forwards take no lock.
 LOCK = threading.RLock()
@@ -150,6 +152,13 @@ def _importable(cls: type[nn.Module]) -> bool:
 def slots_of(module: nn.Module) -> tuple[Slot, ...]:
     """The edits on a layer, in the order in which they were installed."""
     return module._rankedit_slots if isinstance(module, EditedProjection) else ()
+
+
+@standing_edits.register
+def _(layer: nn.Module) -> Standing:
+    parts = list(layer.modules())
+    fused = (vars(part)[FUSED] for part in parts if FUSED in vars(part))
+    return Standing(tuple(slot for part in parts for slot in slots_of(part)), tuple(fused))
 
 
 def made(
