@@ -176,15 +176,15 @@ def checked_place(name: object, rows: int | None = None) -> str:
     Raises:
         EditFileError: neither, or another number of rows.
     """
-    match = _ROWS.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
+    rows_of = _ROWS.fullmatch(name) if isinstance(name, str) and name[-1:] == "]" else None
+    if rows_of is None:
         return checked_name(name) if name != "" else ""
-    start, stop = int(match["start"]), int(match["stop"])
+    start, stop = int(rows_of["start"]), int(rows_of["stop"])
     if not start < stop or rows not in (None, stop - start):
         raise EditFileError(f"{name!r:.80} must name as many rows as its edit has, {rows}")
-    if match["module"]:
-        checked_name(match["module"])
-    return match[0]
+    if rows_of["module"]:
+        checked_name(rows_of["module"])
+    return rows_of[0]
 
 
 def checked_object(value: object, what: str) -> dict[str, Any]:
