@@ -97,7 +97,8 @@ def _zeros_for_diffusers(edits: Mapping[str, LowRank], layout: Layout) -> dict[s
 
     diffusers 0.42.1 tells the convention of a text encoder's flat names from its output
     projections: without one, queries, keys, values and the text projection alone are an error, and
-    beside an MLP they are dropped without a word. And it knows no rank for a text projection alone.
+    beside an MLP they are dropped (findings/diffusers-drops-text-encoder-loras.sh). And it knows no
+    rank for a text projection alone.
     """
     zeros = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in edits):
