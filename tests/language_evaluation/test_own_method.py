@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -237,6 +238,29 @@ def test_a_method_of_one_s_own_has_a_row_with_its_own_numbers(written, monkeypat
     assert f"{method}, ledger" in page.curves(made.rows.found)
     page.write(made.rows.found, written / "page", None, {"seed": "0"})
     assert method in (written / "page" / "index.html").read_text()
+
+
+def test_the_script_prints_the_tables_and_changes_nothing_else(written, monkeypatch, capsys):
+    made = small_study(written, monkeypatch)
+    spec = importlib.util.spec_from_file_location("script", ROOT / "benchmarks/language.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script.world, "KEPT", written / "kept")
+    monkeypatch.setattr(script.world.World, "open", lambda _folder: made.world)
+    monkeypatch.setattr(script.settings, "TUNED", made.tuned)
+    monkeypatch.setattr(sys, "argv", ["language.py", "--method", METHOD])
+    pages = [ROOT / "docs/language.md", ROOT / "benchmarks/results/language/results.json"]
+    before = [page.read_bytes() for page in pages]
+    script.main()
+    said = capsys.readouterr().out
+    for title in ("One edit at a time", "A batch", "A stream of batches of ten, at its end"):
+        table = said.partition(f"\n{title}\n\n")[2].partition("\n\n")[0]
+        assert f"| {METHOD}" in table
+    kept = sorted(file.stem for file in (written / "kept/rows").iterdir())
+    rows = {f"{kind}-{name}" for kind in ("single", "batch") for name in ("unedited", METHOD)}
+    assert set(kept) == {"trace", *rows, f"stream-{METHOD}"}
+    assert (written / "kept/own/index.html").exists()
+    assert [page.read_bytes() for page in pages] == before
 
 
 def test_rows_follow_the_text_of_the_method_s_module(written):

@@ -13,8 +13,8 @@ import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.methods.inconsistent import inconsistent
 from rankedit_recipes.language.methods.own import Method, imported, method_of, named
-from rankedit_recipes.language.methods.rome import inconsistent
 from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.model.tokens import Tokenizer

@@ -7,9 +7,10 @@ a formula here. `own` makes a method of a function that somebody else wrote.
 from rankedit_recipes.language.methods.alphaedit import ALPHAEDIT
 from rankedit_recipes.language.methods.emmet import EMMET
 from rankedit_recipes.language.methods.encore import ENCORE
+from rankedit_recipes.language.methods.inconsistent import INCONSISTENT
 from rankedit_recipes.language.methods.memit import MEMIT
 from rankedit_recipes.language.methods.r_rome import R_ROME
-from rankedit_recipes.language.methods.rome import INCONSISTENT, ROME
+from rankedit_recipes.language.methods.rome import ROME
 
 METHODS = {
     settings.method: settings for settings in (ROME, R_ROME, MEMIT, ENCORE, EMMET, ALPHAEDIT)

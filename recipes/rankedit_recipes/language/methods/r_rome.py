@@ -4,7 +4,7 @@ Section 4: the mean key over contexts k* in all of `W' = W + (v* − W k*) uᵀ 
 and v* what the projection gives for k* plus the shift found. The rest is ROME.
 
 In this engine keys are consistent by construction, so that ROME is r-ROME; it has a name of its own
-so that tables can have both. The fault that it mends is `methods.rome.INCONSISTENT`.
+so that tables can have both. The fault that it mends is `methods.inconsistent`.
 
 Deviations: those of `methods.rome` that concern C, the search, the block, the learning rate and
 several facts.

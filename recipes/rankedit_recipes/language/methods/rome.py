@@ -13,7 +13,7 @@ Deviations:
 
 * k* is the same in the numerator, in the denominator and in `W k*`, as the paper writes it. The
   published code divides by the bare prompt's key, which makes models collapse (Yang et al., arXiv
-  2406.11263; Gupta et al., arXiv 2403.07175); `INCONSISTENT` is that, for comparison.
+  2406.11263; Gupta et al., arXiv 2403.07175); `methods.inconsistent` is that, for comparison.
 * v* is what the projection gives for k* plus the shift found; in the code for the bare prompt.
 * The search sees the shift as the edit will give it: a context whose key is k gets the part
   `k A k* / k* A k*` of it, not all of it (`through`; False for the published search). Where keys
@@ -26,11 +26,6 @@ Deviations:
 * Several facts are met together: equation 2 with several keys, which is EMMET's equality.
 """
 
-from dataclasses import replace
-
-from torch import Tensor
-
-import rankedit as rk
 from rankedit_recipes.language.settings import Settings
 
 ROME = Settings(
@@ -44,19 +39,3 @@ ROME = Settings(
     clamp=4.0,
     decay=0.01,
 )
-
-INCONSISTENT = replace(ROME, method="rome (inconsistent key)", consistent=False)
-
-
-def inconsistent(key: Tensor, bare: Tensor, lacking: Tensor, metric: rk.Metric) -> rk.LowRank:
-    """The edit of one fact as the published code has it: `r u / u·k₀` for the bare prompt's key k₀.
-
-    Args:
-        key: `[1, in]`, the mean over contexts, of which `u = A k`.
-        bare: `[1, in]`, k₀; where it is far from the mean the edit is far too large.
-        lacking: `[1, out]`, r.
-        metric: what a change costs.
-    """
-    image = metric.solve(key)
-    overlap = image @ bare.double().T
-    return rk.LowRank(lacking.double().T / overlap, image)
