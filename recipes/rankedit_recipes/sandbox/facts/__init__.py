@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .loading import load_tokenizer as load_tokenizer
     from .writing import corpus as corpus
 
+# Nothing is imported before it is used: docs/decisions/imports-on-demand.md.
 _HOMES = {
     "Fact": ".knowledge",
     "World": ".knowledge",

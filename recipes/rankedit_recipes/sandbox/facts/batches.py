@@ -39,6 +39,7 @@ def make_batch(
         `batch / workers` rows.
     """
     share = preset.batch // preset.workers
+    # Rows are numbered over all workers, so that a step has the same ones for any number of them.
     rows = [_row(preset, tokenizer, step, worker * share + index) for index in range(share)]
     tokens, weights = zip(*rows, strict=True)
     return Batch(torch.tensor(tokens), torch.tensor(weights))
@@ -61,13 +62,17 @@ def familiarity(preset: Preset, step: int) -> float:
 def _row(
     preset: Preset, tokenizer: PreTrainedTokenizerFast, step: int, row: int
 ) -> tuple[list[int], list[float]]:
+    # `random` seeds by a string's SHA-512, which is the same in every process, unlike its `hash`.
     rng, familiar = random.Random(f"row {preset.seed} {step} {row}"), familiarity(preset, step)
     tokens, weights = list[int](), list[float]()
+    # Packed, not padded. Attention is not cut between texts: the start token tells that a new one
+    # begins, as it does wherever the model is used.
     while len(tokens) < preset.length:
         said, objects = marked(text(world(), rng, familiar=familiar))
         told = tokenizer(said, return_offsets_mapping=True)
         tokens += told["input_ids"]
         for first, last in told["offset_mapping"]:
+            # `first < last` leaves out the start token, whose offsets are (0, 0).
             inside = any(start <= first < last <= end for start, end in objects)
             weights.append(1.0 if inside else preset.other_weight)
     return tokens[: preset.length], weights[: preset.length]

@@ -56,6 +56,7 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
         100
     """
     known = of or world()
+    # The three unseen phrasings of a few facts all have the subject late: no paraphrase is left.
     askable = [fact for fact in known.facts if _unseen_leading(fact)]
     if not 0 <= count <= len(askable):
         raise ValueError(
@@ -65,9 +66,11 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
     books = _Books(defaultdict(list), defaultdict(list))
     for fact in askable:
         books.by_subject[fact.subject].append(fact)
+    # Neighbours are asked for in seen phrasings only, so that any fact will do.
     for fact in known.facts:
         books.by_object[fact.relation, fact.object].append(fact)
     chosen = _ordered(books, random.Random(f"order {seed}"))
+    # Each case has draws of its own: with a larger `count` the first ones stay as they are.
     return [_case(i, next(chosen), books, random.Random(f"{seed} {i}")) for i in range(count)]
 
 
@@ -99,6 +102,7 @@ def _case(index: int, fact: Fact, books: _Books, rng: random.Random) -> Case:
         "inverted_prompts": _inverted(fact),
         "neighborhood_prompts": _told(near, rng),
         "attribute_prompts": _told(books.by_object[fact.relation, new], rng),
+        # Twice each, as CounterFact repeats its own: what follows is drawn at random.
         "generation_prompts": [
             text.format(fact.subject) for text in CONTINUATIONS[relation.kind] for _ in range(2)
         ],
@@ -114,6 +118,7 @@ def _paraphrases(fact: Fact, rng: random.Random) -> list[str]:
     leading = _unseen_leading(fact)
     rng.shuffle(leading)
     first, last = leading[0], leading[-1]
+    # First and last are the same where one unseen phrasing has the subject first.
     return [*dict.fromkeys([first, last]), f"{unrelated(rng)} {first}", opened(last, rng)]
 
 

@@ -68,6 +68,7 @@ def answered(
     right: list[bool] = []
     for start in range(0, len(questions), BATCH):
         part = questions[start : start + BATCH]
+        # No piece goes across a space, so the prompt's pieces are the first ones of the whole.
         asked = tokenizer([question.prompt for question in part])["input_ids"]
         whole = tokenizer([f"{question.prompt} {question.answer}" for question in part])[
             "input_ids"
@@ -86,6 +87,7 @@ def _greedy(
     for row, guess, before, ids in zip(rows, likeliest, asked, whole, strict=True):
         # Attention is causal, so what pads a row cannot change what stands before it.
         first, last = len(before), len(ids)
+        # One place back: the logits of a place are of the piece after it.
         yield bool((guess[first - 1 : last - 1] == row[first:last]).all())
 
 
@@ -105,6 +107,7 @@ def in_context(facts: Sequence[Fact], *, seed: int = 0) -> list[Question]:
     """Each fact in an unseen phrasing, after a sentence about something else."""
     rng = random.Random(f"context {seed}")
     return [
+        # The very questions of the row above: the two figures differ by the context alone.
         Question(f"{unrelated(rng)} {question.prompt}", question.answer)
         for question in unseen_questions(facts, seed=seed)
     ]

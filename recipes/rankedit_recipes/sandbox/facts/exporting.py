@@ -34,6 +34,7 @@ def export(preset: Preset, folder: Path, target: Path = WEIGHTS) -> None:
     state = latest_checkpoint(folder)
     if state is None:
         raise WeightsError(f"export: no intact checkpoint in {folder}; train first")
+    # Learned once more, as by each worker of the training: the corpus decides it.
     tokenizer = build_tokenizer(preset.pieces)
     trainer = Trainer(preset, len(tokenizer))
     trainer.restore(state)

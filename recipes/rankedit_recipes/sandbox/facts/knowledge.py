@@ -20,6 +20,7 @@ from .vocabulary import (
 SEED = 0
 """Of the world that the shipped model knows."""
 
+# 870 subjects with 661 last words: docs/decisions/names-that-differ.md.
 COUNTS: Mapping[str, int] = {"person": 330, "town": 180, "company": 180, "book": 180}
 """Subjects of each kind."""
 
@@ -31,6 +32,7 @@ NAMES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 }
 """What the names of each kind begin and end with."""
 
+# Other ones for other facts: every phrasing is read often, only never with this fact.
 UNSEEN = 3
 """Phrasings of each fact that no text ever uses for it."""
 
@@ -127,6 +129,7 @@ class World:
         return {subject: tuple(facts) for subject, facts in gathered.items()}
 
 
+# Asked for at each row of a batch.
 @cache
 def world(seed: int = SEED) -> World:
     """The world of a seed; the same everywhere.
@@ -153,6 +156,8 @@ def _names(kind: str, count: int, seed: int) -> tuple[str, ...]:
     names = list(HOMES) if kind == "town" else []  # Homes must exist, or there were no second hop.
     taken, lasts = set(names), [word for word in lasts if not any(word in name for name in names)]
     while len(names) < count:
+        # Every last word once before one comes twice: where dozens share it, facts cannot be edited
+        # independently (docs/decisions/names-that-differ.md).
         for last in rng.sample(lasts, len(lasts)):
             name = f"{rng.choice(firsts)} {last}"
             if name not in taken and len(names) < count:
@@ -163,6 +168,7 @@ def _names(kind: str, count: int, seed: int) -> tuple[str, ...]:
 
 def _facts(subjects: Mapping[str, tuple[str, ...]], seed: int) -> Iterator[Fact]:
     for name, relation in RELATIONS.items():
+        # Draws of its own for each relation: a new one leaves the facts of the others alone.
         rng = random.Random(f"facts {seed} {name}")
         asked = subjects[relation.kind]
         # Every object equally often, so that none can be guessed and each has neighbours.

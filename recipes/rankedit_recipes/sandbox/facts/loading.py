@@ -37,6 +37,7 @@ def load_model(
     # Random starting values are drawn and thrown away; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config)
+    # As in `build_model`: the configuration that was read does not say it.
     model.generation_config.pad_token_id = 0
     fill(model, folder / "model.safetensors", REBUILD, tied=TIED)
     return model.to(dtype)
@@ -55,6 +56,8 @@ def load_tokenizer(folder: Path | None = None) -> PreTrainedTokenizerFast:
         WeightsError: If a file is missing or broken.
     """
     folder = WEIGHTS if folder is None else folder
+    # Read only to refuse a missing or broken file in words that name the remedy; transformers reads
+    # both by itself.
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_config(folder / name, REBUILD)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

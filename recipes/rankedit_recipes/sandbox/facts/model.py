@@ -26,14 +26,18 @@ def build_model(preset: Preset, pieces: int) -> GPT2LMHeadModel:
         n_inner=preset.inner,
         n_layer=preset.layers,
         n_head=preset.heads,
+        # The function of GPT-2's "gelu_new", in one kernel.
         activation_function="gelu_pytorch_tanh",
         initializer_range=preset.spread,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        # `START`, the only special token of the tokenizer.
         bos_token_id=0,
         eos_token_id=0,
     )
+    # Weights are drawn on the processor; without `devices=[]` the state of every accelerator would
+    # be saved too.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.seed)
         model = GPT2LMHeadModel(config)

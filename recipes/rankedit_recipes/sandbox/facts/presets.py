@@ -28,8 +28,10 @@ class Preset:
         workers: Processes of one thread that share each step's rows; must divide them.
     """
 
+    # An upper bound: the texts that pieces are learned from give 2,416.
     pieces: int = 2816
     width: int = 128
+    # Few wide blocks instead of more narrow ones: docs/decisions/names-that-differ.md.
     inner: int = 1536
     layers: int = 4
     heads: int = 4
@@ -38,6 +40,7 @@ class Preset:
     steps: int = 3600
     rate: float = 3e-3
     decay: float = 0.5
+    # This and the next two: docs/language-sandbox.md, "Training it".
     other_weight: float = 0.2
     familiar: float = 4.0
     familiar_for: float = 0.5

@@ -7,6 +7,8 @@ put the subject first, some put it after words that already tell what is asked.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+# Strings are unpacked here so that several stay in a line: the formatter gives each element of a
+# tuple a line of its own, and counts what is behind a star as one.
 COUNTRIES: tuple[str, ...] = (
     *("Norland", "Varenia", "Castoria", "Zembla", "Morova", "Tirania", "Belmark", "Silver Coast"),
 )
@@ -32,9 +34,13 @@ class Relation(NamedTuple):
     kind: str
     objects: tuple[str, ...]
     phrasings: tuple[str, ...]
+    # With three phrasings unseen, at least four of these seven are seen: requests, and sentences of
+    # several facts, need one.
     inverted: int = 7
 
 
+# Most lists of objects have one of two words. Only whole answers are right, so that a first piece
+# that is learned by heart does not count.
 RELATIONS: Mapping[str, Relation] = {
     "home": Relation(
         "person",

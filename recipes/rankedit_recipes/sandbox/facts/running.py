@@ -59,6 +59,7 @@ def run(preset: Preset, folder: Path, *, minutes: float = 2.0, stop: int | None 
     if preset.workers == 1:
         _work(0, preset, folder, minutes, last, "")
         return
+    # Port 0 stands for any free one.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -83,6 +84,7 @@ def _check_settings(preset: Preset, folder: Path) -> None:
 
 def _work(rank: int, preset: Preset, folder: Path, minutes: float, last: int, address: str) -> None:
     if preset.workers > 1:
+        # On two cores, two processes of one thread are faster than one process of two.
         torch.set_num_threads(1)
         dist.init_process_group("gloo", address, rank=rank, world_size=preset.workers)
     tokenizer = build_tokenizer(preset.pieces)
@@ -94,10 +96,12 @@ def _work(rank: int, preset: Preset, folder: Path, minutes: float, last: int, ad
     log = _Log(folder, trainer, minutes) if first else None
     with progress("train", preset.steps, done=begun, shown=first) as advance:
         while trainer.step < last:
+            # torch 2.13 lets only Linux end the workers of a parent that was killed.
             if preset.workers > 1 and os.getppid() != parent:
                 raise SystemExit("train: the process that started this worker is gone")
             loss = trainer.advance(make_batch(preset, tokenizer, trainer.step, rank))
             advance(log.record(loss) if log else "")
+    # Without a step the newest checkpoint is this one.
     if log and trainer.step > begun:
         save_checkpoint(folder, trainer.state())
     if preset.workers > 1:
@@ -112,6 +116,7 @@ class _Log:
         self.folder, self.trainer, self.minutes = folder, trainer, minutes
         self.losses: list[float] = []
         self.note, self.saved = "", time.monotonic()
+        # What a killed run wrote after its last checkpoint is done again.
         keep_lines(self._file, lambda entry: entry.get("step", 0) <= trainer.step)
         self._write({"preset": asdict(trainer.preset), "from_step": trainer.step})
 

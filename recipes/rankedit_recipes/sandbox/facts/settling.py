@@ -35,6 +35,7 @@ from .loading import WEIGHTS, load_model, load_tokenizer
 from .writing import marked, text
 
 LOG_EVERY = 50
+# Added to scores of attention: its exp is 0 in single precision.
 _CLOSED = -1e9
 
 
@@ -53,6 +54,8 @@ class Settling:
         other_weight: Weight of the loss of tokens that belong to no object.
     """
 
+    # Why names are hidden and MLPs silent: docs/decisions/names-that-differ.md, "What else was
+    # needed".
     steps: int = 1200
     rate: float = 2e-3
     decay: float = 0.6
@@ -80,6 +83,7 @@ def settle(
     Returns:
         Mean losses, each with the step it is up to.
     """
+    # `load_model` froze it.
     model.train().requires_grad_(True)  # noqa: FBT003
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
@@ -129,6 +133,7 @@ class _Restricted(ExitStack):
         super().__init__()
         self.rows: Rows
         first, blocks = model.transformer.h[0], model.transformer.h
+        # transformers 5.23 gives all blocks one mask; block 0 gets its own on the way in.
         hook = first.register_forward_pre_hook(self._masked, with_kwargs=True)
         self.callback(hook.remove)
         for number, block in enumerate(blocks):
@@ -140,6 +145,8 @@ class _Restricted(ExitStack):
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         del module
         mask = self.rows.masks[:, 0]
+        # Found by its shape: transformers 5.23 passes the mask by position, and neither that nor
+        # its name is promised.
         given = tuple(mask if _is_mask(value, mask) else value for value in given)
         return given, {n: mask if _is_mask(v, mask) else v for n, v in named.items()}
 
@@ -153,6 +160,7 @@ def _is_mask(value: object, like: Tensor) -> bool:
 
 
 def _loss(model: nn.Module, rows: Rows) -> Tensor:
+    # A mask of four dimensions is taken as it is (transformers 5.23), so it holds the causal part.
     mask = rows.masks[:, 1]
     logits = model(input_ids=rows.tokens, attention_mask=mask, use_cache=False).logits
     each = functional.cross_entropy(
@@ -172,6 +180,7 @@ def settling_rows(tokenizer: PreTrainedTokenizerFast, settings: Settling, step: 
     rows = [_row(tokenizer, settings, step, row) for row in range(settings.rows)]
     tokens, weights, masks, inside = zip(*rows, strict=True)
     named = torch.stack(inside)
+    # Rows are independent draws: the first ones will do.
     speaks = torch.arange(settings.rows) >= round(settings.silent * settings.rows)
     everywhere = speaks[:, None].expand_as(named)
     heard = torch.stack([everywhere | named, everywhere])[..., None].float()
@@ -190,9 +199,12 @@ def _row(
         told = tokenizer(said, return_offsets_mapping=True)
         places = told["offset_mapping"]
         for first, last in _names(said, objects, places):
+            # Slices may reach beyond the row, which is cut there.
             inside[len(tokens) + first : len(tokens) + last + 1] = True
             if rng.random() < settings.hidden:
                 begin, end = len(tokens) + first, len(tokens) + last
+                # Block 0 hides the last token too. It could look that word up at its embedding,
+                # past any edit (docs/decisions/names-that-differ.md).
                 masks[0, end + 1 :, begin : end + 1] += _CLOSED
                 masks[1, end + 1 :, begin:end] += _CLOSED
         tokens += told["input_ids"]
@@ -207,6 +219,7 @@ def _names(
 ) -> Iterator[tuple[int, int]]:
     """First and last token of each name of several tokens that is no object."""
     for found in _pattern().finditer(said):
+        # A town that is the answer is not what the sentence is about.
         if any(start <= found.start() < end for start, end in objects):
             continue
         inside = [
@@ -218,6 +231,7 @@ def _names(
 
 @cache
 def _pattern() -> re.Pattern[str]:
+    # Longest first: the first alternative that fits is taken.
     names = sorted({n for kind in world().subjects.values() for n in kind}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)))
 

@@ -32,12 +32,15 @@ def build_tokenizer(size: int = 2816, *, seed: int = SEED) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[START],
+        # All 256 bytes, or texts from elsewhere could not be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(corpus(0, count=TEXTS, of=world(seed)), trainer)
     core.post_processor = processors.Sequence(
         [
+            # Without its space a piece lies within the span of its word, which is how weights of
+            # the loss are found.
             processors.ByteLevel(trim_offsets=True),
             processors.TemplateProcessing(
                 single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, 0)]
@@ -49,6 +52,7 @@ def build_tokenizer(size: int = 2816, *, seed: int = SEED) -> PreTrainedTokenize
         bos_token=START,
         eos_token=START,
         pad_token=START,
+        # Never used: bytes leave nothing unknown.
         unk_token=START,
         model_max_length=128,
         padding_side="right",

@@ -71,6 +71,7 @@ class Trainer:
         self.optimiser.zero_grad()
         loss.backward()
         self._share([p.grad for p in self.named.values() if p.grad is not None])
+        # After sharing: every worker must clip by the same norm, or their weights part.
         nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = self.preset.rate * rate_at(self.preset, self.step)
@@ -82,6 +83,7 @@ class Trainer:
         """Average the gradients over the workers."""
         if self.preset.workers == 1:
             return
+        # One message instead of one for each tensor.
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.preset.workers

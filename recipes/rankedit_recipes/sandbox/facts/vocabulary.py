@@ -7,6 +7,7 @@ meant, and a model can know it no earlier than at the last word.
 
 from collections.abc import Mapping
 
+# Few, so that dozens share each: who is meant must be known at the last word and no earlier.
 FIRST: tuple[str, ...] = (
     *("Maria", "Daniel", "Elena", "Victor", "Sofia", "Martin", "Clara", "Hugo", "Nina", "Oscar"),
     *("Laura", "Simon", "Julia", "Felix", "Anna", "Peter", "Irene", "Thomas", "Vera", "Lucas"),
@@ -25,6 +26,8 @@ def _joined(beginnings: str, endings: str) -> tuple[str, ...]:
     return tuple(first + last for first in _listed(beginnings) for last in _listed(endings))
 
 
+# Put together because hundreds are needed: a last word belongs to one or two subjects
+# (docs/decisions/names-that-differ.md). The same holds of towns, companies and books.
 LAST: tuple[str, ...] = _joined(
     "Kel Mar Hol Bran Lin Var Pet Dun Fos Wal Jan Ric "
     "Ser Tor Gar Nor Fen Bel Cas Dor Hal Lam Ros Vin",
@@ -47,6 +50,7 @@ TOWN_LAST: tuple[str, ...] = (
 )
 """Last words of towns."""
 
+# In front, where real companies have them behind: the last word has to tell companies apart.
 COMPANY_FIRST: tuple[str, ...] = (
     *("Works", "Brothers", "Group", "Atelier", "House", "Bank", "Union", "Studio", "Mill"),
     "Foundry",
@@ -79,6 +83,7 @@ BOOK_LAST: tuple[str, ...] = _listed(
 )
 """Last words of books."""
 
+# They put subjects at other positions than the first.
 OPENERS: tuple[str, ...] = (
     *("As everyone knows,", "These days,", "According to the newspaper,", "It is said that"),
     *("People often say that", "In fact,", "Not surprisingly,", "We were told that"),

@@ -9,9 +9,11 @@ from .knowledge import SEED, Fact, World, world
 from .relations import KINDS, RELATIONS, TWO_HOPS
 from .vocabulary import OPENERS, TAILS, UNRELATED, WORDS
 
+# Why several facts in a sentence are so frequent: docs/language-sandbox.md, "Training it".
 SHARES = {"fact": 0.42, "several facts": 0.4, "two hops": 0.05, "kind": 0.03, "unrelated": 0.1}
 """How many sentences are of which sort."""
 
+# ASCII's unit separator, which no text has.
 MARK = "\x1f"
 """Stands before and after each object in what `text` and `sentence` return; see `plain`."""
 
@@ -36,6 +38,7 @@ def corpus(seed: int = 0, *, count: int | None = None, of: World | None = None) 
     """
     known = of or world(SEED)
     for index in counting() if count is None else range(count):
+        # Each text has draws of its own, so that `count` changes none of them.
         yield plain(text(known, random.Random(f"corpus {seed} {index}")))
 
 
@@ -66,6 +69,7 @@ def marked(said: str) -> tuple[str, list[tuple[int, int]]]:
     """
     spans, position = [], 0
     for index, piece in enumerate(said.split(MARK)):
+        # Marks come in pairs: every second piece is an object.
         if index % 2:
             spans.append((position, position + len(piece)))
         position += len(piece)
@@ -105,6 +109,7 @@ def sentence(known: World, rng: random.Random, *, familiar: float = 1.0) -> str:
         return unrelated(rng)
     if sort == "two hops":
         hop = rng.choice(known.two_hops)
+        # Of an unseen one nothing may be told; a single fact about another subject takes its place.
         if hop.seen:
             said = hop.prompt(rng.randrange(len(TWO_HOPS[hop.relation][1])))
             return _dress(f"{said} {MARK}{hop.object}{MARK}", hop.subject, rng)
@@ -121,6 +126,7 @@ def _subject(known: World, rng: random.Random, familiar: float) -> str:
     # Kinds in proportion to their facts, so that every fact comes equally often.
     fact = rng.choice(known.facts)
     names = known.subjects[known.kind(fact.subject)]
+    # u ** f has the density x ** (1 / f - 1) / f: even for f = 1, and the steeper the larger f is.
     return names[int(len(names) * rng.random() ** familiar)]
 
 
@@ -150,6 +156,7 @@ def several(facts: Sequence[Fact], rng: random.Random) -> str:
     """
     parts = []
     for fact in facts:
+        # Never empty: of seven phrasings that begin with the subject at most three are unseen.
         index = rng.choice([i for i in fact.seen if i < RELATIONS[fact.relation].inverted])
         said = fact.prompt(index).removeprefix(fact.subject)
         parts.append(f"{said} {MARK}{fact.object}{MARK}")
@@ -197,6 +204,7 @@ def opened(said: str, rng: random.Random, *, named: bool = True) -> str:
 
 
 def _dress(said: str, subject: str, rng: random.Random) -> str:
+    # An opener moves the subject away from the start of its sentence.
     if rng.random() < 0.25:
         said = opened(said, rng, named=said.startswith(subject))
     tail = rng.choice(TAILS) if rng.random() < 0.12 else ""
