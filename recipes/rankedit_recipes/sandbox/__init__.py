@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .images.loading import pipeline as pipeline
     from .images.loading import world_clip as world_clip
 
+# Nothing is imported before it is used: docs/decisions/imports-on-demand.md.
 _HOMES = {
     "Concept": ".images.concepts",
     "Photo": ".images.concepts",

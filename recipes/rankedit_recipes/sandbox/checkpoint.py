@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+# Two, so that there is one to go on from where the newest is broken.
 KEPT = 2
 """Checkpoints that stay; older ones are removed."""
 
@@ -41,6 +42,8 @@ def write_text(file: Path, text: str) -> None:
         file: The file.
         text: Its new content.
     """
+    # In the same folder, since a rename is atomic within one file system only; with the process's
+    # number, so that two writers do not share it.
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     with scratch.open("w") as stream:
         stream.write(text)
@@ -61,6 +64,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     save_file({k: v.contiguous() for k, v in tensors.items()}, scratch, {"format": "pt"})
+    # Synced before it is renamed: after a power cut the name must not stand for bytes that never
+    # reached the disk.
     with scratch.open("rb+") as stream:
         os.fsync(stream.fileno())
     digest = sha256(scratch)
@@ -125,8 +130,11 @@ def restore_tensors(
         parameter.copy_(tensors[f"weight.{name}"])
         moments: dict[str, Tensor] = {}
         for moment in ("step", "exp_avg", "exp_avg_sq"):
+            # Adam has no moments before its first step, and neither has a checkpoint of step 0.
             stored = tensors.get(f"{moment}.{name}")
             if stored is not None:
+                # Files keep no strides: a moment gets those of its parameter again, such as
+                # channels_last.
                 like = stored if moment == "step" else torch.empty_like(parameter).copy_(stored)
                 moments[moment] = like
         if moments:
@@ -146,11 +154,14 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{state.step:08d}.safetensors"
     digest = write_tensors(file, state.tensors)
+    # The note comes last. A file without one does not count, so that a kill in between leaves the
+    # checkpoint before this one.
     write_text(file.with_suffix(".json"), json.dumps({"step": state.step, "sha256": digest}))
     # Files of later steps are broken, or the run would have begun there: they must not push this
     # one out.
     known = [other for other in sorted(folder.glob("step-*.safetensors")) if other <= file]
     for old in known[:-KEPT]:
+        # The note goes first: what a kill leaves is then passed over, and removed the next time.
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return file
@@ -174,6 +185,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         try:
             with safe_open(file, framework="pt") as stored:
+                # `safe_open` is no mapping and no iterator (safetensors 0.8), hence `keys()`.
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except SafetensorError:
             continue

@@ -59,9 +59,11 @@ def compare(
     # Read before anything is measured: a broken folder must not be found out after an hour.
     pipes = {_name(folder): _opened(folder) for folder in folders}
     finder, model = attribute_judge(), identity_embedding()
+    # Of drawn pictures only, hence the same for all pipelines and measured once.
     judges, found = judge_figures(finder, count), {}
     for name, pipe in pipes.items():
         denoiser = pipe.transformer if isinstance(pipe, JointPipeline) else pipe.unet
+        # `sample_size` is told in latent cells.
         size = denoiser.config.sample_size * pipe.vae.config.patch
         figures = judges + identity_figures(model, pipe.vae, count, size)
         if generator:

@@ -17,6 +17,9 @@ def part_of_peak(step: int, steps: int, *, rise: int, decay: float) -> float:
         >>> part_of_peak(750, 1000, rise=50, decay=0.5)
         0.5
     """
+    # Not step / rise: the first step would change nothing.
     up = (step + 1) / min(rise, max(1, steps // 10))
+    # Level and then straight down, no cosine: as long as it is level the rate does not depend on
+    # the end, which can then be set later (docs/decisions/skins-told-in-full.md).
     down = (steps - step) / max(1.0, decay * steps)
     return max(0.0, min(1.0, up, down))

@@ -78,6 +78,7 @@ def read_config(file: Path, rebuild: str) -> dict[str, object]:
     check_there(file, rebuild)
     try:
         settings: dict[str, object] = json.loads(file.read_text())
+    # Broken JSON and bytes that are no UTF-8 are both ValueErrors.
     except ValueError as error:
         raise broken(file, error, rebuild) from error
     return settings
@@ -97,12 +98,14 @@ def fill(module: nn.Module, file: Path, rebuild: str, *, tied: Collection[str] =
     """
     weights = read_weights(file, rebuild)
     own = {name: value for name, value in module.state_dict().items() if name not in tied}
+    # Compared here: `load_state_dict` would list every name, and no remedy.
     wanted = {name: tuple(value.shape) for name, value in own.items()}
     if wanted != {name: tuple(value.shape) for name, value in weights.items()}:
         raise WeightsError(
             f"sandbox: {file} is corrupt: it holds {len(weights)} tensors that are not the "
             f"{len(wanted)} of a {type(module).__name__}; rebuild it with `{rebuild}`"
         )
+    # Nothing but second names can be missing by now; transformers writes a tied tensor once.
     module.load_state_dict(weights, strict=not tied)
     module.eval().requires_grad_(requires_grad=False)
 

@@ -12,6 +12,8 @@ from .images.loading import JUDGES
 from .images.presets import PRESETS
 from .images.run import Run, run
 
+# What the model is (widths, patches, kinds of captions) is said by presets alone, but for the
+# length of texts, in which text encoders of `--preset joint` may differ.
 CHANGEABLE = ("steps", "decay", "rate", "single_steps", "pairs", "seed", "workers", "length")
 
 
