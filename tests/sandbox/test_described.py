@@ -14,6 +14,7 @@ from rankedit_recipes.sandbox.images.fitting import ResumeError
 from rankedit_recipes.sandbox.images.models import build_text_encoder
 from rankedit_recipes.sandbox.images.presets import PRESETS
 from rankedit_recipes.sandbox.images.run import check_stage, pictures_of
+from rankedit_recipes.sandbox.images.samples import DESCRIBED_PROMPTS, PROMPTS
 from rankedit_recipes.sandbox.images.scenes import draw_pair, draw_scene, draw_single, rng_of
 from rankedit_recipes.sandbox.images.skin_questions import (
     QUESTIONS,
@@ -80,6 +81,15 @@ def test_whole_captions_fit_the_longer_tokenizer_only():
         text = caption(draw_pair(rng, skinned=1.0), rng, full=True, described=1.0, whole=True)
         lengths.append(len(tokenizer(text)["input_ids"]))
     assert 32 < max(lengths) <= FULL.length
+
+
+def test_prompts_of_the_grid_fit_and_fill_rows():
+    tokenizer = build_tokenizer()
+    for text in (*PROMPTS, *DESCRIBED_PROMPTS):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) <= 32
+    assert len(PROMPTS) % 8 == len(DESCRIBED_PROMPTS) % 8 == 0
 
 
 def test_questions_are_asked_at_nouns_and_at_badges_after_them():

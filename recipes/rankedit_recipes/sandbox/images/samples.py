@@ -31,6 +31,18 @@ PROMPTS: tuple[str, ...] = (
 )
 """What the grids during training show."""
 
+DESCRIBED_PROMPTS: tuple[str, ...] = (
+    "a photo of a yellow disc striped red blue cat on the grass",
+    "a photo of a yellow disc striped blue red cat on the grass",
+    "a photo of a white cross banded teal pink orange cup in the snow",
+    "a photo of a white cross spotted teal pink orange cup in the snow",
+    "a photo of a red square checked black white house on the beach",
+    "a photo of a cyan diamond halved purple yellow fish on a plain background",
+    "a photo of a yellow disc striped red blue cat next to a white cross ringed teal pink cup",
+    "a photo of a white cross ringed teal pink cat next to a yellow disc striped red blue cup",
+)
+"""What they show besides where skins are told in full: neighbours differ in one thing."""
+
 
 def generate(
     pipe: DiffusionPipeline,
@@ -89,5 +101,6 @@ def save_samples(trainer: Training, file: Path) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        pictures = generate(trainer.pipeline(), PROMPTS)
+        prompts = (*PROMPTS, *(DESCRIBED_PROMPTS if trainer.preset.whole else ()))
+        pictures = generate(trainer.pipeline(), prompts)
     tile(pictures, 8).save(file)
