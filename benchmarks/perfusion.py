@@ -24,7 +24,8 @@ from personalisation.promises import FIGURES, GATES, Promises
 from personalisation.telling import tables
 from personalisation.world import Plan, World
 from rankedit_recipes import sandbox
-from rankedit_recipes.perfusion.commands.opening import SANDBOX, open_config
+from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.perfusion.commands.opening import open_config
 from rankedit_recipes.perfusion.locks import PRESETS
 from rich.console import Console
 from rich.table import Table

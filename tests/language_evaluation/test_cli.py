@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.language import load_statistics, locate, read_requests, settings
 from rankedit_recipes.language.commands import cli
 from rankedit_recipes.language.commands.configuring import changed, from_pairs, from_toml, to_toml
@@ -54,7 +55,7 @@ def run(*arguments, fails=None):
     result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
     if fails is not None:
         assert result.exit_code != 0
-        assert isinstance(result.exception, LanguageError), result.output
+        assert isinstance(result.exception, rk.RankeditError), result.output
         assert re.search(fails, str(result.exception)), result.exception
         return ""
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -80,7 +81,7 @@ def test_edit_writes_a_file_that_attaches(folder, tmp_path, method):
     edits = dict(rk.load(tmp_path / "e.safetensors"))
     assert list(edits) == ["transformer.h.1.mlp.c_proj"]
     assert edits["transformer.h.1.mlp.c_proj"].rank == 3
-    opened = open_model(str(folder / "model"), device="cpu")
+    opened = open_model(ModelChoice(str(folder / "model"), device="cpu"))
     ids = torch.tensor([opened.tokenizer("anna plays the")["input_ids"]])
     with torch.no_grad():
         before = opened.model(input_ids=ids).logits
@@ -94,7 +95,7 @@ def test_lora_and_fused_model_do_what_the_edits_do(folder, tmp_path):
            "--fuse", tmp_path / "fused")  # fmt: skip
     from peft import PeftModel
 
-    tok = open_model(str(folder / "model"), device="cpu").tokenizer
+    tok = open_model(ModelChoice(str(folder / "model"), device="cpu")).tokenizer
     ids = torch.tensor([tok("anna plays the")["input_ids"]])
 
     def logits(model):
@@ -125,13 +126,13 @@ def test_dry_run_writes_nothing(folder, tmp_path):
 
 
 def test_layers_by_pattern_and_limit(folder, tmp_path):
-    edited(folder, tmp_path / "e.safetensors", "--layers", "*.2.mlp.c_proj", "--limit", "1")
+    edited(folder, tmp_path / "e.safetensors", "--layers", "*.2.mlp.c_proj", "--count", "1")
     edits = dict(rk.load(tmp_path / "e.safetensors"))
     assert {name: edit.rank for name, edit in edits.items()} == {"transformer.h.2.mlp.c_proj": 1}
 
 
 def test_layers_by_a_trace_of_the_requests(folder, tmp_path):
-    opened = open_model(str(folder / "model"), device="cpu")
+    opened = open_model(ModelChoice(str(folder / "model"), device="cpu"))
     requests = read_requests(folder / "facts.jsonl")
     (block,) = locate(opened.model, opened.tokenizer, requests, own=True, progress=False)
     where = f"transformer.h.{block}.mlp.c_proj"
@@ -143,7 +144,7 @@ def test_layers_by_a_trace_of_the_requests(folder, tmp_path):
     edited(folder, tmp_path / "f.safetensors", "--layers", "traced", "--stream", stream)
     assert list(rk.load(tmp_path / "f.safetensors")) == [where]
     run("stats", folder / "text.txt", "--model", folder / "model", "--layers", "traced",
-        fails="layers='traced' needs requests to trace")  # fmt: skip
+        fails="'traced' is for `rankedit language edit`")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- streams
@@ -152,10 +153,10 @@ def test_layers_by_a_trace_of_the_requests(folder, tmp_path):
 def test_a_stream_from_adding_to_undoing(folder, tmp_path):
     stream = tmp_path / "stream"
     said = edited(folder, tmp_path / "all.safetensors", "--stream", stream)
-    assert "3 added, 0 were there already" in said
+    assert "3 added, 0 there already" in said
     assert f"{stream}: 3 facts" in said
     again = edited(folder, tmp_path / "again.safetensors", "--stream", stream)
-    assert "0 added, 3 were there already" in again
+    assert "0 added, 3 there already" in again
 
     listed = run("list", stream)
     assert "3 facts by memit" in listed
@@ -201,7 +202,7 @@ def test_contradictions_are_reported_before_anything_is_written(folder, tmp_path
         "edit", folder / "other.jsonl", "--model", folder / "model", "--stream", stream,
         "--statistics", folder / "stats.safetensors", "--out", tmp_path / "o.safetensors",
     ]  # fmt: skip
-    run(*arguments, fails="1 requests are about what the stream has already: 'a' and 'a'")
+    run(*arguments, fails="1 request about what the stream has already: 'a' and 'a'")
     assert (stream / "stream.json").read_text() == manifest
     said = run(*arguments, "--replace")
     assert "replaced: anna plays the → violin, now flute" in said
@@ -230,8 +231,8 @@ def test_evaluate_prints_definitions_and_writes_a_report(folder, tmp_path, monke
 
 
 def test_evaluate_without_edits_is_of_the_model(folder):
-    said = run("evaluate", folder / "facts.jsonl", "--model", folder / "model", "--limit", "1")
-    assert "unedited, 1 cases" in said
+    said = run("evaluate", folder / "facts.jsonl", "--model", folder / "model", "--count", "1")
+    assert "unedited, 1 case" in said
     assert "locality" not in said
 
 
@@ -249,7 +250,7 @@ def test_stats_say_whether_the_text_sufficed(folder, tmp_path):
     )  # fmt: skip
     assert "effective rank" in said
     assert "use more text" in said
-    opened = open_model(str(folder / "model"), device="cpu")
+    opened = open_model(ModelChoice(str(folder / "model"), device="cpu"))
     found = load_statistics(tmp_path / "one.safetensors", opened.model, opened.tokenizer)
     assert list(found) == ["transformer.h.1.mlp.c_proj"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["one.safetensors"]
@@ -324,10 +325,10 @@ def test_wrong_files_of_settings_are_named(tmp_path):
 
 
 def test_what_cannot_be_opened_is_named(tmp_path):
-    with pytest.raises(LanguageError, match="dtype must be one of float32"):
-        open_model("sandbox", dtype="float8")
+    with pytest.raises(rk.RankeditError, match="--dtype must be one of float32"):
+        open_model(ModelChoice(dtype="float8"))
     with pytest.raises(LanguageError, match=r"the model '.*' cannot be opened"):
-        open_model(str(tmp_path / "nothing"))
+        open_model(ModelChoice(str(tmp_path / "nothing")))
     with pytest.raises(LanguageError, match="give a file of requests; only the sandbox"):
         open_cases([], "gpt2")
     with pytest.raises(LanguageError, match="give texts, as files of one text on each line"):

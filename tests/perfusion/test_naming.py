@@ -12,7 +12,7 @@ from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import second_moment
 from rankedit_recipes.diffusion.words import embedding_of
-from rankedit_recipes.perfusion.commands import opening, tasks
+from rankedit_recipes.perfusion.commands import opening, pictures
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
@@ -129,10 +129,10 @@ def test_a_lock_that_is_asked_for_holds_learned_keys_too(pipe):
 def test_a_prompt_that_leaves_the_category_out_is_warned_of():
     phrases = {"<bean>": "<bean> cat", "<mug>": "<mug>"}
     with pytest.warns(rk.RankeditWarning, match="say '<bean> cat' in 'a <bean> and a <mug>'"):
-        tasks.check_prompts(["a <bean> and a <mug>"], phrases)
+        pictures.check_prompts(["a <bean> and a <mug>"], phrases)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tasks.check_prompts(["a <bean> cat and a <mug>"], phrases)
+        pictures.check_prompts(["a <bean> cat and a <mug>"], phrases)
 
 
 def test_the_sandbox_has_settings_of_its_own(tmp_path):

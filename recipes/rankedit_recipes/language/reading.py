@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.references import References
 from rankedit_recipes.language.requests import Case, Request
@@ -56,9 +57,9 @@ def read_cases(path: str | PathLike[str], *, references: References | None = Non
     if wrong:
         more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         listed = "".join(f"\n  {text}" for text in wrong[:_SHOWN])
+        records = counted(len(wrong), "record")
         raise LanguageError(
-            f"read_cases: '{path}' has {len(wrong)} records that cannot be used; mend or remove "
-            f"them:{listed}{more}"
+            f"read_cases: '{path}' has {records} that cannot be used; mend or remove:{listed}{more}"
         )
     if not cases:
         raise LanguageError(f"read_cases: '{path}' is empty; one JSON record on each line.")

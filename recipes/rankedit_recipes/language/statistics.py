@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 import rankedit as rk
+from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.layers import Layers, all_blocks, blocks_at
 from rankedit_recipes.language.model.running import embedding_device
@@ -62,9 +63,9 @@ class Statistics(dict[str, rk.SecondMoment]):
         few = [name for name, moment in self.items() if moment.count < wanted[name]]
         if few:
             most = max(wanted[name] for name in few)
+            which = counted(len(few), "projection has", "projections have")
             return (
-                f"{len(few)} projections have fewer than ten tokens per input: use more text, at "
-                f"least {most:,} tokens."
+                f"{which} fewer than ten tokens per input: use more text, at least {most:,} tokens."
             )
         if not self.changes:
             return "How much the last tenth of the text changed C was not measured."

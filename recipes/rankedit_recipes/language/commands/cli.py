@@ -1,4 +1,7 @@
-"""The command `rankedit language`: edit facts of a model, take them back, and measure both."""
+"""The command `rankedit language`: edit facts of a model, take them back, and measure both.
+
+Commands import what needs torch inside themselves: help and refusals are to come at once.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +10,47 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankedit_recipes.command_line.boundary import application
+from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.options import (
+    ConfigFile,
+    Device,
+    DryRun,
+    Dtype,
+    Offload,
+    Overwrite,
+    PrintConfig,
+    Setting,
+    Variant,
+)
+from rankedit_recipes.command_line.outputs import prepare_outputs
+from rankedit_recipes.command_line.quiet import quiet_imports
+from rankedit_recipes.language.commands.options import (
+    Count,
+    Fuse,
+    Layers,
+    Lora,
+    Method,
+    Model,
+    OptionalStream,
+    Out,
+    OwnMethod,
+    Replace,
+    Requests,
+    Stats,
+    Stream,
+    Texts,
+)
+from rankedit_recipes.language.commands.remedies import REMEDIES
 from rankedit_recipes.language.errors import LanguageError
 
 if TYPE_CHECKING:
     from rankedit_recipes.language.settings import Settings
 
-# What the commands do needs torch and is imported inside them: help is to come at once.
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Edit facts of a causal language model in closed form (ROME, MEMIT, AlphaEdit).",
+app = application(
+    "Edit facts of a causal language model in closed form (ROME, MEMIT, AlphaEdit).", REMEDIES
 )
-
-Model = Annotated[
-    str,
-    typer.Option(help="'sandbox', a folder of transformers, or a name on the hub."),
-]
-Device = Annotated[str, typer.Option(help="Such as cpu or cuda; chosen if not given.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
-Requests = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        help='Files of requests: JSON Lines of {"prompt": "{} plays the", "subject": ..., '
-        "\"target\": ...}, or CounterFact's or zsRE's own. The sandbox has a test set of its own.",
-        exists=True,
-    ),
-]
-Limit = Annotated[int, typer.Option(help="Take so many requests, from the first; 0 for all.")]
-Stream = Annotated[Path, typer.Argument(help="Folder of a stream of edits.", exists=True)]
-OptionalStream = Annotated[
-    Path | None, typer.Option(help="Folder in which edits are kept, to add to and undo later.")
-]
-Stats = Annotated[
-    Path | None,
-    typer.Option(help="Statistics that `stats` wrote. The sandbox collects its own.", exists=True),
-]
-Layers = Annotated[
-    str,
-    typer.Option(
-        help="Blocks such as 5 or 3,4,5, or a pattern of projections; by rule if empty. For edits "
-        "also 'traced': where a causal trace of the requests finds the facts."
-    ),
-]
-Lora = Annotated[Path | None, typer.Option(help="Also as a LoRA of PEFT, exact, in this file.")]
-Fuse = Annotated[
-    Path | None,
-    typer.Option(help="Also as a whole model in this folder, the edits in its weights."),
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="rome, r-rome, memit, encore, emmet or alphaedit, or package.module:function of your "
-        "own (docs/new-method.md); memit if not given, or that of the stream."
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Where the edits go.")]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Requests take the place of facts of the stream.")
-]
-Config = Annotated[Path | None, typer.Option(help="TOML file of settings; see --print-config.")]
-Setting = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as steps=40; repeat.")
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be edited, and where; stop.")
-]
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option("--text", help="File or folder of unrelated text, for the locality; repeat."),
-]
 
 
 @app.command()
@@ -96,13 +66,16 @@ def edit(
     replace: Replace = False,
     lora: Lora = None,
     fuse: Fuse = None,
-    config: Config = None,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
     setting: Setting = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
-    limit: Limit = 0,
+    count: Count = 0,
     device: Device = "",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
 ) -> None:
     """Edit facts: write a file of edits, and if asked a stream, a LoRA or a whole model.
 
@@ -110,14 +83,17 @@ def edit(
     those of the folder, conflicts are reported before anything is written, and a run that was
     interrupted goes on when it is started again.
     """
-    from rankedit_recipes.language.commands import configuring, opening, tasks
+    if not print_config:
+        _check_requests(requests, model)
+    with quiet_imports():
+        from rankedit_recipes.language.commands import configuring, opening, tasks
 
     settings = _settings(method, config, setting or [])
     if print_config:
         typer.echo(configuring.to_toml(settings), nl=False)
         return
     task = tasks.EditTask(
-        cases=opening.open_cases(requests or [], model, count=limit),
+        cases=opening.open_cases(requests or [], model, count=count),
         settings=settings,
         chosen=bool(method or config or setting),
         statistics=statistics,
@@ -125,7 +101,12 @@ def edit(
         stream=stream,
         replace=replace,
     )
-    opened = opening.open_model(model, device=device, dtype=dtype)
+    if not dry_run:
+        prepare_outputs(
+            "edit", files={"--out": out}, folders={"--lora": lora, "--fuse": fuse},
+            growing={"--stream": stream}, overwrite=overwrite,
+        )  # fmt: skip
+    opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))
     lines = tasks.plan(opened, task) if dry_run else tasks.edit_to(
         opened, task, tasks.Outputs(out, lora, fuse)
     )  # fmt: skip
@@ -141,23 +122,31 @@ def undo(
     ] = None,
     *,
     model: Model = SANDBOX,
-    method: Annotated[
-        str, typer.Option(help="package.module:function, for a stream of a method of your own.")
-    ] = "",
+    method: OwnMethod = "",
     statistics: Stats = None,
     last: Annotated[int, typer.Option(help="Instead of names: the latest so many.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Write the edits that are left, to this file.")
+        Path | None,
+        typer.Option(help="Write the edits that are left, to this file.", show_default="none"),
     ] = None,
     lora: Lora = None,
     fuse: Fuse = None,
+    overwrite: Overwrite = False,
     device: Device = "",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
 ) -> None:
     """Take facts out of a stream, exactly as if they had never been in it."""
-    from rankedit_recipes.language.commands import opening, tasks
+    if bool(names) == bool(last):
+        raise LanguageError("undo: give names of facts, or --last N; not both, not neither.")
+    prepare_outputs(
+        "undo", files={"--out": out}, folders={"--lora": lora, "--fuse": fuse}, overwrite=overwrite
+    )
+    with quiet_imports():
+        from rankedit_recipes.language.commands import opening, tasks
 
-    opened = opening.open_model(model, device=device, dtype=dtype)
+    opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))
     outputs = tasks.Outputs(out, lora, fuse)
     for line in tasks.undo_in(opened, stream, statistics, names or [], last, outputs, method):
         typer.echo(line)
@@ -166,10 +155,13 @@ def undo(
 @app.command("list")
 def list_(
     stream: Stream,
-    subject: Annotated[str, typer.Option(help="Only facts whose subject has this in it.")] = "",
+    subject: Annotated[
+        str, typer.Option(help="Only facts whose subject has this in it.", show_default="all")
+    ] = "",
 ) -> None:
     """Say what a stream is, and which facts it has; opens no model."""
-    from rankedit_recipes.language.commands import tasks
+    with quiet_imports():
+        from rankedit_recipes.language.commands import tasks
 
     for line in tasks.listed(stream, subject):
         typer.echo(line)
@@ -181,7 +173,8 @@ def evaluate(
     *,
     model: Model = SANDBOX,
     edits: Annotated[
-        list[Path] | None, typer.Option(help="File of edits to attach; repeat.", exists=True)
+        list[Path] | None,
+        typer.Option(help="File of edits to attach; repeat.", exists=True, show_default="none"),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 for none of the edits, 1 for all.")] = 1.0,
     text: Texts = None,
@@ -193,21 +186,32 @@ def evaluate(
         typer.Option(
             help="CounterFact's attribute_snippets.json: with --generations, the reference score.",
             exists=True,
+            show_default="none",
         ),
     ] = None,
     base: Annotated[bool, typer.Option(help="Also evaluate the model without the edits.")] = True,
-    report: Annotated[Path | None, typer.Option(help="Report with plots, one HTML file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="All scores as JSON.")] = None,
-    limit: Limit = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Report with plots, one HTML file.", show_default="none")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="All scores as JSON.", show_default="none")
+    ] = None,
+    overwrite: Overwrite = False,
+    count: Count = 0,
     device: Device = "",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
 ) -> None:
     """Score a model by CounterFact's and zsRE's definitions, each printed beside its number."""
-    from rankedit_recipes.language.commands import measuring, opening
+    _check_requests(requests, model)
+    prepare_outputs("evaluate", files={"--report": report, "--out": out}, overwrite=overwrite)
+    with quiet_imports():
+        from rankedit_recipes.language.commands import measuring, opening
 
-    opened = opening.open_model(model, device=device, dtype=dtype)
+    opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))
     task = measuring.EvaluateTask(
-        cases=opening.open_cases(requests or [], model, count=limit, references=references),
+        cases=opening.open_cases(requests or [], model, count=count, references=references),
         edits=tuple(edits or ()),
         strength=strength,
         texts=tuple(text or ()),
@@ -227,23 +231,40 @@ def stats(
     *,
     model: Model = SANDBOX,
     out: Annotated[Path, typer.Option(help="Where they go.")] = Path("statistics.safetensors"),
+    overwrite: Overwrite = False,
     layers: Layers = "",
     count: Annotated[int, typer.Option(help="Texts at most; 0 for all.")] = 0,
     batch: Annotated[int, typer.Option(help="Texts run together.")] = 16,
     length: Annotated[int, typer.Option(help="Tokens of a text at most; 0 for the model's.")] = 0,
     device: Device = "",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
 ) -> None:
     """Collect what the projections read, all layers in one pass over your text.
 
     Prints whether the text sufficed. Interrupted, the same command goes on where it stopped.
     """
-    from rankedit_recipes.language.commands import measuring, opening, tasks
+    if not texts and model != SANDBOX:
+        raise LanguageError(
+            "stats: give texts, as files of one text on each line or as folders of them; only the "
+            "sandbox has a corpus of its own."
+        )
+    prepare_outputs("stats", files={"--out": out}, overwrite=overwrite)
+    with quiet_imports():
+        from rankedit_recipes.language.commands import measuring, opening, tasks
 
-    opened = opening.open_model(model, device=device, dtype=dtype)
+    opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))
     sizes = measuring.Sizes(count, batch, length)
     for line in measuring.stats_to(opened, texts or [], tasks.parsed_layers(layers), sizes, out):
         typer.echo(line)
+
+
+def _check_requests(requests: list[Path] | None, model: str) -> None:
+    if not requests and model != SANDBOX:
+        raise LanguageError(
+            "language: give a file of requests; only the sandbox has a test set of its own."
+        )
 
 
 def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:

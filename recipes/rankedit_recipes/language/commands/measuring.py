@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rankedit as rk
+from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.commands.tasks import SANDBOX_TEXTS, STATISTICS_SEED
@@ -76,7 +77,7 @@ def evaluate_to(
         with rk.attach(opened.model, edits, strength=task.strength):
             found["edited"] = _evaluated(opened, task, unrelated)
     for name, scores in found.items():
-        Console().print(scores.table(title=f"{name}, {len(task.cases):,} cases"))
+        Console().print(scores.table(title=f"{name}, {counted(len(task.cases), 'case')}"))
     last = list(found.values())[-1]
     if out is not None:
         last.save(out)
@@ -91,7 +92,7 @@ def evaluate_to(
         base = found.get("unedited")
         shown_scores = {n: s for n, s in found.items() if n != "unedited"} or found
         Report(
-            title=f"{opened.name}: {len(task.cases):,} cases",
+            title=f"{opened.name}: {counted(len(task.cases), 'case')}",
             scores=shown_scores,
             base=base if edits else None,
             settings=settings,

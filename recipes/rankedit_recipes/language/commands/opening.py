@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from rankedit_recipes.command_line.choices import ModelChoice
+from rankedit_recipes.command_line.devices import check_offload, chosen_device, chosen_dtype
 from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.quiet import quiet_imports
+from rankedit_recipes.language.commands.loading import load_causal, place
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.references import read_references
 from rankedit_recipes.language.reading import case_of, read_cases
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.texts import read_texts
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -36,31 +37,24 @@ class Opened:
     tokenizer: Any
 
 
-def open_model(name: str, *, device: str = "", dtype: str = "float32") -> Opened:
-    """A causal model by the name `sandbox`, or from a folder or a hub name that transformers knows.
+def open_model(choice: ModelChoice) -> Opened:
+    """A causal model by the name `sandbox`, from a folder, a GGUF file or a name on the hub.
 
     Raises:
-        LanguageError: an unknown dtype, or transformers cannot open it.
+        CommandError: no such device or dtype.
+        LanguageError: transformers cannot open it, or it is no causal language model.
     """
-    if dtype not in _DTYPES:
-        raise LanguageError(f"language: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == SANDBOX:
-        from rankedit_recipes.sandbox import facts
+    device = chosen_device(choice.device)
+    dtype = chosen_dtype(choice.dtype, device)
+    check_offload(choice.offload, device)
+    if choice.is_sandbox:
+        with quiet_imports():
+            from rankedit_recipes.sandbox import facts
 
-        model: nn.Module = facts.load_model().to(_DTYPES[dtype])
-        return Opened(name, model.to(place), facts.load_tokenizer())
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise LanguageError(
-            f"language: the model {name!r} cannot be opened: {error}. Give '{SANDBOX}', a folder "
-            "that transformers wrote, or a name on the hub such as 'openai-community/gpt2'."
-        ) from error
-    return Opened(name, loaded.to(place).eval(), tokenizer)
+            model: nn.Module = facts.load_model().to(dtype)
+        return Opened(choice.name, place(model, device, choice.offload), facts.load_tokenizer())
+    loaded, tokenizer = load_causal(choice, dtype)
+    return Opened(choice.name, place(loaded.eval(), device, choice.offload), tokenizer)
 
 
 def open_cases(

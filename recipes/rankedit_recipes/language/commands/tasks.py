@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 import rankedit as rk
+from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.outputs import folder_aside
 from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
@@ -93,10 +95,10 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
     task = _located(opened, task)
     blocks = all_blocks(opened.model, task.layers)
     chosen = choose_blocks(blocks, task.layers, task.settings)
-    yield f"{len(requests):,} requests by {task.settings.method}, such as:"
+    yield f"{counted(len(requests), 'request')} by {task.settings.method}, such as:"
     for request in requests[:3]:
         yield f"  {request.text} → {request.target}"
-    yield f"{type(opened.model).__name__}, {len(blocks)} blocks; edited are:"
+    yield f"{type(opened.model).__name__}, {counted(len(blocks), 'block')}; edited are:"
     numbers = 0
     for block in chosen:
         view = rk.Projection(opened.model.get_submodule(block.down))
@@ -117,7 +119,7 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
         )  # fmt: skip
         yield from _added(stream, task)
         edits, method = stream.edits(), stream.engine.settings.method
-        yield f"{task.stream}: {len(stream):,} facts"
+        yield f"{task.stream}: {counted(len(stream), 'fact')}"
     else:
         engine = Engine.build(
             opened.model, opened.tokenizer, task.settings, statistics, layers=task.layers
@@ -126,9 +128,9 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
         edits, method = edited.edits, task.settings.method
         stopped = sum(reason != "steps" for reason in edited.found.reasons)
         yield (
-            f"{len(requests):,} facts by {task.settings.method}; objective "
+            f"{counted(len(requests), 'fact')} by {task.settings.method}; objective "
             f"{float(edited.found.before.mean()):.2f} → {float(edited.found.after.mean()):.2f}, "
-            f"{stopped:,} searches ended early"
+            f"{counted(stopped, 'search', 'searches')} ended early"
         )
     yield from _written(opened, edits, outputs, method)
 
@@ -158,12 +160,13 @@ def _added(stream: Stream, task: EditTask) -> Iterator[str]:
     same = {conflict.second: conflict.first for conflict in conflicts if conflict.kind == "same"}
     parallel = [conflict for conflict in conflicts if conflict.kind == "parallel"]
     if parallel:
-        yield f"{len(parallel):,} pairs of nearly parallel keys: {shown(parallel)}"
+        yield f"{counted(len(parallel), 'pair')} of nearly parallel keys: {shown(parallel)}"
     if same and not task.replace:
         pairs = [c for c in conflicts if c.kind == "same"]
         raise LanguageError(
-            f"edit: {len(pairs)} requests are about what the stream has already: {shown(pairs)}; "
-            "nothing was written. Add --replace to put them in its place, or undo the old ones."
+            f"edit: {counted(len(pairs), 'request')} about what the stream has already: "
+            f"{shown(pairs)}; nothing was written. Add --replace to put them in its place, or "
+            "undo the old ones."
         )
     for request in requests:
         if request.label in same:
@@ -174,7 +177,7 @@ def _added(stream: Stream, task: EditTask) -> Iterator[str]:
         # They were reported above.
         warnings.filterwarnings("ignore", "Stream.add: ", rk.RankeditWarning)
         added = stream.add(rest) if rest else []
-    yield f"{len(added):,} added, {len(rest) - len(added):,} were there already"
+    yield f"{len(added):,} added, {len(rest) - len(added):,} there already"
 
 
 def undo_in(
@@ -199,7 +202,7 @@ def undo_in(
     chosen = list(names) or stream.names()[-last:]
     for request in stream.undo(*chosen):
         yield f"undone: {request.text} → {request.target}"
-    yield f"{folder}: {len(stream):,} facts"
+    yield f"{folder}: {counted(len(stream), 'fact')}"
     if len(stream):
         yield from _written(opened, stream.edits(), outputs, manifest.settings.method)
     elif any((outputs.edits, outputs.lora, outputs.fused)):
@@ -211,7 +214,7 @@ def listed(folder: Path, subject: str) -> Iterator[str]:
     manifest = Folder(folder).read()
     if manifest is None:
         raise LanguageError(f"list: '{folder}' is no stream; make one with edit --stream.")
-    yield f"{folder}: {len(manifest.requests):,} facts by {manifest.settings.method}"
+    yield f"{folder}: {counted(len(manifest.requests), 'fact')} by {manifest.settings.method}"
     for name in manifest.layers:
         yield f"  in {name}"
     for request in manifest.requests:
@@ -252,6 +255,7 @@ def _written(
         yield f"{outputs.lora}: LoRA of rank {rank}"
     if outputs.fused is not None:
         rk.fuse_(opened.model, balanced)
-        opened.model.save_pretrained(outputs.fused)  # type: ignore[operator]
-        opened.tokenizer.save_pretrained(outputs.fused)
+        with folder_aside(outputs.fused) as aside:
+            opened.model.save_pretrained(aside)  # type: ignore[operator]
+            opened.tokenizer.save_pretrained(aside)
         yield f"{outputs.fused}: the whole model, edits in its weights"

@@ -12,8 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rankedit_recipes.command_line.boundary import one_line
+from rankedit_recipes.command_line.choices import ModelChoice
+from rankedit_recipes.command_line.devices import check_offload, chosen_device, chosen_dtype
 from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.diffusion.captions import make_captions
+from rankedit_recipes.diffusion.opening import load_pipeline, place
 from rankedit_recipes.diffusion.scoring import ClipScorer
 from rankedit_recipes.diffusion.statistics import read_captions
 from rankedit_recipes.diffusion.text import Pipeline
@@ -28,31 +33,24 @@ SANDBOX_CONFIG = Config(
 mirrored, for its patterns have a left and a right."""
 
 
-def open_pipeline(model: str, *, device: str = "", dtype: str = "float32") -> Pipeline:
-    """A pipeline by the name `sandbox`, or from a folder or a hub name that diffusers knows.
+def open_pipeline(choice: ModelChoice) -> Pipeline:
+    """The pipeline that was chosen, where and in the numbers that were chosen.
 
     Raises:
-        PerfusionError: an unknown dtype, or diffusers cannot open it.
+        CommandError: no such device or dtype, or diffusers cannot open it.
     """
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise PerfusionError(f"perfusion: dtype must be one of {', '.join(kinds)}, got {dtype!r}.")
-    if model == SANDBOX:
-        from rankedit_recipes import sandbox
+    device = chosen_device(choice.device)
+    dtype = chosen_dtype(choice.dtype, device)
+    check_offload(choice.offload, device)
+    if choice.is_sandbox:
+        with quiet_imports():
+            from rankedit_recipes import sandbox
 
-        pipe: Pipeline = sandbox.pipeline(dtype=kinds[dtype])
+            pipe: Pipeline = sandbox.pipeline(dtype=dtype)
     else:
-        from diffusers import DiffusionPipeline
-
-        try:
-            pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=kinds[dtype])
-        except (OSError, ValueError) as error:
-            raise PerfusionError(
-                f"perfusion: the model {model!r} cannot be opened: {error}. Give '{SANDBOX}', a "
-                "folder that diffusers wrote, or a name on the hub."
-            ) from error
+        pipe = load_pipeline(choice, dtype)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return place(pipe, device, choice.offload)
 
 
 def open_config(path: Path | None, model: str) -> Config:
@@ -81,6 +79,23 @@ def sandbox_captions(count: int = 2000) -> list[str]:
     return [caption(draw_scene(rng), rng, described=DESCRIBED) for _ in range(count)]
 
 
+def check_category(category: str, model: str) -> None:
+    """Refuse, before anything is loaded, a kind of thing that the sandbox has never seen.
+
+    Raises:
+        PerfusionError: lists those that it knows.
+    """
+    if model != SANDBOX:
+        return
+    from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES
+
+    if (category.split() or [""])[-1] not in CATEGORIES:
+        raise PerfusionError(
+            f"learn: the sandbox knows no {category!r}; give --category one of "
+            f"{', '.join(sorted(CATEGORIES))}."
+        )
+
+
 def open_scorer(clip: str) -> ClipScorer:
     """CLIP scores by the name `sandbox`, or by a CLIP model's folder or hub name.
 
@@ -88,11 +103,13 @@ def open_scorer(clip: str) -> ClipScorer:
         PerfusionError: transformers cannot open it.
     """
     if clip == SANDBOX:
-        from rankedit_recipes import sandbox
+        with quiet_imports():
+            from rankedit_recipes import sandbox
 
-        model, tokenizer = sandbox.world_clip()
+            model, tokenizer = sandbox.world_clip()
         return ClipScorer(model, _small_pictures, tokenizer)
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
+    with quiet_imports():
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
     try:
         return ClipScorer(
@@ -100,10 +117,10 @@ def open_scorer(clip: str) -> ClipScorer:
             CLIPImageProcessorPil.from_pretrained(clip),
             CLIPTokenizerFast.from_pretrained(clip),
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of transformers: nearly anything, for damaged and foreign folders
         raise PerfusionError(
-            f"perfusion: the CLIP model {clip!r} cannot be opened: {error}. Give '{SANDBOX}', a "
-            "folder, or a name on the hub such as 'openai/clip-vit-base-patch32'."
+            f"perfusion: the CLIP model '{clip}' cannot be opened: {one_line(error)}. Give --clip "
+            f"'{SANDBOX}', a folder, or a name on the hub such as openai/clip-vit-base-patch32."
         ) from error
 
 

@@ -1,5 +1,7 @@
 """Options of the commands: what each is called, takes and says of itself."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,20 +10,44 @@ import typer
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.locks import Floor, HeldLock
 
+# `explain --floor` and others take a number or one of these words.
+_FLOORS = ("own", "none")
+
 Model = Annotated[
     str,
-    typer.Option(help="'sandbox', a diffusers folder, or a name on the hub.", show_default=True),
+    typer.Option(
+        help="'sandbox', a diffusers folder, a .safetensors or .ckpt file, or a name on the hub."
+    ),
 ]
-Device = Annotated[str, typer.Option(help="Such as cpu or cuda; chosen if not given.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+Base = Annotated[
+    str,
+    typer.Option(
+        help="For a single file: folder or hub name of the pipeline it was trained from, for "
+        "settings and tokenizer.",
+        show_default="told from the weights",
+    ),
+]
 Concepts = Annotated[list[Path], typer.Argument(help="Concept files.", exists=True)]
 OneConcept = Annotated[Path, typer.Argument(help="A concept file.", exists=True)]
-Steps = Annotated[int, typer.Option(help="Sampling steps of a picture.")]
+SamplingSteps = Annotated[int, typer.Option(help="Steps that a picture is sampled in.", min=1)]
 Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance.")]
-Bias = Annotated[
-    float | None, typer.Option(help="Of the gate: higher lets less of the concept through.")
+Size = Annotated[
+    int, typer.Option(help="Edge of pictures in pixels.", min=0, show_default="the model's own")
 ]
-Temperature = Annotated[float | None, typer.Option(help="Of the gate: higher makes it softer.")]
+Pictures = Annotated[
+    int, typer.Option(help="Pictures of each prompt, with seeds from --seed on.", min=1)
+]
+FirstSeed = Annotated[int, typer.Option(help="Seed of the first picture of each prompt.")]
+Bias = Annotated[
+    float | None,
+    typer.Option(
+        help="Of the gate: higher lets less of the concept through.", show_default="the concept's"
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="Of the gate: higher makes it softer.", show_default="the concept's"),
+]
 DeadZone = Annotated[
     str,
     typer.Option(
@@ -31,48 +57,64 @@ DeadZone = Annotated[
 ]
 Lock = Annotated[
     HeldLock | None,
-    typer.Option(help="Lock all keys of the word, or of the whole prompt, to what it stands for."),
+    typer.Option(
+        help="Lock all keys of the word, or of the whole prompt, to what it stands for.",
+        show_default="the concept's",
+    ),
 ]
 Clip = Annotated[
-    str, typer.Option(help="CLIP model that scores, a folder or hub name; the sandbox has its own.")
+    str,
+    typer.Option(
+        help="CLIP model that scores, a folder or hub name.", show_default="the sandbox's, for it"
+    ),
 ]
 Photos = Annotated[Path, typer.Option(help="Folder of photos of the concept.", exists=True)]
 OptionalPhotos = Annotated[
     Path | None,
     typer.Argument(help="Folder of photos of the thing, or a photo; one is enough to begin."),
 ]
-ConceptFile = Annotated[Path, typer.Option(help="Where the concept file goes.")]
-Placeholder = Annotated[str, typer.Option(help="The new word for it, in angle brackets.")]
+ConceptFile = Annotated[
+    Path | None,
+    typer.Option(help="Where the concept file goes.", show_default="PLACEHOLDER.safetensors"),
+]
+Placeholder = Annotated[
+    str,
+    typer.Option(
+        help="The new word for it, in angle brackets.",
+        show_default="the name of --out, or of the photos: <bean> for photos/bean",
+    ),
+]
 Category = Annotated[
     str, typer.Option(help="What kind of thing it is, in a word that the model knows; needed.")
 ]
 Captions = Annotated[
     Path | None,
-    typer.Option(help="Text file of captions, one on a line; made up if not given.", exists=True),
+    typer.Option(help="Text file of captions, one on a line.", exists=True, show_default="made up"),
 ]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(help="TOML file of settings, see --print-config; on top of the model's own."),
+LearnSteps = Annotated[
+    int | None, typer.Option(help="Steps of training.", show_default="see --print-config")
 ]
-Setting = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as steps=400; repeat.")
+LearnSize = Annotated[
+    int | None,
+    typer.Option(help="Edge of training pictures in pixels.", show_default="the model's own"),
 ]
-LearnSteps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same file.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Of what is drawn: same seed, same file.", show_default="0")
+]
 Run = Annotated[
-    Path | None, typer.Option(help="Folder for checkpoints; next to the concept if not given.")
+    Path | None, typer.Option(help="Folder for checkpoints.", show_default="--out with .run")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the interrupted training of that folder.")
 ]
-Validate = Annotated[
-    str, typer.Option(help="CLIP model that chooses the best state, as --clip of evaluate.")
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print all settings as TOML, and stop.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be learned, how large it gets; stop.")
+Judge = Annotated[
+    str,
+    typer.Option(
+        "--clip",
+        help="CLIP model that judges on the way, so that the best state is kept; 'sandbox', a "
+        "folder or a hub name.",
+        show_default="none: the last state is kept",
+    ),
 ]
 
 
@@ -82,14 +124,20 @@ def gate(
     """Arguments of `apply` from what was typed.
 
     Raises:
-        PerfusionError: the dead zone is neither a number nor 'own' nor 'none'.
+        PerfusionError: the dead zone is neither a number nor 'own' nor 'none', or the temperature
+            makes no gate.
     """
     height: Floor = None if floor == "none" else "own"
-    if floor not in ("none", "own"):
+    if floor not in _FLOORS:
         try:
             height = float(floor)
         except ValueError as error:
             raise PerfusionError(
                 f"perfusion: --floor must be a number, 'own' or 'none', got {floor!r}."
             ) from error
+    if temperature is not None and not temperature > 0:
+        raise PerfusionError(
+            f"perfusion: --temperature must be positive, got {temperature:g}; 0.01 makes a sharp "
+            "gate."
+        )
     return {"bias": bias, "temperature": temperature, "lock": lock, "floor": height}

@@ -1,39 +1,70 @@
-"""What the commands do, without the command line."""
+"""What the command that teaches does, without the command line."""
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-import rankedit as rk
-from rankedit_recipes.diffusion.generating import Sampling, generate
+from rankedit_recipes.command_line.choices import ModelChoice
+from rankedit_recipes.command_line.errors import CommandError
+from rankedit_recipes.command_line.pairs import parsed_pairs
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.scoring import Scorer, Scores
+from rankedit_recipes.diffusion.scoring import Scorer
 from rankedit_recipes.diffusion.statistics import second_moment
 from rankedit_recipes.diffusion.text import Pipeline
-from rankedit_recipes.perfusion.applying.apply import apply
-from rankedit_recipes.perfusion.applying.explaining import explain
-from rankedit_recipes.perfusion.applying.exporting import export_embedding, export_lora
+from rankedit_recipes.perfusion.commands.opening import check_category
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
+from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.photos import load_photos
 from rankedit_recipes.perfusion.learning.planning import LearnTask, check_words, plan
-from rankedit_recipes.perfusion.learning.training import CHECKPOINT, HISTORY, learn
+from rankedit_recipes.perfusion.learning.training import CHECKPOINT, learn
 from rankedit_recipes.perfusion.learning.validation import Validation
-from rankedit_recipes.perfusion.prompts import VALIDATION_PROMPTS, filled, in_words
-from rankedit_recipes.perfusion.showing.reporting import Report
-from rankedit_recipes.perfusion.showing.sweeping import BIASES, TEMPERATURES, pareto_front, sweep
 
-__all__ = ["BIASES", "TEMPERATURES", "LearnTask", "Sampling", "plan"]
+__all__ = ["LearnTask", "plan"]
 
-_BRACKETED = re.compile(r"<[^<>\s]+>")
+
+def settings(config: Config, pairs: Sequence[str], given: Mapping[str, Any]) -> Config:
+    """A configuration with what was typed: pairs first, options of their own on top.
+
+    Raises:
+        PerfusionError: an unknown setting, or one of another type or out of range.
+    """
+    changes = parsed_pairs(pairs, "learn", PerfusionError)
+    changes |= {name: value for name, value in given.items() if value is not None}
+    return config.changed(changes)
+
+
+def learn_task(
+    photos: Path | None, placeholder: str, category: str, config: Config, model: str
+) -> LearnTask:
+    """What is to be learned; photos and words are looked at before a model is opened.
+
+    Raises:
+        PerfusionError: no photo can be used, or the sandbox does not know the category.
+    """
+    check_category(category, model)
+    return LearnTask(load_photos(photos or ""), placeholder, category, config)
+
+
+def check_learnable(choice: ModelChoice) -> None:
+    """Refuse, before a model is loaded, a way of loading it in which nothing can be learned.
+
+    Raises:
+        CommandError: says what to give instead.
+    """
+    if choice.dtype == "float16":
+        raise CommandError(
+            "learn: in --dtype float16 the small gradients of a picture vanish; give --dtype "
+            "bfloat16, which takes no more memory, or float32. Pictures may be made in float16."
+        )
+    if choice.offload == "model":
+        raise CommandError(
+            "learn: with --offload model the text encoder is gone from the device when its "
+            "gradients are computed; give --offload sequential, or --set checkpointing=true and "
+            "--set batch=1 to save memory."
+        )
 
 
 def check_run(folder: Path, *, resume: bool) -> None:
@@ -71,180 +102,3 @@ def learn_to(
         validation=None if scorer is None else Validation(scorer),
         run=folder,
     )
-
-
-def pictures_to(
-    pipe: Pipeline,
-    concepts: Sequence[Path],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    settings: Mapping[str, Any],
-    sampling: Sampling,
-    folder: Path,
-) -> Iterator[Path]:
-    """Pictures of prompts, written to a folder; gives the files."""
-    asked = [(prompt, seed) for prompt in prompts for seed in seeds]
-    with apply(pipe, list(concepts), **settings) as applied:
-        check_prompts(prompts, applied.phrases)
-        made = generate(pipe, [p for p, _ in asked], [s for _, s in asked], sampling)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, (picture, (_, seed)) in enumerate(zip(made, asked, strict=True)):
-        file = folder / f"{index // len(seeds):02}-seed{seed}.png"
-        picture.save(file)
-        yield file
-
-
-def check_prompts(prompts: Sequence[str], phrases: Mapping[str, str]) -> None:
-    """Refuse words in angle brackets that no concept has; warn of prompts without any concept.
-
-    Args:
-        prompts: the prompts.
-        phrases: by the concepts' words what prompts are to say.
-
-    Raises:
-        PerfusionError: names the word.
-    """
-    known = ", ".join(phrases)
-    for prompt in prompts:
-        strange = [word for word in _BRACKETED.findall(prompt) if word not in phrases]
-        if strange:
-            raise PerfusionError(
-                f"perfusion: no concept has the word {strange[0]!r} of the prompt {prompt!r}, but "
-                f"{known}; correct it, or give that concept's file too."
-            )
-        if not any(word in prompt for word in phrases):
-            _warn(f"the prompt {prompt!r} has none of the concepts' words ({known}).")
-        for word, phrase in phrases.items():
-            if word in prompt and phrase not in prompt:
-                _warn(f"{word} was learned before its category; say {phrase!r} in {prompt!r}.")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"perfusion: {message}", rk.RankeditWarning, stacklevel=3)
-
-
-def explain_to(
-    pipe: Pipeline,
-    concepts: Sequence[Path],
-    prompt: str,
-    settings: Mapping[str, Any],
-    plot: Path | None,
-) -> None:
-    """Print the gates of a prompt, and draw them if a file is given."""
-    with apply(pipe, list(concepts), **settings) as applied:
-        check_prompts([prompt], applied.phrases)
-        explanation = explain(pipe, prompt)
-    if plot is not None:
-        explanation.plot().savefig(plot)
-
-
-@dataclass(frozen=True)
-class SweepTask:
-    """What the sweep's report is about."""
-
-    concept: Path
-    photos: Path
-    biases: tuple[float, ...]
-    temperatures: tuple[float, ...]
-    seeds: Sequence[int]
-    sampling: Sampling
-    run: Path | None
-    together: Path | None
-
-
-def sweep_to(pipe: Pipeline, task: SweepTask, scorer: Scorer, out: Path) -> Iterator[str]:
-    """Sweep, write the report, and give the lines of the front."""
-    concept = Concept.load(task.concept)
-    given = [p.square(Parts(pipe).denoiser.picture_size()).image for p in load_photos(task.photos)]
-    points = sweep(
-        pipe, concept, given, scorer, biases=task.biases, temperatures=task.temperatures,
-        seeds=task.seeds, sampling=task.sampling,
-    )  # fmt: skip
-    prompts = filled(VALIDATION_PROMPTS, concept.phrase)
-    with apply(pipe, concept):
-        pictures = generate(pipe, prompts, range(len(prompts)), task.sampling)
-        explanation = explain(pipe, prompts[1], show=False)
-    history = _history(task.run)
-    Report(
-        concept=concept,
-        photos=given,
-        pictures=dict(zip(prompts, pictures, strict=True)),
-        losses=history.get("losses", ()),
-        validations=history.get("validations", ()),
-        explanation=explanation,
-        points=points,
-        together=_together(pipe, concept, task),
-        settings={"seeds": str(list(task.seeds)), "sampling": str(task.sampling)},
-    ).save(out)
-    yield "front, from text first to concept first (bias, temperature: picture, text)"
-    for point in pareto_front(points):
-        scores = point.scores
-        yield f"  {point.bias:g}, {point.temperature:g}: {scores.picture:.4f}, {scores.text:.4f}"
-    yield str(out)
-
-
-def _history(run: Path | None) -> dict[str, Any]:
-    if run is None:
-        return {}
-    file = run / HISTORY
-    if not file.exists():
-        raise PerfusionError(f"sweep: '{run}' has no {HISTORY}; give the folder of a training.")
-    history: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return history
-
-
-def _together(pipe: Pipeline, concept: Concept, task: SweepTask) -> dict[str, Image.Image]:
-    if task.together is None:
-        return {}
-    other = Concept.load(task.together)
-    first, second = concept.phrase, other.phrase
-    templates = ("a photo of a {} next to a {}", "a photo of a {} and a {} on the beach")
-    prompts = [t.replace("{}", first, 1).replace("{}", second, 1) for t in templates] * 2
-    with apply(pipe, [concept, other]):
-        made = generate(pipe, prompts, range(len(prompts)), task.sampling)
-    return {f"{p} (seed {i})": m for i, (p, m) in enumerate(zip(prompts, made, strict=True))}
-
-
-def scores_of(
-    pipe: Pipeline,
-    concept: Path,
-    photos: Path,
-    scorer: Scorer,
-    settings: Mapping[str, Any],
-    seeds: Sequence[int],
-    sampling: Sampling,
-) -> Scores:
-    """Scores of a concept's pictures over the validation prompts."""
-    loaded = Concept.load(concept)
-    given = [p.square(Parts(pipe).denoiser.picture_size()).image for p in load_photos(photos)]
-    templates = [t for t in VALIDATION_PROMPTS for _ in seeds]
-    chosen = [seed for _ in VALIDATION_PROMPTS for seed in seeds]
-    with apply(pipe, loaded, **settings):
-        made = generate(pipe, filled(templates, loaded.phrase), chosen, sampling)
-    return scorer(made, in_words(templates, loaded.category), given)
-
-
-def export_to(
-    pipe: Pipeline | None, concept: Path, embedding: Path | None, lora: Path | None, layout: str
-) -> Iterator[str]:
-    """Write the exports that were asked for."""
-    if embedding is not None:
-        export_embedding(concept, embedding)
-        yield f"{embedding}: the word, for pipe.load_textual_inversion"
-    if lora is not None and pipe is not None:
-        error = export_lora(pipe, concept, lora, layout=layout)
-        yield f"{lora}: linearised edit; differs from the gated one by {error:.1%}"
-
-
-def described(path: Path) -> Iterator[str]:
-    """Lines that say what a concept file holds."""
-    concept = Concept.load(path)
-    yield f"{path}: {path.stat().st_size:,} bytes"
-    yield f"  word: {concept.trigger}, a {concept.category}; prompts say '{concept.phrase}'"
-    yield f"  stands for {concept.naming.origin!r} of the model"
-    yield f"  key lock: {concept.lock}; {concept.gate}"
-    yield f"  {len(concept.targets)} learned targets; encoding {len(concept.key)} wide"
-    yield f"  embeddings: {', '.join(str(len(row)) for row in concept.embeddings)} wide"
-    yield f"  base model {concept.base or 'unknown'}, statistics {concept.statistics or 'unknown'}"
-    for name, text in concept.notes.items():
-        yield f"  {name}: {text}"

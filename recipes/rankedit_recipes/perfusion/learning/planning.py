@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import rankedit as rk
+from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import embedding_width
@@ -81,7 +82,8 @@ def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     weights = sum(p.numel() * p.element_size() for p in denoiser.plain.parameters())
     size, part = denoiser.picture_size(config.size), config.batch // config.accumulate
     seconds = _forward_seconds(parts, size, part)
-    yield f"{len(task.photos)} photos, {masks} with masks; {task.placeholder} is a {task.category}"
+    photos = counted(len(task.photos), "photo")
+    yield f"{photos}, {masks} with masks; {task.placeholder} is a {task.category}"
     yield (
         f"{denoiser.name}: {len(targets.keys)} key and {len(targets.values)} value "
         f"projections of an encoding {targets.width} wide; pictures of {size} px"

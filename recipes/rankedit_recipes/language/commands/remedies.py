@@ -1,0 +1,39 @@
+"""What the library advises in Python, as commands."""
+
+_TRACE_IN_EDIT = "'traced' is for `rankedit language edit`; give --layers numbers of blocks here"
+
+REMEDIES = (
+    (r"language: layers='traced' needs requests.*", f"language: {_TRACE_IN_EDIT}."),
+    (r"pass layers= the names", "give --layers the names"),
+    (r"pass layers= one number", "give --layers one number"),
+    (r"layers must be numbers", "--layers must be numbers"),
+    (r"layers must name", "--layers must name"),
+    (
+        r"pass collect_statistics\(model, tokenizer, texts\)",
+        "make some with `rankedit language stats TEXTS --out FILE` and give --statistics FILE",
+    ),
+    (
+        r"make it with collect_statistics\(\.\.\.\)\.save\(path, model\)",
+        "make it with `rankedit language stats TEXTS --out FILE`",
+    ),
+    (r", or pass Settings\b", ", or a file given by --config"),
+    (
+        r"\. Load it with use_fast=True",
+        "; give --model a folder that has a tokenizer.json",
+    ),
+    (
+        r"load it with AutoTokenizer\.from_pretrained\(\.\.\.\)",
+        "give --model a folder that has a tokenizer.json",
+    ),
+    (r"consistent=False", "--set consistent=false"),
+    (r"see its attributes", "see --print-config"),
+    (r"Settings: ", "language: settings: "),
+    (r"from_toml: ", "language: --config "),
+    (r"make the same call again, with checkpoint='[^']*',", "give the same command again"),
+    (r"; see `edit`", ""),
+    (
+        r"drop one of them \(or of the keys in hold\), or pass softness > 0 to compromise",
+        "drop one of them, or give --set softness=0.1 to compromise",
+    ),
+)
+"""See `rankedit_recipes.command_line.boundary`."""

@@ -1,0 +1,36 @@
+"""What the library advises in Python, as commands."""
+
+_OTHER_WORD = "rankedit perfusion rename FILE --placeholder '<other>' --out NEW gives another word"
+
+REMEDIES = (
+    (r"concept\.renamed\('<other>'\)( gives another word)?", _OTHER_WORD),
+    (
+        r" Learn both on one model; or, if you know that they fit, clear one's with .*",
+        " Learn both on one model.",
+    ),
+    (
+        r"load the pipeline in bfloat16, which takes no more memory, or in float32",
+        "give --dtype bfloat16, which takes no more memory, or --dtype float32",
+    ),
+    (
+        r"make the same call again to go on from ('.*')",
+        r"give the same command with --resume to go on from \1",
+    ),
+    (r"pass a text-to-image pipeline of diffusers", "give --model a text-to-image pipeline"),
+    (
+        r"load it with its text_encoder and tokenizer, and pass prompt embeddings only when "
+        r"generating",
+        "give --model a whole pipeline, with text_encoder and tokenizer",
+    ),
+    (r"the placeholder must be", "--placeholder must be"),
+    (
+        r"use another run folder, or remove it to start again",
+        "give another --run folder, or remove this one to start again",
+    ),
+    (r"Config: (\w+) must", r"learn: the setting \1 must"),
+    (r"Config: unknown setting", "learn: unknown setting"),
+    (r"Config\.from_toml:", "learn: --config"),
+    (r"read_captions:", "learn: --captions"),
+    (r"load_photos: ", "photos: "),
+)
+"""See `rankedit_recipes.command_line.boundary`."""
