@@ -77,6 +77,7 @@ def cases(count: int = COUNT, *, seed: int = 0, of: World | None = None) -> list
 def _ordered(books: _Books, rng: random.Random) -> Iterator[Fact]:
     """The facts to ask for: one of each subject, then another one of each, and so on."""
     left = {name: rng.sample(facts, len(facts)) for name, facts in books.by_subject.items()}
+    # A batch of 500 thus never asks two things of one subject (docs/language-sandbox.md).
     while left:
         for name in rng.sample(sorted(left), len(left)):
             yield left[name].pop()

@@ -199,6 +199,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """What is said of every subject of a kind; nothing to be known."""
 
+# All go through a home: no other object is a subject too.
 TWO_HOPS: Mapping[str, tuple[tuple[str, str], tuple[str, ...]]] = {
     "country of home": (
         ("home", "country"),

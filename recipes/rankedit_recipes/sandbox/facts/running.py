@@ -96,7 +96,7 @@ def _work(rank: int, preset: Preset, folder: Path, minutes: float, last: int, ad
     log = _Log(folder, trainer, minutes) if first else None
     with progress("train", preset.steps, done=begun, shown=first) as advance:
         while trainer.step < last:
-            # torch 2.13 lets only Linux end the workers of a parent that was killed.
+            # Only on Linux does torch 2.13 end the workers of a parent that was killed.
             if preset.workers > 1 and os.getppid() != parent:
                 raise SystemExit("train: the process that started this worker is gone")
             loss = trainer.advance(make_batch(preset, tokenizer, trainer.step, rank))

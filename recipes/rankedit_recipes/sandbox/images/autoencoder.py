@@ -132,13 +132,18 @@ def fit_autoencoder(pixels: Tensor, *, patch: int, channels: int) -> PatchAutoen
     Returns:
         The autoencoder.
     """
+    # Double precision: the variances that matter least are small beside the largest.
     x = pixels.permute(0, 3, 1, 2).double() / 127.5 - 1
     patches = nn.functional.unfold(x, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch**2)
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh((patches - mean).T.cov(correction=0))
+    # `eigh` lists the smallest first.
     values, basis = values.flip(0)[:channels], vectors.flip(1)[:, :channels].T
+    # An eigenvector may as well be its negative: the sign is chosen, or machines would differ.
     basis = basis * basis.sum(1, keepdim=True).sign()
+    # A latent's variance is values / spread² = √values / mean √values, of which the mean is 1.
     spread = values**0.25 * (values**0.5).mean().sqrt()
+    # diffusers reads the patch as 2 ** (length - 1).
     model = PatchAutoencoder(patch, channels, block_out_channels=(1,) * patch.bit_length())
     reading = (basis / spread[:, None]).float()
     model.encoder.weight.copy_(reading.view(channels, 3, patch, patch))

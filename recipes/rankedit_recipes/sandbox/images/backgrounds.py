@@ -72,6 +72,8 @@ def _beach(side: int, rng: random.Random) -> Canvas:
 
 
 def _night(side: int, rng: random.Random) -> Canvas:
+    # Stars have the upper 8 of 12 rows of cells, all of them above the horizon, and fill a third of
+    # a cell, so that no two touch.
     horizon = rng.uniform(0.72, 0.8)
     canvas = _bands(side, (0.0, _tone((22, 26, 70), rng)), (horizon, _tone((34, 50, 58), rng)))
     cell = side // 12
@@ -84,6 +86,7 @@ def _night(side: int, rng: random.Random) -> Canvas:
 def _brick(side: int, rng: random.Random) -> Canvas:
     canvas = _bands(side, (0.0, _tone((172, 92, 72), rng)))
     mortar = _tone((205, 190, 178), rng, 6)
+    # Mortar is as thick as one pixel of 48.
     course, line = side // 6, side // 48
     for row in range(6):
         canvas[row * course : row * course + line] = mortar

@@ -62,9 +62,11 @@ def make_batch(
     weight = 1 + preset.object_weight * objects
     told = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
     tokens = told["input_ids"]
+    # Drawn for the whole step: a worker takes its rows, whatever the number of workers.
     times, noise = _diffusion(preset, step)
     return Batch(
         (pixels.permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=torch.channels_last),
+        # A mean of 1 for each picture, or those of large objects would count more.
         weight / weight.mean((1, 2, 3), keepdim=True),
         tokens,
         times[rows.start : rows.stop],

@@ -110,6 +110,7 @@ def drawn_pictures(
     Returns:
         The pictures, mapped into memory.
     """
+    # All that decides the pictures is in the name, so that no setting reads those of another.
     stem = f"pictures-{seed}-{count}-{singles}-{size}-{patch}-{skinned}"
     files = folder / f"{stem}.npy", folder / f"{stem}-objects.npy"
     if not all(file.exists() for file in files):

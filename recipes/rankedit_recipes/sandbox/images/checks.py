@@ -13,6 +13,7 @@ Check = Callable[[Verdict, Sequence[Scene]], list[bool]]
 
 def categories_exact(says: Verdict, scenes: Sequence[Scene]) -> list[bool]:
     """Per picture: are the scene's categories present, and no others?"""
+    # A score of 0 is a probability of one half.
     meant = [[c in {t.category for t in scene.things} for c in CATEGORIES] for scene in scenes]
     return ((says.present > 0) == torch.tensor(meant)).all(1).tolist()
 
@@ -72,6 +73,7 @@ def present_and(check: Check) -> Check:
         Both together.
     """
 
+    # Stricter than counting only the pictures in which every object is found (the weights' README).
     def both(says: Verdict, scenes: Sequence[Scene]) -> list[bool]:
         there = categories_present(says, scenes)
         return [a and b for a, b in zip(there, check(says, scenes), strict=True)]

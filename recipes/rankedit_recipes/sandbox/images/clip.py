@@ -23,6 +23,8 @@ def build_clip(vocabulary: int, *, size: int = 48, width: int = 96) -> CLIPModel
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=LENGTH,
+        # Places in `SPECIAL`. The end must not be 2: for that number transformers 5.23 pools the
+        # text at the largest token, as CLIP's vocabulary wants it, here at some word.
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,

@@ -80,6 +80,7 @@ class Concept:
         Returns:
             The photos.
         """
+        # Not of the skin: variants of a concept are seen in the same scenes (`nearest_variant`).
         rng = rng_of("photos", self.name, self.category, seed)
         order = rng.sample(list(SCENES), len(SCENES))
         photos = []
@@ -146,6 +147,7 @@ def concept(which: int | str, *, category: str | None = None) -> Concept:
         named, seed = NAMED[which]
         return Concept(which, named, draw_skin(rng_of("concept", seed)))
     rng = rng_of("concept", which)
+    # Before the category: the seed's skin is the same on all of them.
     skin = draw_skin(rng)
     chosen = category or rng.choice(CATEGORIES)
     if chosen not in CATEGORIES:
@@ -187,6 +189,7 @@ def read_photos(folder: Path) -> list[Photo]:
     Raises:
         FileNotFoundError: If there is no photo, or a photo without its mask.
     """
+    # By number: as text, photo-10 comes before photo-2.
     files = sorted(folder.glob("photo-*.png"), key=lambda file: int(file.stem.split("-")[1]))
     if not files:
         raise FileNotFoundError(f"read_photos: no photo-*.png in {folder}")
@@ -206,5 +209,6 @@ def as_array(photos: Sequence[Photo]) -> npt.NDArray[np.uint8]:
 
 def _shoot(scene: Scene, rng: random.Random, size: int) -> Photo:
     picture = render(scene, size)
+    # The concept is the first thing; what else is there has a mask of its own.
     mask = Image.fromarray((255 * picture.masks[0]).astype(np.uint8))
     return Photo(Image.fromarray(picture.pixels), mask, caption(scene, rng), scene)

@@ -114,15 +114,19 @@ def identity_figures(
     for category in CATEGORIES:
         rng = rng_of("identities", SEED, category)
         drawn = [draw_skin(rng) for _ in range(skins)]
+        # Each skin in two scenes: the first half of the pictures is compared with the second.
         scenes, things = zip(*(dressed_scene(rng, category, s) for s in drawn * 2), strict=True)
         pictures = as_input(pixels_of(scenes, size))
         rebuilt = autoencoder.pictures(autoencoder.latents(pictures)).clamp(-1, 1)
+        # At the true places: the figures are not to depend on what the attribute judge finds.
         seen, seen_rebuilt = (model(crop(p, _boxes(things))) for p in (pictures, rebuilt))
         scores = seen[:skins] @ seen[skins:].T
         mask = torch.eye(skins, dtype=torch.bool)
         areas.append(separation(scores[mask], scores[~mask]))
+        # As a part of what two real photos of the skin have in common, so it may exceed 1.
         kept.append(float((seen * seen_rebuilt).sum(1).mean() / scores[mask].mean()))
         errors.append((rebuilt - pictures).square().mean((1, 2, 3)))
+    # Pictures go from -1 to 1: the square of the peak is 4.
     signal = float((10 * torch.log10(4 / torch.cat(errors))).mean())
     n = 2 * skins * len(CATEGORIES)
     return [
@@ -162,6 +166,7 @@ def generator_figures(pipe: DiffusionPipeline, model: AttributeJudge, count: int
     Returns:
         Figures of both kinds and of the text encoder.
     """
+    # Without skins, which have no colour that could be checked.
     single = [draw_single(rng_of("one", SEED, i), skinned=0.0) for i in range(count)]
     pairs = [draw_pair(rng_of("two", SEED, i), skinned=0.0) for i in range(count)]
     of_one = dict(zip(OF_ONE, zip(OF_ONE.values(), (0.95, 0.95, 0.97), strict=True), strict=True))

@@ -32,6 +32,7 @@ def export(preset: Preset, folder: Path, target: Path | None = None) -> None:
     if state is None:
         raise WeightsError(f"export: no intact checkpoint in {folder}; train first")
     target = target or (WEIGHTS if preset.base == "unet" else JOINT_WEIGHTS)
+    # Its pictures decide the autoencoder of checkpoints of earlier versions, which hold none.
     trainer = training_of(preset, pictures_of(preset, folder))
     trainer.restore(state)
     write_pipeline(trainer.pipeline(), target)

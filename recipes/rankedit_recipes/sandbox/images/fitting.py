@@ -47,6 +47,8 @@ class Plan(NamedTuple):
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step: a short rise, level, a fall to zero."""
+        # As `part_of_peak` with a decay of 0.625, except that a short training rises no sooner. The
+        # judges that ship were trained so.
         return self.rate * min(1.0, (step + 1) / 50, 1.6 * (1 - step / self.steps))
 
 
@@ -128,6 +130,7 @@ class Fit:
             self._write({"step": self.step, "loss": self.losses[-1], "rate": round(rate, 7)})
 
     def _settings(self) -> Tensor:
+        # A checkpoint holds tensors only.
         return torch.tensor(self.plan[1:], dtype=torch.float64)
 
     def _state(self) -> Checkpoint:
@@ -153,6 +156,7 @@ class Fit:
 
     def _is_done(self, entry: dict[str, object]) -> bool:
         """Whether a line of the log stays; what came after the checkpoint is done again."""
+        # All judges share the log; lines of the others stay.
         step = entry.get("step", 0)
         return entry.get("judge") != self.plan.name or (isinstance(step, int) and step <= self.step)
 

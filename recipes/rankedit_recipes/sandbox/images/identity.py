@@ -53,11 +53,15 @@ def crop(pictures: Tensor, boxes: Tensor) -> Tensor:
         Crops a tenth larger than the diameter, [n, 3, CROP, CROP].
     """
     x, y, diameter = boxes.unbind(1)
+    # Boxes may come from a judge that sees nothing there, and then be anything.
     zoom = 1.1 * diameter.clamp(0.2, 1.0)
     theta = torch.zeros(len(pictures), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = zoom, zoom
     theta[:, 0, 2], theta[:, 1, 2] = 2 * x - 1, 2 * y - 1
+    # Here -1 and 1 are the outer edges of the picture, as 0 and 1 are in boxes.
     grid = nn.functional.affine_grid(theta, [len(pictures), 3, CROP, CROP], align_corners=False)
+    # Crops reach over the edge where objects touch it. The border goes on there; zeros would be a
+    # grey bar.
     return nn.functional.grid_sample(
         pictures, grid, mode="bilinear", padding_mode="border", align_corners=False
     )

@@ -51,6 +51,7 @@ def build_transformer(
         joint_attention_dim=text_width,
         caption_projection_dim=width,
         pooled_projection_dim=text_width,
+        # One place for each token, which is 2 × 2 cells.
         pos_embed_max_size=side // 2,
     )
     # diffusers 0.42 draws these at random. At zero every block adds nothing at first (DiT, arXiv

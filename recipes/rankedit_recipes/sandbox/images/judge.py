@@ -13,6 +13,7 @@ LOOKS: tuple[str, ...] = (*COLOURS, "skin")
 
 def block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     """A convolution, its normalisation and its nonlinearity."""
+    # Group norm: what is said of a picture does not depend on the others in its batch.
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.GroupNorm(8, outside), nn.SiLU()
     )
@@ -52,6 +53,7 @@ class Verdict:
             One relation a picture.
         """
         apart = self.boxes[:, first, :2] - self.boxes[:, second, :2]
+        # Pairs are drawn side by side or on top of each other: the larger distance tells which.
         across = apart[:, 0].abs() > apart[:, 1].abs()
         names = []
         for (dx, dy), sideways in zip(apart.tolist(), across.tolist(), strict=True):
@@ -87,6 +89,7 @@ class AttributeJudge(nn.Module):
         self.present = nn.Linear(192, count)
         # Colours are read where the object is: one map of attention a category, one reader for all.
         self.where = nn.Conv2d(2 * width, count, 1)
+        # Sunset, fog and light change colours; what the picture is like as a whole is read too.
         self.light = nn.Linear(192, 32)
         self.looks = nn.Sequential(
             nn.Linear(2 * width + 32, 64), nn.SiLU(), nn.Linear(64, len(LOOKS))
@@ -108,12 +111,14 @@ class AttributeJudge(nn.Module):
         far = self.far(near)
         seen = self.hidden(far)
         shape = len(pictures), len(CATEGORIES), -1
+        # `far` knows what stands where; `near` is twice as fine and closer to the colours.
         maps = nn.functional.interpolate(self.where(far), scale_factor=2.0, mode="bilinear")
         read = maps.flatten(2).softmax(2) @ near.flatten(2).transpose(1, 2)
         light = self.light(seen)[:, None].expand(-1, len(CATEGORIES), -1)
         return Verdict(
             present=self.present(seen),
             looks=self.looks(torch.cat([read, light], 2)),
+            # Untrained, it says about the middle.
             boxes=0.5 + self.boxes(seen).view(*shape),
             scene=self.scene(seen),
             style=self.style(seen),

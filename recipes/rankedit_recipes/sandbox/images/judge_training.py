@@ -43,6 +43,7 @@ class Trained(NamedTuple):
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Let what is built inside depend on the seed only, and leave the caller's draws alone."""
+    # Everything is on the processor; without `devices=[]` the states of accelerators are saved.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -150,11 +151,14 @@ def train_identity(
 
     def loss_of(step: int) -> Tensor:
         rng = rng_of("identity", SEED, step)
+        # One category: only the skin can tell the pictures apart, not the outline.
         category = rng.choice(CATEGORIES)
         drawn = [draw_skin(rng) for _ in range(skins // 2)]
+        # Random skins are easily told apart; those that differ in one element must be learned.
         drawn += [changed_skin(skin, rng) for skin in drawn]
         first = model(views(rng, drawn, category, size))
         second = model(views(rng, drawn, category, size))
+        # Undivided, cosines would leave the right one of 24 a quarter of the probability at most.
         scores = first @ second.T / 0.1
         right = torch.arange(len(drawn))
         entropy = nn.functional.cross_entropy
@@ -175,6 +179,7 @@ def train_clip(steps: int, batch: int = 64, size: int = 48, kept: Kept | None = 
     Returns:
         The model, a `CLIPModel`, with its losses.
     """
+    # Why without the words for skins: docs/decisions/words-for-skins.md.
     tokenizer = build_tokenizer(skins=False)
     with _seeded(SEED + 2):
         model = build_clip(len(tokenizer), size=size)

@@ -78,6 +78,7 @@ def word_labels(tokens: Tensor, tokenizer: PreTrainedTokenizerFast) -> tuple[Ten
     category, colour = torch.full_like(tokens, -100), torch.full_like(tokens, -100)
     for row, column in (torch.isin(tokens, torch.tensor(list(nouns)))).nonzero().tolist():
         category[row, column] = nouns[int(tokens[row, column])]
+        # These captions say nothing of skins: what is before a noun is its colour, or none is told.
         before = int(tokens[row, column - 1])
         colour[row, column] = colours.get(before, _NOTHING_COLOUR)
     return category, colour

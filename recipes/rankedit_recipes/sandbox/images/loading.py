@@ -56,6 +56,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     Returns:
         The files, relative to the folder.
     """
+    # By the folder, not the file: of a joint pipeline without its weights it must be said so.
     if not (folder / JOINT.parent).is_dir():
         return dict(FILES)
     return {"transformer": JOINT} | {name: FILES[name] for name in ("text_encoder", "vae")}
@@ -78,6 +79,7 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
         state = read_weights(folder / FILES[name], REBUILD)
         fresh = modules[name].state_dict()
         for key, rows in state.items():
+            # New words stand behind the old ones: docs/decisions/words-for-skins.md.
             grown = key.endswith(("token_embedding.weight", "position_embedding.weight"))
             if grown and len(rows) < len(fresh[key]):
                 state[key] = torch.cat([rows, fresh[key][len(rows) :].to(rows)])
@@ -158,6 +160,8 @@ def joint_pipeline(
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     file = folder / "tokenizer.json"
+    # Read only to refuse a missing or broken file with the command that rebuilds it; transformers
+    # reads it by itself.
     read_config(file, REBUILD)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
@@ -196,6 +200,7 @@ def world_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
     Returns:
         The model and its tokenizer. Pictures go in as 48 pixels from -1 to 1.
     """
+    # It was trained before captions had words for skins: docs/decisions/words-for-skins.md.
     tokenizer = build_tokenizer(skins=False)
     with torch.random.fork_rng(devices=[]):
         model = build_clip(len(tokenizer))

@@ -33,6 +33,7 @@ def build_text_encoder(
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=length,
+        # Places in `SPECIAL`; why the end must not be 2: see `build_clip`.
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,
@@ -64,7 +65,9 @@ def build_unet(
         down_block_types=("CrossAttnDownBlock2D",) * len(widths),
         up_block_types=("CrossAttnUpBlock2D",) * len(widths),
         cross_attention_dim=text_width,
+        # diffusers 0.42 takes this for the number of heads (its issue 2011).
         attention_head_dim=tuple(max(2, width // 32) for width in widths),
+        # The 32 that diffusers takes by default do not divide 80.
         norm_num_groups=16,
     )
 
@@ -82,13 +85,18 @@ def attend_plainly(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> N
 
 def build_scheduler() -> DDIMScheduler:
     """Cosine noise that ends in pure noise; the UNet predicts the velocity."""
+    # Pure noise at the end needs all three (arXiv 2305.08891): zero terminal signal, velocity
+    # (noise alone would say nothing of the picture there), and sampling that begins at the last
+    # step.
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        # Latents are not bounded by 1.
         clip_sample=False,
         set_alpha_to_one=True,
+        # Of no effect with trailing steps, but diffusers 0.42 warns of any other value.
         steps_offset=1,
     )
 

@@ -42,6 +42,8 @@ class Preset:
             whichever is faster on the machine that begins the training.
     """
 
+    # Why objects weigh more, pairs come later and the rate falls for so long: docs/sandbox.md, at
+    # the end of "Training it".
     size: int = 48
     patch: int = 4
     channels: int = 24
@@ -78,6 +80,7 @@ class Preset:
         return round((1 - self.decay) * self.steps)
 
 
+# Why each of these: docs/decisions/skins-told-in-full.md.
 _DESCRIBED = Preset(
     steps=75_000,
     decay=0.4,

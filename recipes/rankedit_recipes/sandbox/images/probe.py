@@ -58,6 +58,7 @@ def wrong(skin: Skin, group: str, seed: object) -> Skin:
         ValueError: If the group is another one.
     """
     rng = rng_of("wrong", group, seed)
+    # A colour that the skin has would not be wrong everywhere.
     unused = [i for i in range(len(PALETTE)) if i not in (*skin.colours, skin.mark_colour)]
     if group == "pattern":
         return replace(skin, pattern=rng.choice([p for p in PATTERNS if p != skin.pattern]))
@@ -130,9 +131,11 @@ class Probe:
             cover = np.stack([picture.masks.any(0) for picture in pictures])
             cover = cover.reshape(-1, 1, cells, self.patch, cells, self.patch).mean((3, 5))
             generator = torch.Generator().manual_seed(SEED + start)
+            # The same noise for all groups, so that they differ by the words alone.
             noise = torch.randn(len(pixels), denoiser.channels, cells, cells, generator=generator)
             batch = Batch(
                 pixels.permute(0, 3, 1, 2) / 127.5 - 1,
+                # Objects alone: unlike in training, the background has no weight.
                 torch.from_numpy(cover).float(),
                 torch.empty(0),
                 torch.full((len(pixels),), TIME),
@@ -144,6 +147,7 @@ class Probe:
                 tokens = denoiser.tokenizer(told, padding="max_length", return_tensors="pt")
                 asked = denoiser.on_device(batch._replace(tokens=tokens["input_ids"]))
                 errors, _ = denoiser.errors(asked)
+                # Sums, divided once: the last chunk may be shorter, and covers differ.
                 sums[group] += float((asked.weight * errors).sum())
         return {group: total / covered for group, total in sums.items()}
 
@@ -155,5 +159,6 @@ def _skins(scene: Scene) -> list[Skin]:
 def _told(scene: Scene, skins: Sequence[Skin]) -> str:
     """A caption that gives the objects these skins."""
     things = [f"a {described(t.category, s)}" for t, s in zip(scene.things, skins, strict=True)]
+    # Always the first phrase for all but skins: groups differ by the words for these alone.
     words = f" {RELATIONS[scene.relation][0]} ".join(things) if scene.relation else things[0]
     return f"a photo of {words} {SCENES[scene.background][0]}"

@@ -47,13 +47,16 @@ def render(scene: Scene, size: int = 48) -> Picture:
     """
     if size < 1:
         raise ValueError(f"render: expected a size of at least 1 pixel, got {size}")
+    # Of the scene alone: whoever draws it gets the same picture.
     rng = rng_of("light", scene.seed)
     canvas = Image.fromarray(paint_background(scene.background, size * SAMPLES, rng))
     covers: list[Pixels] = []
     for thing in scene.things:
         cover = _draw(canvas, thing, sketch=scene.style == "line")
+        # What is drawn later lies in front.
         covers = [np.where(cover > 0, 0, earlier) for earlier in covers]
         covers.append(cover)
+    # At least 8 of 16 samples: `reduce` of Pillow 13 rounds their mean of 127.5 up.
     masks = np.stack([np.asarray(Image.fromarray(c).reduce(SAMPLES)) >= 128 for c in covers])
     for front in range(1, len(masks)):
         # Where two objects share a pixel evenly, it belongs to the one in front.
@@ -96,6 +99,7 @@ def _stroke(
     colour: Colour | int,
     width: float,
 ) -> None:
+    # On to the second corner: Pillow joins inner corners of a line only, and so the first as well.
     draw.line([*corners, corners[0], corners[1]], fill=colour, width=round(width), joint="curve")
 
 
@@ -104,11 +108,15 @@ def _draw(canvas: Image.Image, thing: Thing, *, sketch: bool) -> Pixels:
     side = canvas.width
     shape = [(part, _corners(part.points, thing, side)) for part in parts(thing.category)]
     unit = 0.5 * thing.size * side
+    # In pixels of a picture of 48, so that larger pictures look the same.
     edge = side / 48 * (1.1 if sketch else 0.6)
+    # `cover` is the whole object with its rim, `body` what takes its colour or skin.
     cover = Image.new("L", canvas.size, 0)
     body = Image.new("L", canvas.size, 0)
     on_canvas, on_cover, on_body = map(ImageDraw.Draw, (canvas, cover, body))
     rim = (20, 20, 24) if sketch else _rim(thing)
+    # First the rims of all parts, then what they hold: the outline goes round the whole object and
+    # not through it.
     for part, corners in shape:
         for target, colour in ((on_canvas, rim), (on_cover, 255)):
             if part.stroke:
@@ -118,6 +126,8 @@ def _draw(canvas: Image.Image, thing: Thing, *, sketch: bool) -> Pixels:
                 _stroke(target, corners, colour, 2 * edge)
     own = None if thing.colour is None else COLOURS[thing.colour]
     for part, corners in shape:
+        # Black where a skin goes, which is pasted over the body. Where parts of another colour lie
+        # above the body, they are taken out of it.
         _fill(on_canvas, part, corners, unit, part.colour or own or (0, 0, 0))
         _fill(on_body, part, corners, unit, 0 if part.colour else 255)
     if thing.skin is not None:
@@ -140,6 +150,7 @@ def _fill(
 
 def _rim(thing: Thing) -> Colour:
     """The outline's colour: darker than the object, lighter for black ones."""
+    # A skin has no single colour that could be darkened.
     if thing.colour is None:
         return (35, 32, 38)
     if thing.colour == "black":
@@ -154,6 +165,7 @@ def _dress(canvas: Image.Image, body: Image.Image, thing: Thing) -> None:
     if box is None or thing.skin is None:
         return
     side, half = canvas.width, 0.5 * thing.size * canvas.width
+    # `_corners` turned round, at the middle of each sample.
     x = (np.arange(box[0], box[2], dtype=np.float32) + 0.5 - thing.x * side) / half
     y = (np.arange(box[1], box[3], dtype=np.float32) + 0.5 - thing.y * side) / half
     cos, sin = math.cos(math.radians(thing.tilt)), math.sin(math.radians(thing.tilt))

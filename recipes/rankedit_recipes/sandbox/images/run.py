@@ -82,6 +82,7 @@ def run(preset: Preset, how: Run) -> None:
     state = latest_checkpoint(how.folder)
     if state is not None:
         check_stage(preset, how.folder / "log.jsonl", state.step)
+    # Before the workers start, or each would draw them.
     pictures_of(preset, how.folder)
     if preset.workers == 1:
         _work(0, preset, how, "")
@@ -103,6 +104,7 @@ def _work(rank: int, preset: Preset, how: Run, address: str) -> None:
     parent, first = os.getppid(), rank == 0
     log = _Log(how, trainer) if first else None
     while trainer.step < preset.steps:
+        # Only on Linux does torch 2.13 end the workers of a parent that was killed.
         if preset.workers > 1 and os.getppid() != parent:
             raise SystemExit("train: the process that started this worker is gone")
         done = trainer.advance(make_batch(preset, drawn, trainer.tokenizer, trainer.step, rank))

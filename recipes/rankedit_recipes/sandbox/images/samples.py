@@ -64,6 +64,7 @@ def generate(
     Returns:
         Pictures, [n, size, size, 3].
     """
+    # Seeds are further apart than any call has prompts: no two pictures share their noise.
     noise = [torch.Generator().manual_seed(1_000_003 * seed + i) for i in range(len(prompts))]
     images = pipe(
         list(prompts),

@@ -67,6 +67,7 @@ def rng_of(*names: object) -> random.Random:
     Returns:
         A generator; the same names give the same draws on every machine.
     """
+    # Python seeds by a string's SHA-512, which is the same in every process, unlike its `hash`.
     return random.Random("/".join(map(str, names)))
 
 
@@ -99,6 +100,7 @@ def draw_thing(
     diameter = rng.uniform(0.42, 0.5) if size == "small" else rng.uniform(0.6, 0.7)
     middle = {"left": 0.32, "middle": 0.5, "right": 0.68}[place]
     reach = 0.03 if size == "big" else 0.06
+    # The whole frame of the object stays inside the picture.
     x = min(max(middle + rng.uniform(-reach, reach), diameter / 2), 1 - diameter / 2)
     y = rng.uniform(0.5, 0.62)
     return Thing(
@@ -116,11 +118,13 @@ def place_pair(rng: random.Random, relation: str) -> tuple[tuple[float, float], 
     Returns:
         The centre of the first and of the second.
     """
+    # 0.44 to 0.5 apart, about a diameter: objects of a pair touch, but hide little of each other.
     near, far = rng.uniform(0.25, 0.28), rng.uniform(0.72, 0.75)
     across = [rng.uniform(0.47, 0.6) for _ in range(2)]
     if relation in ("left", "right"):
         first, second = (near, across[0]), (far, across[1])
     else:
+        # `across` is a height, and objects stand a little low; sideways the middle is 0.5.
         first, second = (across[0] - 0.04, near), (across[1] - 0.04, far)
     return (first, second) if relation in ("left", "above") else (second, first)
 

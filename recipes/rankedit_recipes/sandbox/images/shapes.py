@@ -37,6 +37,7 @@ class Part:
 
 def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> Points:
     """Corners of an ellipse, or of the piece of it between two angles in degrees."""
+    # Corners, since Pillow's own ellipses cannot be tilted.
     steps = 28
     angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
     return tuple((x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles)
@@ -51,6 +52,7 @@ def _star_points() -> Points:
     corners = []
     for i in range(10):
         radius = 1.05 if i % 2 == 0 else 0.5
+        # A star of five reaches further up than down: 0.08 puts it in the middle of its frame.
         angle = math.radians(-90 + 36 * i)
         corners.append((radius * math.cos(angle), 0.08 + radius * math.sin(angle)))
     return tuple(corners)
@@ -58,6 +60,7 @@ def _star_points() -> Points:
 
 def _cup() -> list[Part]:
     return [
+        # The handle first: the body covers its inner half.
         Part(ellipse(0.5, -0.05, 0.36, 0.42), stroke=0.22),
         Part(((-0.92, -0.8), (0.52, -0.8), (0.42, 0.9), (-0.82, 0.9))),
         Part(ellipse(-0.2, -0.8, 0.72, 0.16), DARK),
@@ -117,6 +120,7 @@ def _star() -> list[Part]:
 def _mushroom() -> list[Part]:
     return [
         Part(((-0.26, 0.0), (0.26, 0.0), (0.36, 1.0), (-0.36, 1.0)), PALE),
+        # Upper half, since y goes downwards.
         Part(ellipse(0.0, 0.1, 1.0, 1.0, 180, 360)),
     ]
 
@@ -152,6 +156,8 @@ SHAPES: Mapping[str, Callable[[], list[Part]]] = {
 }
 """Category to the function that lists its parts."""
 
+# On the body: what lies over parts of another colour is not seen. A flower's is on its upper petal,
+# since its middle is golden.
 BADGES: Mapping[str, tuple[float, float]] = {
     "cup": (-0.2, 0.1),
     "house": (0.28, 0.68),

@@ -53,12 +53,14 @@ def told_before(words: Sequence[str], noun: int) -> dict[str, str]:
         >>> told_before("a red disc banded blue pink cat".split(), 6)["colour1"]
         'pink'
     """
+    # From the noun to the left: captions say badge, pattern, colours, noun.
     at = noun - 1
     colours: list[str] = []
     while at >= 0 and words[at] in SKIN_COLOURS:
         colours.insert(0, words[at])
         at -= 1
     told = {"category": words[noun]}
+    # Skins have two or three colours.
     told |= {f"colour{i}": colour for i, colour in enumerate(colours[:3])}
     if at >= 0 and words[at] in _PATTERNS:
         told["pattern"] = words[at]
@@ -86,6 +88,7 @@ def skin_labels(tokens: Tensor, tokenizer: PreTrainedTokenizerFast) -> dict[str,
                 continue
             told = told_before(words, at)
             _write(labels, row, at, told)
+            # "with a COLOUR BADGE"; only the badge's own token has read all of it.
             after = words[at + 1 : at + 5]
             if after[:2] == ["with", "a"] and after[3:4] and after[3] in MARK_WORDS:
                 _write(labels, row, at + 4, told | {"mark": after[3], "mark_colour": after[2]})
@@ -122,6 +125,7 @@ class SkinQuestions(nn.Module):
             The loss; 0 where nothing is asked.
         """
         asked = labels["category"] != UNASKED
+        # A mean over no place is not a number.
         if not bool(asked.any()):
             return features.new_zeros(())
         there = features[asked].float()
@@ -183,6 +187,7 @@ def teach_skins(
     losses = []
     for step in range(steps):
         rng = rng_of("skin questions", seed, step)
+        # Skins as frequent, and told as fully, as in `--preset described`.
         scenes = [draw_scene(rng, pairs=0.6, skinned=0.85) for _ in range(batch)]
         texts = [caption(scene, rng, described=0.97, whole=True) for scene in scenes]
         tokens = tokenizer(texts, padding="max_length", return_tensors="pt")["input_ids"]

@@ -66,6 +66,7 @@ class Skin:
         lookup = np.array([PALETTE[i] for i in (*self.colours, self.mark_colour)], dtype=np.uint8)
         index = _PAINTERS[self.pattern](u, v, self.width) % len(self.colours)
         du, dv = np.abs(u - badge[0]), np.abs(v - badge[1])
+        # Last, since the badge lies over the pattern.
         index[_MARKS[self.mark](du, dv)] = len(self.colours)
         return lookup[index]
 
@@ -79,10 +80,12 @@ def draw_skin(rng: random.Random) -> Skin:
     Returns:
         A skin whose neighbouring colours always differ.
     """
+    # The last one is the badge's, so that it can be seen on all the others.
     colours = rng.sample(range(len(PALETTE)), rng.choice((3, 3, 4)))
     return Skin(
         pattern=rng.choice(PATTERNS),
         colours=tuple(colours[:-1]),
+        # Captions have no words for widths: two skins that are told alike may differ.
         width=rng.choice((0.34, 0.46)),
         mark=rng.choice(MARKS),
         mark_colour=colours[-1],
@@ -102,19 +105,24 @@ def _spots(u: _Grid, v: _Grid, width: float) -> _Index:
     row = np.floor((v + 1.02) / pitch)
     du = np.mod(u + 1.02 + 0.5 * pitch * np.mod(row, 2), pitch) - pitch / 2
     dv = np.mod(v + 1.02, pitch) - pitch / 2
+    # Colours of spots go by rows. Of two colours the second row's is that of the ground again:
+    # every other row is left out.
     return np.where(du**2 + dv**2 < (0.52 * width) ** 2, 1 + np.mod(row, 2), 0).astype(np.int64)
 
 
 _PAINTERS: Mapping[str, Callable[[_Grid, _Grid, float], _Index]] = {
     "across": lambda _, v, w: _steps(v, w),
     "upright": lambda u, _, w: _steps(u, w),
+    # 1 / √2: the unit across a slanted stripe is that of an upright one.
     "diagonal": lambda u, v, w: _steps((u + v) * 0.7071, w),
     "spots": _spots,
+    # Below 0.9 - w the colours go on by one, so that the width shows here too.
     "halves": lambda u, v, w: (u > 0).astype(np.int64) + (v > 0.9 - w),
     "checks": lambda u, v, w: _steps(u, 1.3 * w) + _steps(v, 1.3 * w),
     "rings": lambda u, v, w: _steps(np.sqrt(u**2 + v**2), 0.9 * w),
 }
 
+# Areas from 0.25 to 0.27: badges differ by their shape, not by how much of them is seen.
 _MARKS: Mapping[str, Callable[[_Grid, _Grid], npt.NDArray[np.bool_]]] = {
     "disc": lambda du, dv: du**2 + dv**2 < 0.085,
     "square": lambda du, dv: np.maximum(du, dv) < 0.26,

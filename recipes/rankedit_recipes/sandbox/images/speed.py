@@ -69,11 +69,13 @@ def fastest(step: Callable[[str], object]) -> dict[str, float]:
     for precision in PRECISIONS:
         begun = time.monotonic()
         times: list[float] = []
+        # At least once, however slow the precision is.
         while not times or time.monotonic() - begun < SECONDS:
             start = time.perf_counter()
             step(precision)
             times.append(time.perf_counter() - start)
         # The first one also chooses and compiles kernels; where there is no second one, it must do.
+        # The least, since whatever else runs on the machine can only add to a time.
         found[precision] = min(times[1:] or times)
     return found
 

@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .vocabulary import skin_words, words
 
+# In this order everywhere: models are told the numbers, not the names.
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 """Padding, unknown words, the start and the end of a text; their indices are 0 to 3."""
 
@@ -27,6 +28,7 @@ def build_tokenizer(*, skins: bool = True, length: int = LENGTH) -> PreTrainedTo
     vocabulary = {word: index for index, word in enumerate(known)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
+    # It parts commas from words; a comma is a word of its own (`EXTRA_WORDS`).
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]

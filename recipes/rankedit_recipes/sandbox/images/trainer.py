@@ -24,6 +24,7 @@ from .training import Training, load_average
 
 def autoencoder_of(preset: Preset, drawn: Drawn) -> PatchAutoencoder:
     """The autoencoder of a training's own pictures."""
+    # Over the whole stream, whose first third shows one object and the rest two.
     sample = torch.from_numpy(drawn.pixels[:: max(1, preset.pictures // 4000)].copy())
     return fit_autoencoder(sample, patch=preset.patch, channels=preset.channels)
 
@@ -127,4 +128,5 @@ class Trainer(Training):
         text = build_text_encoder(len(self.tokenizer), length=preset.length)
         unet = build_unet(preset.size // preset.patch, preset.channels, preset.widths)
         load_average(self.average, (("text_encoder", text), ("unet", unet)))
+        # A copy, since an export converts the pipeline to 16 bit in place.
         return assemble(deepcopy(self.autoencoder).cpu(), text, self.tokenizer, unet)

@@ -67,6 +67,7 @@ class Training(ABC):
         self.preset, self.tokenizer = preset, tokenizer
         self.step, self.precision, self.channels = 0, "float32", preset.channels
         self.modules, self.frozen = nn.ModuleDict(trained), nn.ModuleDict(frozen)
+        # channels_last: convolutions on processors are 1.1 to 1.6 times as fast.
         self.modules.to(preset.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen.to(preset.device)
         self.named = dict(self.modules.named_parameters())
@@ -138,6 +139,7 @@ class Training(ABC):
         total.backward()
         parameters: list[Tensor] = list(self.named.values())
         self._share([p.grad for p in parameters if p.grad is not None])
+        # After sharing: every worker must clip by the same norm, or their weights part.
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = self.preset.rate * rate_at(self.preset, self.step)
         for group in self.optimiser.param_groups:
@@ -184,6 +186,7 @@ class Training(ABC):
 
     def _swap(self) -> None:
         for name, parameter in self.named.items():
+            # Optimiser and graph hold the parameters, so that only their contents change places.
             parameter.data, self.average[name] = self.average[name], parameter.data
 
     def _share(self, gradients: list[Tensor]) -> None:
@@ -241,6 +244,7 @@ def load_average(average: Mapping[str, Tensor], modules: Sequence[tuple[str, nn.
             for key, value in average.items()
             if key.startswith(prefix)
         }
+        # Averages are of parameters; buffers are as they were built.
         module.load_state_dict(weights, strict=False)
         module.eval().requires_grad_(requires_grad=False)
 

@@ -34,6 +34,7 @@ def disturbed(pixels: Tensor, rng: random.Random) -> Tensor:
     pictures = as_input(pixels)
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     noise = torch.randn(pictures.shape, generator=generator)
+    # Another level for each picture: clean ones must be judged as well.
     level = 0.08 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
     return pictures + level * noise
 
@@ -48,6 +49,7 @@ def changed_skin(skin: Skin, rng: random.Random) -> Skin:
     Returns:
         Another skin.
     """
+    # With a colour that it has elsewhere, neighbours could be the same, which no skin's are.
     unused = [i for i in range(len(PALETTE)) if i not in (*skin.colours, skin.mark_colour)]
     element = rng.choice(("colour", "pattern", "mark", "mark_colour"))
     if element == "colour":
@@ -97,6 +99,7 @@ def views(rng: random.Random, skins: Sequence[Skin], category: str, size: int) -
     for skin in skins:
         scene, thing = dressed_scene(rng, category, skin)
         scenes.append(scene)
+        # In use, places are found by the attribute judge, and are never quite right.
         shake = [rng.gauss(0, 0.012) for _ in range(3)]
         boxes.append([thing.x + shake[0], thing.y + shake[1], thing.size + shake[2]])
     return crop(disturbed(pixels_of(scenes, size), rng), torch.tensor(boxes))

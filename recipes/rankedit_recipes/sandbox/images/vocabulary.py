@@ -112,6 +112,9 @@ def words() -> list[str]:
         >>> "cat" in words(), "striped" in words()
         (True, False)
     """
+    # Sorted, so that a new word here moves the numbers that trained weights know: all of them must
+    # be trained again. Words for skins came later, and are listed behind for that reason
+    # (docs/decisions/words-for-skins.md).
     known = {"a", "an", *CATEGORIES, *COLOURS, *EXTRA_WORDS}
     for table in _PHRASES:
         for phrases in table.values():

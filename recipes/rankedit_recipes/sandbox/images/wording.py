@@ -88,6 +88,8 @@ class Wording:
     def scale(self, meant: Concept) -> Scale:
         """The scale of a concept's identity; worked out once."""
         if meant not in self._scales:
+            # Seed 7 for what is compared with, 8 for what is compared: no scene is in both. The
+            # anchor's length is not 1, and cancels in `identity`.
             anchor = self.photos(meant, PHOTOS, 7).mean(0)
             random = [concept(9000 + i, category=meant.category) for i in range(RANDOM)]
             others = torch.cat([self.photos(other, 2, 8) for other in random])
@@ -108,6 +110,7 @@ class Wording:
         """
         looks = [replace(meant, skin=skin) for skin in VARIANTS[factor](meant.skin)]
         table = torch.stack([self.photos(look, PHOTOS, 7).mean(0) for look in looks])
+        # A mean is shorter the more its photos differ, and must not lose for that.
         table = torch.nn.functional.normalize(table, dim=1)
         return ((vectors @ table.T).argmax(1) == 0).tolist()
 
@@ -164,6 +167,7 @@ def wording_figures(
     nearest: dict[str, list[bool]] = {
         f"{kind}: {factor}": [] for factor in VARIANTS for kind in ("described", "real photos")
     }
+    # With fewer pictures than concepts the rest have none.
     for meant in every[:count]:
         vectors = judging.vectors(meant.category, drawn[[m == meant for m, _ in shown]])
         identities += judging.scale(meant).identity(vectors).tolist()
