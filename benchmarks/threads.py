@@ -4,8 +4,8 @@
     python benchmarks/threads.py --against ../other-tree    and forwards beside another checkout's
 
 A forward is right if it gives what the layer gives with the edit that stays, or with both. Beside
-another checkout, two processes time the same forwards in turn, so that both meet the same machine; in the
-processor's time, of which whoever else runs there takes less.
+another checkout, two processes time the same forwards in turn, so that both meet the same machine;
+in the processor's time, of which whoever else runs there takes less.
 """
 
 from __future__ import annotations
