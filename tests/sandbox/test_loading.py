@@ -86,6 +86,13 @@ def test_broken_settings_are_named(folder):
         sandbox.pipeline(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_half_a_tokenizer_is_refused_with_the_command_that_makes_it(folder, name):
+    (folder / "tokenizer" / name).unlink()
+    with pytest.raises(sandbox.WeightsError, match=rf"{name} is missing.*--preset cpu --export"):
+        sandbox.pipeline(folder)
+
+
 def test_training_goes_on_from_16_bit_weights(folder):
     tokenizer = build_tokenizer()
     modules = torch.nn.ModuleDict(

@@ -12,8 +12,11 @@ from .model import TIED
 WEIGHTS = Path(__file__).parent / "weights"
 """The model that comes with the package, as transformers lays a folder out."""
 
-REBUILD = "python -m rankedit_recipes.sandbox.facts.train --export"
-"""Makes the weights."""
+REBUILD = (
+    "python -m rankedit_recipes.sandbox.facts.train --export --target FIRST && "
+    "python -m rankedit_recipes.sandbox.facts.settling FIRST"
+)
+"""Makes the weights, in the two stages that the shipped ones had."""
 
 
 def load_model(

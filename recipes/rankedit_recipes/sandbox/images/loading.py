@@ -117,7 +117,7 @@ def pipeline(
         fill(module, folder / FILES[name], REBUILD)
         if dtype != torch.float32:
             module.to(dtype)
-    tokenizer = _tokenizer(folder / "tokenizer")
+    tokenizer = _tokenizer(folder / "tokenizer", REBUILD)
     return assemble(modules["vae"], modules["text_encoder"], tokenizer, modules["unet"])
 
 
@@ -152,17 +152,17 @@ def joint_pipeline(
         fill(modules[name], folder / file, REBUILD_JOINT)
         if dtype != torch.float32:
             modules[name].to(dtype)
-    tokenizer = _tokenizer(folder / "tokenizer")
+    tokenizer = _tokenizer(folder / "tokenizer", REBUILD_JOINT)
     return assemble_joint(
         modules["vae"], modules["text_encoder"], tokenizer, modules["transformer"]
     )
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    file = folder / "tokenizer.json"
+def _tokenizer(folder: Path, rebuild: str) -> PreTrainedTokenizerFast:
     # Read only to refuse a missing or broken file with the command that rebuilds it; transformers
-    # reads it by itself.
-    read_config(file, REBUILD)
+    # reads them by itself, and without the second one gives a tokenizer that pads nothing.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_config(folder / name, rebuild)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
