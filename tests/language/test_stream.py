@@ -21,7 +21,8 @@ PREFIXES = ("A day is gone. ",)
 
 def begun(folder=None, method="memit", **options):
     model, _, statistics = small("llama")
-    arguments = {"statistics": statistics, "layers": [0, 1], "method": quick(method, steps=3)}
+    settings = None if method is None else quick(method, steps=3)
+    arguments = {"statistics": statistics, "layers": [0, 1], "method": settings}
     if method in ("rome", "emmet"):
         arguments["layers"] = 1
     return Stream.open(
