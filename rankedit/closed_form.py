@@ -23,7 +23,7 @@ from rankedit.gram import GramSystem
 from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.metric import Metric
 from rankedit.products import product, transposed_product
-from rankedit.shapes import Keys, Values, check_has_data, check_rows, describe
+from rankedit.shapes import Keys, Values, check_kind, check_rows, checked_weights
 
 # Beyond this the float64 factorisation of the metric has no correct digit left.
 _WORST_CONDITION = 1e15
@@ -99,7 +99,8 @@ def solve_edit(
     """
     if side not in ("input", "output"):
         raise ShapeError(f"solve_edit: side must be 'input' or 'output', got {side!r}.")
-    check_rows("solve_edit", "keys", keys, metric.dim)
+    check_kind("solve_edit", "metric", metric, Metric)
+    check_rows("solve_edit", "keys", keys, metric.dim, of="metric")
     lacking = _lacking(layer, keys, values, side)
     edit = solve_lacking(keys, lacking, metric, softness=softness, hold=hold)
     return edit if side == "input" else LowRank(edit.down.T, edit.up.T, edit.report)
@@ -142,24 +143,17 @@ def _posed(
 ) -> _Problem:
     device = metric.device or keys.device
     rows = check_rows("solve_edit", "keys", keys, metric.dim).detach().to(device)
-    check_has_data("solve_edit", "softness", softness)
-    soft = torch.as_tensor(softness, dtype=torch.float64, device=device)
-    sized = soft.ndim <= 1 and soft.numel() in (1, len(keys))
-    if not sized or not bool(((soft >= 0) & torch.isfinite(soft)).all()):
-        raise ShapeError(
-            f"solve_edit: softness must be one number or [{len(keys)}], one for each key, finite "
-            f"and not negative, got {describe(softness)}."
-        )
+    soft = checked_weights("solve_edit", "softness", softness, len(keys), device)
     lacking, held = lacking.to(device).double(), 0
     if hold is not None:
-        held = len(check_rows("solve_edit", "hold", hold, metric.dim))
+        held = len(check_rows("solve_edit", "hold", hold, metric.dim, of="metric"))
         rows = torch.cat([rows.double(), hold.detach().to(device).double()])
         lacking = torch.cat([lacking, lacking.new_zeros(held, lacking.shape[1])])
     return _Problem(
         metric,
         rows,
         lacking,
-        torch.cat([soft.expand(len(keys)), soft.new_zeros(held)]),
+        torch.cat([soft, soft.new_zeros(held)]),
         (*(f"key {i}" for i in range(len(keys))), *(f"held key {i}" for i in range(held))),
     )
 

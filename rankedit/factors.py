@@ -170,16 +170,16 @@ class Factors:
         return float(small.trace()) ** 2 / float(small.square().sum())
 
 
-def checked_matrix(call: str, matrix: Covariance) -> Covariance:
+def checked_matrix(call: str, matrix: Covariance, name: str = "matrix") -> Covariance:
     """The matrix in float64 and exactly symmetric, or an error that names what is wrong with it."""
-    check_rows(call, "matrix", matrix)
+    check_rows(call, name, matrix)
     if matrix.shape[0] != matrix.shape[1]:
-        raise ShapeError(f"{call}: matrix must be square [dim, dim], got {describe(matrix)}.")
+        raise ShapeError(f"{call}: {name} must be square [dim, dim], got {describe(matrix)}.")
     matrix = matrix.detach().double()
     asymmetry = float((matrix - matrix.T).abs().max())
     if asymmetry > 1e-6 * float(matrix.abs().max()):
         raise ShapeError(
-            f"{call}: matrix must be symmetric, but entries differ from their transposes by up to "
+            f"{call}: {name} must be symmetric, but entries differ from their transposes by up to "
             f"{asymmetry:.2g}; a second moment is xᵀx of row vectors x."
         )
     return (matrix + matrix.T) / 2

@@ -14,7 +14,7 @@ from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
 from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
 from rankedit.metric import Metric
-from rankedit.shapes import Keys, Values, check_rows, describe
+from rankedit.shapes import Keys, Values, check_kind, check_rows, describe
 
 Solver = Callable[[object, Keys, Values, Metric], LowRank]
 
@@ -163,8 +163,9 @@ class Ledger:
                 f"Ledger: softness must be one finite number of at least 0, got {softness!r}; it "
                 "holds for every key, so that edits can be entered in any order."
             )
+        check_kind("Ledger", "metric", metric, Metric)
         if hold is not None:
-            check_rows("Ledger", "hold", hold, metric.dim)
+            check_rows("Ledger", "hold", hold, metric.dim, of="metric")
         self._layer = layer
         self._metric = metric
         self._softness = softness
@@ -243,6 +244,7 @@ class Ledger:
 
     def conflicts(self, threshold: float = 0.9) -> list[Conflict]:
         """Pairs of keys whose cosine under the metric is at least `threshold`, worst first."""
+        check_kind("Ledger.conflicts", "threshold", threshold, int, float)
         if not self._entries:
             return []
         keys, lacking = self._stacked()
@@ -292,10 +294,7 @@ class Ledger:
             why = f"{len(now.attached)} edits are attached to it"
         elif now.fused != self._fused:
             why = "edits were fused or unfused since"
-        # What others change is found by sample, at the keys that are known.
         elif attached and not all(witness.holds(self._layer) for witness in self._witnesses):
             why = "it no longer gives what it gave when the last edit was entered"
         if why:
-            raise SolveError(
-                f"Ledger.{call}: the layer is not the original one: {why}; detach or unfuse first."
-            )
+            raise SolveError(f"Ledger.{call}: the layer is another: {why}; detach or unfuse first.")

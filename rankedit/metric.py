@@ -9,7 +9,6 @@ same input. Metrics are immutable: every method returns a new one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -19,7 +18,15 @@ from torch import Tensor
 from rankedit.errors import ShapeError, SolveError
 from rankedit.factors import Factors, checked_matrix, fingerprint, hash_of, short_hash
 from rankedit.moments import SecondMoment
-from rankedit.shapes import Basis, Covariance, Keys, check_rows, describe
+from rankedit.shapes import (
+    Basis,
+    Covariance,
+    Keys,
+    check_kind,
+    check_rows,
+    checked_weights,
+    is_number,
+)
 from rankedit.subspace import Subspace, null_space
 
 # Share of tr(C)/dim that rounding of the activations leaves as noise on the eigenvalues of C, with
@@ -55,8 +62,6 @@ class Metric:
         self.typical_energy = typical_energy
         self._factors = factors
 
-    # ---------------------------------------------------------------- building
-
     @classmethod
     def from_moment(
         cls,
@@ -81,8 +86,10 @@ class Metric:
             SolveError: the matrix is not positive definite even so; names the ridge to pass.
             ShapeError: ridge is negative or shrinkage outside [0, 1].
         """
-        intensity = shrinkage(moment) if callable(shrinkage) else shrinkage or 0.0
-        if not 0 <= intensity <= 1:
+        check_kind("Metric.from_moment", "moment", moment, SecondMoment)
+        given = 0.0 if shrinkage is None else shrinkage
+        intensity = given(moment) if callable(given) else given
+        if not is_number(intensity) or not 0 <= intensity <= 1:
             raise ShapeError(
                 f"Metric.from_moment: shrinkage must be in [0, 1], got {intensity}; pass a number, "
                 "or a function such as rankedit.ledoit_wolf."
@@ -106,7 +113,7 @@ class Metric:
         """
         matrix = checked_matrix("Metric.from_matrix", matrix)
         dim = matrix.shape[0]
-        if not ridge >= 0 or not math.isfinite(ridge):
+        if not is_number(ridge) or ridge < 0:
             raise ShapeError(f"Metric.from_matrix: ridge must be at least 0, got {ridge}.")
         regularised = matrix.clone()
         regularised.diagonal().add_(ridge * matrix.trace() / dim)
@@ -116,7 +123,7 @@ class Metric:
     @classmethod
     def identity(cls, dim: int, scale: float = 1.0) -> Metric:
         """`M = scale·I`: every direction costs the same, without statistics (TIME, UCE)."""
-        if dim < 1 or not 0 < scale < math.inf:
+        if not isinstance(dim, int) or dim < 1 or not is_number(scale) or scale <= 0:
             raise ShapeError(
                 f"Metric.identity: dim must be at least 1 and scale positive, got {dim}, {scale}."
             )
@@ -150,14 +157,14 @@ class Metric:
             SolveError: no direction is free under the cut.
         """
         matrix = statistics.matrix if isinstance(statistics, SecondMoment) else statistics
-        matrix = checked_matrix("Metric.null_space", matrix)
+        matrix = checked_matrix("Metric.null_space", matrix, "statistics")
         space = null_space(matrix, relative=relative, energy=energy)
         settings = f"null {relative!r} {energy!r} {scale!r}"
         return cls(Factors(space, scale=scale), fingerprint(matrix, settings))
 
     def scaled(self, factor: float) -> Metric:
         """`M' = factor·M`. In MEMIT the factor is the number of pseudo-samples behind C."""
-        if not 0 < factor < math.inf:
+        if not is_number(factor) or factor <= 0:
             raise ShapeError(f"Metric.scaled: factor must be positive, got {factor}.")
         typical = None if self.typical_energy is None else self.typical_energy / factor
         return self._derived(self._factors.scaled(factor), f"scaled {factor!r}", typical)
@@ -178,14 +185,8 @@ class Metric:
         rows = check_rows("Metric.extended", "keys", keys, self.dim)
         # On the metric's device first: some accelerators have no float64.
         rows = rows.detach().to(self.device or rows.device)
-        roots = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
-        sized = roots.ndim <= 1 and roots.numel() in (1, len(rows))
-        if not sized or not bool(((roots >= 0) & torch.isfinite(roots)).all()):
-            raise ShapeError(
-                f"Metric.extended: weights must be one number or [{len(rows)}], finite and not "
-                f"negative, got {describe(weights)}."
-            )
-        roots = roots.sqrt().expand(len(rows))
+        given = checked_weights("Metric.extended", "weights", weights, len(rows), rows.device)
+        roots = given.sqrt()
         change = f"extended {label or hash_of(rows.double() * roots[:, None])}"
         return self._derived(self._factors.extended(rows, roots), change, self.typical_energy)
 
@@ -215,8 +216,6 @@ class Metric:
         changed = short_hash(f"{self.fingerprint} {change}")
         return Metric(factors, changed, typical_energy=typical)
 
-    # ---------------------------------------------------------------- using
-
     @property
     def device(self) -> torch.device | None:
         """Where the factors live; inputs are moved there. None for the identity: it holds none."""
@@ -240,7 +239,8 @@ class Metric:
 
     def inner(self, x: Keys, y: Keys) -> Tensor:
         """`x A yᵀ [n, m]`, float64: inner products between the rows of x and those of y."""
-        return self.whiten(x) @ self.whiten(y).T
+        first, second = self._coordinates("inner", x), self._coordinates("inner", y, "y")
+        return self._factors.whiten(first) @ self._factors.whiten(second).T
 
     def cosine(self, x: Keys, y: Keys) -> Tensor:
         """Cosines `[n, m]` under the metric: 1 for parallel keys, 0 for independent ones.
@@ -269,12 +269,10 @@ class Metric:
         """`x H [n, m]` with `H Hᵀ = M`, so that `‖x‖²_M = ‖x H‖²`; float64."""
         return self._factors.half(self._coordinates("half", x))
 
-    def _coordinates(self, call: str, x: Keys) -> Tensor:
-        rows = check_rows(f"Metric.{call}", "x", x, self.dim).detach()
+    def _coordinates(self, call: str, x: Keys, name: str = "x") -> Tensor:
+        rows = check_rows(f"Metric.{call}", name, x, self.dim, of="metric").detach()
         # On the metric's device first: some accelerators have no float64.
         return self._factors.space.coordinates(rows.to(self.device or rows.device).double())
-
-    # ---------------------------------------------------------------- describing
 
     @property
     def rank(self) -> int:
@@ -285,7 +283,7 @@ class Metric:
     def condition(self) -> float:
         """Condition number of M in the 1-norm, estimated from a few solves; Higham (1988).
 
-        Usually exact, never above the truth and rarely below a third of it. Work: O(dim²).
+        Usually exact, never above the truth, rarely below a third of it. Work: O(dim²).
         """
         return self._factors.condition()
 

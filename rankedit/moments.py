@@ -16,7 +16,7 @@ from torch import Tensor
 from rankedit.errors import ShapeError, StatisticsError
 from rankedit.packing import Batch, coarser, packed_triangle, unpacked
 from rankedit.provenance import Provenance
-from rankedit.shapes import Covariance, Inputs, check_finite, describe
+from rankedit.shapes import Covariance, Inputs, check_finite, check_kind, describe
 
 # Rows are widened to float64 this many at a time, which bounds the extra memory of an update.
 CHUNK_ROWS = 4096
@@ -55,7 +55,7 @@ class SecondMoment:
         device: torch.device | str | None = None,
         provenance: Provenance | None = None,
     ) -> None:
-        if dim < 1:
+        if not isinstance(dim, int) or dim < 1:
             raise ShapeError(f"SecondMoment: dim must be at least 1, got {dim}.")
         self.dim = dim
         self.provenance = provenance or Provenance()
@@ -88,7 +88,7 @@ class SecondMoment:
         batch = Batch.of(call, self.dim, x, mask, weights)
         starts = range(0, batch.rows.shape[0], CHUNK_ROWS)
         for start in starts:  # all of it before any is added
-            check_finite(call, "x", batch.chunk(start, CHUNK_ROWS)[0])
+            check_finite(call, "x", batch.chunk(start, CHUNK_ROWS)[0], power=4)
         for start in starts:
             self._add_rows(*batch.chunk(start, CHUNK_ROWS))
         return self
@@ -116,6 +116,7 @@ class SecondMoment:
             ShapeError: different widths.
             StatisticsError: statistics of different models, modules or tokenizers.
         """
+        check_kind("SecondMoment.merge", "other", other, SecondMoment)
         if other.dim != self.dim:
             raise ShapeError(
                 f"SecondMoment.merge: both moments must have the same width, got {self.dim} and "

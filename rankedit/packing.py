@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError
-from rankedit.shapes import Covariance, check_finite, describe
+from rankedit.shapes import Covariance, check_finite, check_has_data, describe
 
 # Coarsest first. The relative noise that rounding leaves on the eigenvalues of E[xᵀx] grows in this
 # direction, and one coarse batch spoils the sum.
@@ -68,12 +68,16 @@ class Batch:
             raise ShapeError(
                 f"{call}: x must be a floating-point tensor [..., {dim}], got {describe(x)}."
             )
+        check_has_data(call, "x", x)
+        if x.layout != torch.strided:
+            raise ShapeError(f"{call}: x must be dense, got a sparse tensor; use x.to_dense().")
         flat: list[Tensor | None] = []
         for name, value in (("mask", mask), ("weights", weights)):
             if value is None:
                 flat.append(None)
                 continue
-            if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
+            check_has_data(call, name, value)
+            if not isinstance(value, Tensor) or value.shape != x.shape[:-1] or value.is_sparse:
                 raise ShapeError(
                     f"{call}: {name} must be a tensor with the shape of x without its last axis, "
                     f"{list(x.shape[:-1])}, got {describe(value)}; use torch.as_tensor."
@@ -101,6 +105,8 @@ def _checked_weights(call: str, weights: Tensor | None, kept: Tensor | None) -> 
     if weights is None:
         return None
     counted = weights if kept is None else weights[kept.bool().to(weights.device)]
+    if counted.is_complex():
+        raise ShapeError(f"{call}: weights must be real, got {describe(counted)}.")
     check_finite(call, "weights", counted)
     if bool((counted < 0).any()):
         raise ShapeError(f"{call}: weights must not be negative, got {float(counted.min())}.")

@@ -18,7 +18,7 @@ themselves and say what they expected. `check_rows` is how.
 from __future__ import annotations
 
 import math
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,11 +35,46 @@ Basis: TypeAlias = Annotated[Tensor, "[r, in]"]
 Similarity: TypeAlias = Annotated[Tensor, "[..., n]"]
 
 
+# Exponent of ten at which float64 has no room left for a product or two.
+_LARGEST = 300
+
+
 def describe(value: object) -> str:
     """A value in an error message: shape and dtype of a tensor, else its type and value."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     return f"{type(value).__name__} {value!r}"[:120]
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number of Python's."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def check_kind(
+    call: str,
+    name: str,
+    value: object,
+    *kinds: Any,  # noqa: ANN401 - types, and the abstract ones of collections.abc
+    expected: str = "",
+    optional: bool = False,
+) -> None:
+    """Refuse an argument of another type.
+
+    Args:
+        call: the public call, for the message.
+        name: the argument's name, for the message.
+        value: what the user passed.
+        kinds: what it may be.
+        expected: the same in words; the names of the types if empty.
+        optional: whether None will do too.
+
+    Raises:
+        ShapeError: it is something else.
+    """
+    if not isinstance(value, kinds) and not (optional and value is None):
+        words = expected or " or ".join(kind.__name__ for kind in kinds)
+        raise ShapeError(f"{call}: {name} must be a {words}, got {describe(value)}.")
 
 
 def check_has_data(call: str, name: str, value: object) -> None:
@@ -55,19 +90,31 @@ def check_has_data(call: str, name: str, value: object) -> None:
         )
 
 
-def check_finite(call: str, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that holds NaN or infinity.
+def check_finite(call: str, name: str, tensor: Tensor, *, power: int = 1) -> None:
+    """Refuse a tensor that holds NaN or infinity, or whose power overflows in a sum.
 
     Raises:
         ShapeError: with the number of bad entries; or it is on the meta device.
     """
     check_has_data(call, name, tensor)
+    if tensor.layout != torch.strided:
+        raise ShapeError(f"{call}: {name} must be dense, got a sparse one; use {name}.to_dense().")
     # Some 8-bit formats have neither sum nor isfinite; to widen them is exact.
     wide = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
     # A sum is finite only if all its terms are, and needs no memory; it may overflow all the same.
-    if math.isfinite(wide.sum(dtype=torch.promote_types(wide.dtype, torch.float32))):
-        return
-    finite = torch.isfinite(wide)
+    if not math.isfinite(wide.sum(dtype=torch.promote_types(wide.dtype, torch.float32))):
+        _refuse_infinite(call, name, tensor, torch.isfinite(wide))
+    # Narrower formats end at 3e38, whose fourth power float64 holds.
+    if power > 1 and tensor.dtype == torch.float64 and tensor.numel():
+        largest = float(wide.abs().max())
+        if largest and power * math.log10(largest) + math.log10(tensor.numel()) > _LARGEST:
+            raise ShapeError(
+                f"{call}: {name} must not be so large that sums of its power {power} overflow "
+                f"float64, got numbers up to {largest:.1e}; scale the data to ordinary sizes."
+            )
+
+
+def _refuse_infinite(call: str, name: str, tensor: Tensor, finite: Tensor) -> None:
     if not bool(finite.all()):
         raise ShapeError(
             f"{call}: {name} must be finite, got {int((~finite).sum())} NaN or infinite entries in "
@@ -75,8 +122,34 @@ def check_finite(call: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def checked_weights(
+    call: str, name: str, value: object, count: int, device: torch.device
+) -> Tensor:
+    """One non-negative number, or one for each of `count` keys, as `[count]` in float64.
+
+    Raises:
+        ShapeError: something else.
+    """
+    check_kind(call, name, value, int, float, Tensor)
+    check_has_data(call, name, value)
+    weights = torch.as_tensor(value)
+    sized = weights.ndim <= 1 and weights.numel() in (1, count) and not weights.is_complex()
+    if not sized or not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+        raise ShapeError(
+            f"{call}: {name} must be one number or [{count}], one for each key, finite and not "
+            f"negative, got {describe(value)}."
+        )
+    return weights.detach().to(device).double().expand(count)
+
+
 def check_rows(
-    call: str, name: str, rows: object, width: int | None = None, count: int | None = None
+    call: str,
+    name: str,
+    rows: object,
+    width: int | None = None,
+    count: int | None = None,
+    *,
+    of: str = "",
 ) -> Tensor:
     """Return `rows` if it is a finite floating-point matrix `[count, width]`, else say what it is.
 
@@ -86,6 +159,7 @@ def check_rows(
         rows: what the user passed.
         width: required size of the last axis; any if None.
         count: required number of rows; any number from 1 if None.
+        of: whose width that is, for the message.
 
     Raises:
         ShapeError: not a tensor, not two-dimensional, empty, not floating point or not finite.
@@ -100,8 +174,9 @@ def check_rows(
     fits = rows.ndim == 2 and rows.shape[0] > 0 and width in (None, rows.shape[-1])
     if not fits or count not in (None, rows.shape[0]):
         hint = "add the row axis with vector[None]" if rows.ndim == 1 else "one row is one vector"
+        hint = f"{width} is the width of the {of}" if of and rows.ndim == 2 else hint
         raise ShapeError(
             f"{call}: {name} must have shape {expected}, got {describe(rows)}; {hint}."
         )
-    check_finite(call, name, rows)
+    check_finite(call, name, rows, power=2)
     return rows

@@ -10,6 +10,7 @@ same name with `assume_centered=True`. Weights are frequencies, so that n is the
 from __future__ import annotations
 
 from rankedit.moments import SecondMoment
+from rankedit.shapes import check_kind
 
 
 def ledoit_wolf(moment: SecondMoment) -> float:
@@ -21,6 +22,7 @@ def ledoit_wolf(moment: SecondMoment) -> float:
     Source: "A well-conditioned estimator for large-dimensional covariance matrices",
     J. Multivariate Analysis 88 (2004) 365-411.
     """
+    check_kind("ledoit_wolf", "moment", moment, SecondMoment)
     matrix = moment.matrix
     square = float(matrix.square().sum())
     # `‖C − μI‖² = ‖C‖² − tr(C)²/dim`: no second matrix is made.
@@ -39,6 +41,7 @@ def oas(moment: SecondMoment) -> float:
     Source: "Shrinkage algorithms for MMSE covariance estimation", IEEE Trans. Signal Processing 58
     (2010) 5016-5029.
     """
+    check_kind("oas", "moment", moment, SecondMoment)
     matrix = moment.matrix
     square = float(matrix.square().mean())
     mean_square = (float(matrix.trace()) / moment.dim) ** 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError, SolveError
-from rankedit.shapes import Basis, Covariance
+from rankedit.shapes import Basis, Covariance, is_number
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def null_space(
         SolveError: no direction is left under the cut.
     """
     cut = relative if energy is None else energy
-    if (relative is None) == (energy is None) or cut is None or not 0 <= cut < 1:
+    one = (relative is None) != (energy is None) and is_number(cut)
+    if not one or cut is None or not 0 <= cut < 1:
         raise ShapeError(
             "Metric.null_space: give exactly one of relative=... and energy=..., in [0, 1), got "
             f"relative={relative}, energy={energy}; 1e-6 relative is the noise floor of float32."

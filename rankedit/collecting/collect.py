@@ -6,12 +6,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from rankedit.collecting.batches import DEFAULT_MASK, Mask, Noted, default_call
 from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan
+from rankedit.collecting.choosing import Which, check_arguments, never_called, targets_of
 from rankedit.collecting.digests import batch_digest, function_digest, model_digest
 from rankedit.collecting.masks import Masks
 from rankedit.collecting.ranks import Ranks, check_shares, reduced
@@ -19,15 +20,12 @@ from rankedit.collecting.restoring import as_it_was
 from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
 from rankedit.interrupt import Interrupt
-from rankedit.models.projections import Projection
 from rankedit.models.reading import Stopper, may_stop, quiet, watching
-from rankedit.models.selecting import Pattern, select
 from rankedit.moments import SecondMoment
 from rankedit.progress import progress as show_progress
 from rankedit.provenance import Provenance
 
 Batch = TypeVar("Batch")
-Which: TypeAlias = Pattern | Iterable[str] | Mapping[str, nn.Module | Projection]
 
 
 def collect(
@@ -91,11 +89,13 @@ def collect(
         >>> {name: (moment.dim, moment.count) for name, moment in moments.items()}
         {'0': (3, 56.0), '2': (5, 56.0)}
     """
-    targets = _targets(model, which)
+    given = {"which": which, "batches": batches, "call": call, "mask": mask}
+    check_arguments(model=model, **given, provenance=provenance, shard=shard, progress=progress)
+    targets = targets_of(model, which)
     ranks = Ranks.current()
     digest = model_digest(model)
-    given = provenance or Provenance()
-    plan = Plan(tuple(targets), digest, _said(mask), given, ranks.rank, ranks.size, shard)
+    said = _said(mask), provenance or Provenance()
+    plan = Plan(tuple(targets), digest, *said, ranks.rank, ranks.size, shard)
     kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     collection = _Collection(model, targets, plan, Keeper(kept, plan))
     shown = progress and ranks.rank == 0
@@ -113,12 +113,6 @@ def collect(
 
 def _said(mask: Mask[Batch]) -> str:
     return f"a function {function_digest(mask)}" if callable(mask) else repr(mask)
-
-
-def _targets(model: nn.Module, which: Which) -> dict[str, nn.Module]:
-    if not isinstance(which, Mapping):
-        return select(model, which)
-    return {n: m.module if isinstance(m, Projection) else m for n, m in which.items()}
 
 
 class _Collection:
@@ -249,9 +243,9 @@ class _Collection:
     def _warn_of_missing(self) -> None:
         missing = self._moments.missing(self._targets)
         if len(missing) == len(self._targets):
-            raise StatisticsError(_never_called(missing, "in the first batch"))
+            raise StatisticsError(never_called(missing, "in the first batch"))
         if missing:
-            message = f"{_never_called(missing, 'in the first batch')} Later batches may call them."
+            message = f"{never_called(missing, 'in the first batch')} Later batches may call them."
             warnings.warn(message, RankeditWarning, stacklevel=4)
 
     def _warn_of_repeats(self) -> None:
@@ -289,7 +283,7 @@ class _Collection:
         moments = {name: group.moment for group in groups for name in group.members}
         missing = [name for name in self._targets if name not in moments]
         if missing:
-            raise StatisticsError(_never_called(missing, "in any batch"))
+            raise StatisticsError(never_called(missing, "in any batch"))
         for group in groups:
             group.moment.provenance = self._provenance(group)
         self._keeper.remove()
@@ -304,12 +298,3 @@ class _Collection:
             dtype=str(group.moment.dtype).removeprefix("torch."),
             tokens=group.offered,
         )
-
-
-def _never_called(names: list[str], when: str) -> str:
-    shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-    return (
-        f"collect: {len(names)} projections were not called {when}: {shown}. They are fused into "
-        "another layer, used without being called, or not reached by call(batch); select what is "
-        "called (rankedit.probe lists it)."
-    )

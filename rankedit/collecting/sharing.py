@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rankedit.collecting.repeats import repeated
-from rankedit.errors import StatisticsError
+from rankedit.errors import ShapeError, StatisticsError
 from rankedit.moments import SecondMoment
-from rankedit.shapes import Inputs
+from rankedit.shapes import Inputs, describe
 
 
 class Identity(NamedTuple):
@@ -114,6 +114,8 @@ class SharedMoments:
             x: the vectors.
             mask: `[...]`, which of them are no padding; whoever reads a tensor has the same.
         """
+        if x.layout != torch.strided:
+            raise ShapeError(f"it must read dense vectors, got {describe(x)}, sparse")
         identity = self._identify(x)
         group = self._group_of.get(name)
         if group is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from rankedit.errors import ShapeError, SolveError
 from rankedit.learning.sites import Sites
-from rankedit.shapes import describe
+from rankedit.shapes import describe, is_number
 
 Loss: TypeAlias = Callable[[], Tensor | tuple[Tensor, Tensor]]
 
@@ -54,14 +53,15 @@ class ValueSearch:
             "steps": self.steps,
             "patience": self.patience,
         }
-        wrong = {k: v for k, v in positive.items() if v is not None and not 0 < v < math.inf}
-        wrong |= {
-            k: v for k, v in {"decay": self.decay, "kl": self.kl}.items() if not 0 <= v < math.inf
-        }
+        optional = {"key_learning_rate", "clamp", "patience"}
+        given = {k: v for k, v in positive.items() if v is not None or k not in optional}
+        wrong = {k: v for k, v in given.items() if v is None or not is_number(v) or v <= 0}
+        others = {"decay": self.decay, "kl": self.kl}
+        wrong |= {k: v for k, v in others.items() if not is_number(v) or v < 0}
         if wrong:
             raise ShapeError(
                 "ValueSearch: learning rates, clamp, steps and patience must be positive, decay "
-                f"and kl not negative, all finite; got {wrong}."
+                f"and kl not negative, all finite; got {str(wrong)[:300]}."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from rankedit.learning.shifting import OutputSite
 from rankedit.learning.sites import Site, Sites
 from rankedit.metric import Metric
 from rankedit.models.reading import as_written
+from rankedit.shapes import check_kind
 
 __all__ = [
     "LearnedValues",
@@ -84,6 +85,12 @@ def optimise_value(
         >>> torch.allclose(model[1](found.values["0"] + model[0].bias), wanted, atol=1e-2)
         True
     """
+    call = "optimise_value"
+    check_kind(call, "model", model, nn.Module)
+    check_kind(call, "sites", sites, Mapping)
+    check_kind(call, "loss", loss, Callable)
+    check_kind(call, "options", options, ValueSearch, optional=True)
+    check_kind(call, "metrics", metrics, Mapping, optional=True)
     placed = Sites(model, sites, metrics or {})
     chosen = options or ValueSearch()
     objective, search = Objective(placed, loss, chosen), Search(placed, chosen)
