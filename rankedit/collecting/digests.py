@@ -9,6 +9,8 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 
+from rankedit.models.swapping import slots_of
+
 # Numbers of each tensor that are looked at: enough to notice training, merging or another seed.
 _SAMPLES = 64
 
@@ -16,8 +18,9 @@ _SAMPLES = 64
 def model_digest(model: nn.Module) -> str:
     """A mark of all weights of a model, cheap at any size: 64 numbers of each tensor enter it.
 
-    Names, shapes and dtypes count too. Of weights that are sharded, quantised into a tensor
-    subclass, or waiting on the meta device, only those do.
+    Edits that are attached count with their tensors: what a model reads below them is not what it
+    reads without. Names, shapes and dtypes count too. Of weights that are sharded, quantised into a
+    tensor subclass, or waiting on the meta device, only those do.
     """
     digest = hashlib.sha256()
     for name, tensor in _named_tensors(model):
@@ -31,6 +34,10 @@ def model_digest(model: nn.Module) -> str:
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+    for name, module in model.named_modules():
+        for number, slot in enumerate(slots_of(module)):
+            held = sorted(slot.tensors.items())
+            yield from ((f"{name} edit {number} {key}", tensor) for key, tensor in held)
 
 
 def _sample(tensor: Tensor) -> bytes:
