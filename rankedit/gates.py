@@ -193,3 +193,7 @@ def per_key(gate: AnyGate, count: int) -> AnyGate:
     """The same gate with every parameter written out for `count` keys."""
     expanded = {name: value.expand(count).clone() for name, value in parameters(gate).items()}
     return replace(gate, **expanded)
+
+
+GATES: tuple[type[Gate], ...] = (Sigmoid, JointSigmoid, Identity)
+"""The gates that `rankedit.load` knows by their names in files without being told."""

@@ -173,3 +173,8 @@ class TestOpening:
             rk.ShapeError, match=r"GatedEdit: gate must be a rankedit\.Gate such as"
         ):
             rk.GatedEdit(torch.eye(2)[:1], torch.eye(2)[:1], rk.Metric.identity(2), gate)
+
+
+def test_every_gate_of_the_library_is_known_to_files():
+    own = {kind for kind in vars(gates).values() if isinstance(kind, type)}
+    assert set(gates.GATES) == {kind for kind in own if issubclass(kind, gates.Gate)} - {gates.Gate}

@@ -33,7 +33,7 @@ from rankedit.files.format import (
 )
 from rankedit.files.header import Limits, checked_name, checked_place
 from rankedit.gated import GatedEdit
-from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
+from rankedit.gates import GATES, Gate
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.fusing import _RECORD as FUSED
 from rankedit.models.geometry import innermost
@@ -184,7 +184,7 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
-    classes: list[type[Gate]] = [Sigmoid, JointSigmoid, Identity, *own]
+    classes: list[type[Gate]] = [*GATES, *own]
     for gate in classes:
         if not (isinstance(gate, type) and issubclass(gate, Gate)):
             raise EditFileError(f"load: gates must be classes derived from Gate, got {gate!r:.80}.")

@@ -59,6 +59,15 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         filled(["a photo"], "cat")
 
 
+def test_a_file_of_two_concepts_is_refused_rather_than_halved(tmp_path):
+    keys, gate = torch.eye(2), rk.Sigmoid(0.7, 0.15)
+    both = rk.GatedEdit.from_images(keys, torch.ones(2, 3), keys, gate)
+    texts = {"perfusion": "1", "trigger": "<bean>", "category": "cat", "lock": "local"}
+    rk.save({"a": both}, tmp_path / "both.safetensors", metadata=texts)
+    with pytest.raises(PerfusionError, match=r"has 2 keys.*holds one concept"):
+        Concept.load(tmp_path / "both.safetensors")
+
+
 def _sized(tmp_path, blocks, width, embeddings):
     """Size of the file of a model with cross-attention at these names and widths."""
     generator = torch.Generator().manual_seed(0)

@@ -123,6 +123,14 @@ class Concept:
         first = next(iter(edits.values()))
         if not isinstance(first.gate, rk.Sigmoid):
             raise PerfusionError(f"Concept.load: '{path}' has a gate that is no sigmoid.")
+        # Locked keys are made of the model's own weights, so that concepts are joined where they
+        # are applied and never in a file.
+        joined = max(len(edit.keys) for edit in edits.values())
+        if joined > 1:
+            raise PerfusionError(
+                f"Concept.load: '{path}' has {joined} keys for one projection, but a concept file "
+                "holds one concept; give each concept's own file, and apply them together."
+            )
         # Notes have a prefix of their own, so that none can stand for a field.
         notes = {k.removeprefix("note."): v for k, v in texts.items() if k.startswith("note.")}
         templates = texts.get("templates")
