@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,18 +71,13 @@ def edited(slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
     strength = tensors[STRENGTH]
     if slot.learned:
         _check_reduced(tensors)
-    # Beside the weights but under offloading schemes; and float64 has to stay float64 where a model
-    # was cast after attaching.
-    if strength.device != inputs.device or (slot.narrow and inputs.dtype == torch.float64):
-        dtype = torch.promote_types(inputs.dtype, strength.dtype)
-        tensors = {name: tensor.to(inputs.device, dtype) for name, tensor in tensors.items()}
+    dtype = outputs.dtype
+    wide = slot.narrow and dtype == torch.float64
+    if wide or strength.device != inputs.device or type(inputs) is not Tensor:
+        tensors = {name: _beside(inputs, tensor) for name, tensor in tensors.items()}
         strength = tensors[STRENGTH]
-    if (
-        slot.joins
-        and not slot.by_row
-        and outputs.dtype == strength.dtype
-        and type(outputs) is Tensor
-    ):
+    plain = slot.joins and not slot.by_row and type(outputs) is Tensor
+    if plain and dtype == strength.dtype:
         return _joined(slot, inputs, outputs, tensors)
     rows = slot.layout.to_rows(inputs)
     if slot.by_row:
@@ -100,6 +96,24 @@ def edited(slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
     return outputs + (strength * added).to(outputs.dtype)
 
 
+def _beside(inputs: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of an edit where, and as wide as, the inputs are.
+
+    It is there already, but under offloading schemes, in models that were cast to float64 after
+    attaching, and in tensor parallelism, where inputs are replicated over a mesh of devices.
+    """
+    wide = tensor.is_floating_point() and inputs.dtype == torch.float64
+    placed = tensor.to(inputs.device, torch.float64 if wide else tensor.dtype)
+    sharded: Any = sys.modules.get("torch.distributed.tensor")
+    if sharded is None or not isinstance(inputs, sharded.DTensor):
+        return placed
+    mesh: Any = inputs.device_mesh
+    found: Tensor = sharded.DTensor.from_local(
+        placed, mesh, [sharded.Replicate()] * mesh.ndim, run_check=False
+    )
+    return found
+
+
 def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """A plain linear layer's output with the products of an edit summed into it, in place.
 
@@ -108,7 +122,7 @@ def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, T
     A trace is checked by another one without gradients, which must have the same operations.
     """
     flat = outputs.reshape(-1, outputs.shape[-1])
-    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if torch.is_grad_enabled() or torch._C._is_tracing():
         flat = flat.clone()
     start, stop = slot.rows
     part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
@@ -140,27 +154,11 @@ def _check_reduced(tensors: Mapping[str, Tensor]) -> None:
         return
     known = {id(tensor) for tensor in wrapper.parameters()}
     for name, tensor in tensors.items():
-        if any(id(leaf) not in known for leaf in _leaves(tensor)):
+        if tensor.requires_grad and id(tensor) not in known:
             raise AttachError(
                 f"attach: {name!r} is learned, but is no parameter of the model that "
                 "DistributedDataParallel wraps, so that each process would learn its own. Register "
-                "it with the model before wrapping it (model.register_parameter), or wrap no model "
-                "and average its gradient with torch.distributed.all_reduce."
+                "it with the model before wrapping it (model.register_parameter); what is computed "
+                "from learned keys cannot be: wrap no model, and average the keys' gradient with "
+                "torch.distributed.all_reduce."
             )
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that learn, where this one is computed from them."""
-    if tensor.grad_fn is None:
-        yield from [tensor] if tensor.requires_grad else []
-        return
-    seen: set[object] = set()
-    waiting: list[Any] = [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # where gradients are accumulated
-            yield node.variable
-        waiting += [function for function, _ in node.next_functions]
