@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import rankedit as rk
 
@@ -49,19 +49,35 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"rankedit: {error}; the command needs typer: pip install 'rankedit[recipes]'")
     with warnings.catch_warnings():
-        # Without the file and line, which mean nothing to who typed a command.
-        warnings.showwarning = _show_plainly(warnings.showwarning)
+        warnings.showwarning = _show_plainly
         try:
             app()
         except (rk.RankeditError, OSError) as error:
             sys.exit(f"rankedit: {error}")
 
 
-def _show_plainly(usual: Callable[..., None]) -> Callable[..., None]:
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:  # noqa: ANN401
-        if issubclass(category, rk.RankeditWarning):
-            sys.stderr.write(f"rankedit: warning: {message}\n")
-        else:
-            usual(message, category, *place, **more)
+# Of libraries, to those who write programs with them.
+_FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
-    return show
+
+def _show_plainly(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,  # noqa: ARG001 - the form of `warnings.showwarning`
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """One line for each warning, without the line of code, which tells nothing at a terminal."""
+    text = next(iter(str(message).splitlines()), "")
+    if issubclass(category, rk.RankeditWarning):
+        sys.stderr.write(f"rankedit: warning: {' '.join(str(message).split())}\n")
+    elif sys.warnoptions or not issubclass(category, _FOR_PROGRAMMERS):
+        # Whoever sets -W or PYTHONWARNINGS asks for all of them.
+        sys.stderr.write(f"rankedit: warning of {_library(filename)}: {text}\n")
+
+
+def _library(filename: str) -> str:
+    parts = Path(filename).parts
+    installed = [index for index, part in enumerate(parts[:-1]) if part == "site-packages"]
+    return Path(parts[installed[-1] + 1]).stem if installed else Path(filename).stem

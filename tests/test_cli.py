@@ -52,14 +52,19 @@ def test_warnings_are_one_line_without_file_names(
 ) -> None:
     def warn() -> None:
         warnings.simplefilter("always")
-        warnings.warn("look out", rk.RankeditWarning, stacklevel=1)
-        warnings.warn("of another library", UserWarning, stacklevel=1)
+        warnings.warn("look\nout", rk.RankeditWarning, stacklevel=1)
+        path = "/lib/site-packages/diffusers/pipelines/loading.py"
+        warnings.warn_explicit("no such dtype\nand more", UserWarning, path, 7)
+        warnings.warn_explicit("will go", FutureWarning, path, 8)
 
     monkeypatch.setattr(cli, "application", lambda: warn)
-    with pytest.warns(UserWarning, match="of another library") as others:
-        cli.main()
-    assert capsys.readouterr().err == "rankedit: warning: look out\n"
-    assert len(others) == 1
+    monkeypatch.setattr("sys.warnoptions", [])
+    cli.main()
+    said = "rankedit: warning: look out\nrankedit: warning of diffusers: no such dtype\n"
+    assert capsys.readouterr().err == said
+    monkeypatch.setattr("sys.warnoptions", ["always"])
+    cli.main()
+    assert capsys.readouterr().err == said + "rankedit: warning of diffusers: will go\n"
 
 
 def _entry(name: str, value: str) -> EntryPoint:

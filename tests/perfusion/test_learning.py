@@ -232,8 +232,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_file(pipe, moment, plain
         with pytest.raises(Killed):
             taught(pipe, moment, run=tmp_path)
     same(plain, taught(pipe, moment, run=tmp_path), rtol=0, atol=0)
-    with pytest.raises(PerfusionError, match="checkpoint of other photos, settings"):
+    with pytest.raises(PerfusionError, match=r"of another training: seed was 0, is 5\. Give what"):
         taught(pipe, moment, run=tmp_path, seed=5)
+    with pytest.raises(PerfusionError, match=r"steps was \d+, is 77; lock was .*, is \"global\""):
+        taught(pipe, moment, run=tmp_path, steps=77, lock="global")
 
 
 def test_the_best_validated_state_is_kept(pipe, moment, tmp_path):

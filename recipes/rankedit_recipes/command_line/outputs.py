@@ -91,7 +91,7 @@ def _check_free(command: str, files: Mapping[str, Path], folders: Mapping[str, P
 
 def _check_writable(command: str, folder: Path) -> None:
     """The folder, or the nearest one above it that is there, takes new files."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise CommandError(
             f"{command}: '{folder}' cannot be made, for '{above}' is a file; give another place."

@@ -61,7 +61,7 @@ def edit(
     method: Method = "",
     statistics: Stats = None,
     layers: Layers = "",
-    out: Out = Path("edits.safetensors"),
+    out: Out = None,
     stream: OptionalStream = None,
     replace: Replace = False,
     lora: Lora = None,
@@ -101,6 +101,8 @@ def edit(
         stream=stream,
         replace=replace,
     )
+    if out is None and stream is None:
+        out = Path("edits.safetensors")
     if not dry_run:
         prepare_outputs(
             "edit", files={"--out": out}, folders={"--lora": lora, "--fuse": fuse},

@@ -67,7 +67,12 @@ OwnMethod = Annotated[
         help="package.module:function, for a stream of a method of your own.", show_default="none"
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Where the edits go.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the edits go.", show_default="edits.safetensors; with --stream only there"
+    ),
+]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Requests take the place of facts of the stream.")
 ]

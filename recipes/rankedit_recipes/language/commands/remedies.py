@@ -3,7 +3,7 @@
 _TRACE_IN_EDIT = "'traced' is for `rankedit language edit`; give --layers numbers of blocks here"
 
 REMEDIES = (
-    (r"language: layers='traced' needs requests.*", f"language: {_TRACE_IN_EDIT}."),
+    (r"layers='\w+' needs requests to trace, .*", f"{_TRACE_IN_EDIT}."),
     (r"pass layers= the names", "give --layers the names"),
     (r"pass layers= one number", "give --layers one number"),
     (r"layers must be numbers", "--layers must be numbers"),
@@ -16,7 +16,6 @@ REMEDIES = (
         r"make it with collect_statistics\(\.\.\.\)\.save\(path, model\)",
         "make it with `rankedit language stats TEXTS --out FILE`",
     ),
-    (r", or pass Settings\b", ", or a file given by --config"),
     (
         r"\. Load it with use_fast=True",
         "; give --model a folder that has a tokenizer.json",
@@ -29,7 +28,11 @@ REMEDIES = (
     (r"see its attributes", "see --print-config"),
     (r"Settings: ", "language: settings: "),
     (r"from_toml: ", "language: --config "),
-    (r"make the same call again, with checkpoint='[^']*',", "give the same command again"),
+    (r"make the same call again, with checkpoint=\S+,", "give the same command again"),
+    (
+        r"pass what solves again, as method=, or on the command line as --method",
+        "give what solves again, by --method",
+    ),
     (r"; see `edit`", ""),
     (
         r"drop one of them \(or of the keys in hold\), or pass softness > 0 to compromise",

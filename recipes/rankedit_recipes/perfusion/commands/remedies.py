@@ -24,6 +24,11 @@ REMEDIES = (
     ),
     (r"the placeholder must be", "--placeholder must be"),
     (
+        r"\bsteps was (\d+), is (\d+)",
+        r"steps was \1, is \2 (the learning rates fall towards the last step, so that more steps "
+        r"are another training: give --steps \1)",
+    ),
+    (
         r"use another run folder, or remove it to start again",
         "give another --run folder, or remove this one to start again",
     ),

@@ -17,6 +17,8 @@ from rankedit_recipes.perfusion.errors import PerfusionError
 _BEST = "best."
 _NOW = "now."
 _LOSSES = "losses"
+_TASK = "task."
+_VERSION = "2"
 
 
 @dataclass
@@ -52,11 +54,12 @@ class CheckpointFile:
 
     Args:
         path: where.
-        task: digest of everything that decides the result; a file of another task is refused.
+        task: everything that decides the result, by name; a file of another task is refused, and
+            told what differs.
         steps: of the whole training.
     """
 
-    def __init__(self, path: str | PathLike[str], task: str, steps: int) -> None:
+    def __init__(self, path: str | PathLike[str], task: Mapping[str, str], steps: int) -> None:
         self.path, self._task, self._steps = Path(path), task, steps
 
     def write(self, progress: Progress, state: dict[str, Tensor]) -> None:
@@ -67,8 +70,8 @@ class CheckpointFile:
         # The zero in front keeps the tensor from being empty, which files do not hold.
         items[_LOSSES] = torch.tensor([0.0, *progress.losses], dtype=torch.float64)
         texts = {
-            "perfusion.training": "1",
-            "task": self._task,
+            "perfusion.training": _VERSION,
+            **{_TASK + name: value for name, value in self._task.items()},
             "step": str(progress.step),
             "best_step": str(progress.best_step),
             "validations": json.dumps(progress.validations),
@@ -86,11 +89,7 @@ class CheckpointFile:
             return None
         loaded = rk.load(self.path)
         texts = loaded.metadata
-        if texts.get("perfusion.training") != "1" or texts.get("task") != self._task:
-            raise PerfusionError(
-                f"learn: '{self.path}' is a checkpoint of other photos, settings or another model; "
-                "use another run folder, or remove it to start again."
-            )
+        self._check_task(texts)
         tensors = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
         try:
             return self._progress(texts, tensors, like), _part(tensors, _NOW, like)
@@ -99,6 +98,23 @@ class CheckpointFile:
                 f"learn: the checkpoint '{self.path}' holds what no training writes ({error}); "
                 "remove it to start again."
             ) from error
+
+    def _check_task(self, texts: Mapping[str, str]) -> None:
+        if texts.get("perfusion.training") != _VERSION:
+            raise PerfusionError(
+                f"learn: '{self.path}' is no checkpoint of a training of version {_VERSION}; use "
+                "another run folder, or remove it to start again."
+            )
+        was = {n.removeprefix(_TASK): t for n, t in texts.items() if n.startswith(_TASK)}
+        names = [n for n in {**was, **self._task} if was.get(n) != self._task.get(n)]
+        if names:
+            listed = "; ".join(
+                f"{n} was {was.get(n) or 'none'}, is {self._task.get(n) or 'none'}" for n in names
+            )
+            raise PerfusionError(
+                f"learn: '{self.path}' is a checkpoint of another training: {listed}. Give what it "
+                "was to go on with it, use another run folder, or remove it to start again."
+            )
 
     def _progress(
         self, texts: Mapping[str, str], tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]

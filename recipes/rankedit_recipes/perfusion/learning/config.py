@@ -144,6 +144,13 @@ class Config:
         fall = self.decay * self.steps
         return min(1.0, (self.steps - step) / fall) if fall else 1.0
 
+    def deciding(self) -> dict[str, str]:
+        """What decides the result, as texts by name: all settings but how often it is kept."""
+        # Checkpoints may come more or less often without changing a single step.
+        return {
+            name: _toml(value) for name, value in asdict(self).items() if name != "checkpoint_every"
+        }
+
     def digest(self) -> str:
         """A hash of what decides the result."""
         # Validation and checkpoints may come more or less often without changing a single step.

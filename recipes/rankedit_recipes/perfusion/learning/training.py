@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,12 +196,17 @@ class _Training:
     def keep_in(self, folder: Path) -> None:
         """Use a folder's checkpoint: go on from it if there is one."""
         judge = self.validation
-        judged = "" if judge is None else repr((judge.prompts, judge.sampling))
-        task = "|".join(
-            (self._config.digest(), self._data.digest, self._base, self._metric.fingerprint,
-             self._word, self._naming.category, judged)
-        )  # fmt: skip
-        self._file = CheckpointFile(folder / CHECKPOINT, _digest(task), self._config.steps)
+        # Each by name, so that a training that is not this one can say what was different.
+        task = {
+            **self._config.deciding(),
+            "placeholder": self._word,
+            "category": self._naming.category,
+            "photos": self._data.digest,
+            "base model": self._base,
+            "statistics": self._metric.fingerprint,
+            "validation": "" if judge is None else f"{judge.prompts}, {judge.sampling}",
+        }
+        self._file = CheckpointFile(folder / CHECKPOINT, task, self._config.steps)
         kept = self._file.read(self._shapes())
         if kept is not None:
             self._progress, state = kept
@@ -287,10 +291,6 @@ class _Training:
             "step": str(self._progress.best_step or self._progress.step),
             "config": self._config.digest(),
         }
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _through_file(concept: Concept, path: Path) -> Concept:
