@@ -42,6 +42,7 @@ class Progress:
     @property
     def best_balance(self) -> float:
         """Score of the best state."""
+        # Below every score: the first validation is always kept, even at 0.
         return max((row[3] for row in self.validations), default=-1.0)
 
     def stale(self) -> int:
@@ -89,10 +90,12 @@ class CheckpointFile:
             return None
         loaded = rk.load(self.path)
         texts = loaded.metadata
+        # Going on would mix two trainings, and the result would belong to neither.
         self._check_task(texts)
         tensors = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
         try:
             return self._progress(texts, tensors, like), _part(tensors, _NOW, like)
+        # `rk.load` has checked the file as such: what is wrong here is what it says of a training.
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise PerfusionError(
                 f"learn: the checkpoint '{self.path}' holds what no training writes ({error}); "
@@ -126,6 +129,7 @@ class CheckpointFile:
             best_step=int(texts["best_step"]),
             best=_part(tensors, _BEST, like) if int(texts["best_step"]) else {},
         )
+        # Never 0: a checkpoint is written after a step only.
         if not 0 < progress.step <= self._steps or len(progress.losses) != progress.step:
             raise ValueError(
                 f"step {progress.step} of {self._steps} with {len(progress.losses)} losses"

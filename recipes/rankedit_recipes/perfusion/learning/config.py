@@ -21,6 +21,7 @@ Rates = Literal["relative", "absolute"]
 Precision = Literal["float32", "bfloat16"]
 _CHOICES = {"lock": Lock, "tokens": Tokens, "reduction": Reduction, "rates": Rates}
 _CHOICES["precision"] = Precision
+# Not patience, min_snr and size, for which 0 means something.
 _COUNTS = ("steps", "batch", "accumulate", "validate_every", "checkpoint_every")
 
 
@@ -112,6 +113,7 @@ class Config:
                 f"Config: contexts must be prompts with {{}} where the word goes, got "
                 f"{wordless[0]!r}."
             )
+        # Refused here and not when the concept is saved, which is after the training.
         barred = [template for template in self.templates if "|" in template]
         if barred:
             raise PerfusionError(
@@ -126,8 +128,10 @@ class Config:
                     f"Config: {name} must be at least 1, got {getattr(self, name)}."
                 )
         for name in ("value_rate", "embedding_rate", "temperature"):
+            # Not `<= 0`, which a nan would pass.
             if not getattr(self, name) > 0:
                 raise PerfusionError(f"Config: {name} must be positive, got {getattr(self, name)}.")
+        # Parts of one size: the mean of their means is that of the batch.
         if self.batch % self.accumulate:
             raise PerfusionError(
                 f"Config: batch must be a multiple of accumulate, got {self.batch} and "
@@ -141,6 +145,7 @@ class Config:
 
     def rate_at(self, step: int) -> float:
         """What the rates are multiplied by in a step: 1, and a straight fall to zero at the end."""
+        # With (steps − step) the last step still has a rate: at 0 it would be a step for nothing.
         fall = self.decay * self.steps
         return min(1.0, (self.steps - step) / fall) if fall else 1.0
 
@@ -153,7 +158,7 @@ class Config:
 
     def digest(self) -> str:
         """A hash of what decides the result."""
-        # Validation and checkpoints may come more or less often without changing a single step.
+        # Checkpoints may come more or less often; validations decide which state is kept.
         deciding = {k: v for k, v in asdict(self).items() if k not in ("checkpoint_every",)}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -196,8 +201,10 @@ class Config:
 def _typed(name: str, value: object, like: object) -> object:
     if isinstance(like, tuple) and isinstance(value, (list, tuple)):
         return tuple(str(item) for item in value)
+    # TOML has 1 where 1.0 is meant; the other way round nothing is converted: 1.5 is no count.
     if isinstance(like, float) and type(value) is int:
         return float(value)
+    # By exact type, for to `isinstance` True is a number.
     if type(value) is not type(like):
         raise PerfusionError(
             f"Config: {name} must be of type {type(like).__name__}, got {value!r}."
@@ -206,4 +213,5 @@ def _typed(name: str, value: object, like: object) -> object:
 
 
 def _toml(value: object) -> str:
+    # JSON writes texts, numbers, truth values and lists as TOML does.
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -49,6 +49,7 @@ def cached_latents(parts: Parts, photos: Sequence[Photo], size: int) -> Latents:
     squares = [photo.square(size) for photo in photos]
     pictures = torch.stack([_pixels(square.image) for square in squares])
     masks = torch.stack([_mask(square) for square in squares])
+    # Pixels are mirrored and not latents, for an autoencoder does not commute with mirroring.
     pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
     digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
     # One by one: the autoencoder needs far more memory than a step of learning.
@@ -74,11 +75,13 @@ def draw(
         return torch.randint(high, (batch,), generator=generator)
 
     chosen = integers(count)
+    # Drawn without `flip` too, so that this setting alone changes nothing else that is drawn.
     mirrored = integers(2) * count
     noise = torch.randn((batch, *latents.latents.shape[1:]), generator=generator)
     within = torch.rand(batch, generator=generator, dtype=torch.float64)
     # The slices are shuffled, so that no photo always gets the noisy times.
     spread = (torch.randperm(batch, generator=generator) + within) / batch
+    # In the last slice rounding may give 1.
     drawn = (spread * times).long().clamp_max(times - 1)
     return Draw(chosen + mirrored * flip, integers(prompts), drawn, noise)
 
@@ -114,6 +117,7 @@ def _encoded(parts: Parts, picture: Tensor) -> Tensor:
             vae.to(dtype)
     # The mode and not a draw: the same photo gives the same latents, and there is less noise.
     found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    # Not all autoencoders of diffusers 0.42 have this setting, and for some it is None.
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     scaled: Tensor = (found.float() - shift) * vae.config.scaling_factor
     return scaled

@@ -45,6 +45,7 @@ class ThroughKey:
         """The edit's tensors; directions and `W i*` with their graph."""
         tensors = self.edit.bind(outputs)
         keys, images = self.edit.keys, self.edit.images
+        # For a single key there is no basis to be made orthogonal.
         energy = (keys * images).sum(1, keepdim=True)
         return {**tensors, "read": images / energy, "removed": -outputs(keys).float()}
 
@@ -83,6 +84,7 @@ class Learner:
         device, modules = parts.device, parts.projections
         self.key = origin_encoding(parts, naming, config.templates)[None].to(device)
         with torch.no_grad():
+            # Float32 whatever the weights are: small steps would be lost in bfloat16.
             outputs = {n: rk.linear_output(m, self.key).float() for n, m in modules.items()}
         learned = learned_names(parts, config.lock)
         self.targets = {n: y.clone().requires_grad_() for n, y in outputs.items() if n in learned}
@@ -163,6 +165,7 @@ class Learner:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
+            # Here and not in a forward pass, of which accumulation and recomputation make several.
             self.key = self.next_key(encodings.detach())
 
     # ---------------------------------------------------------------- keeping
@@ -182,6 +185,7 @@ class Learner:
         self.key = state["key"].to(self.key)
         for index, tensor in enumerate(self.parameters()):
             tensor.copy_(state[f"learned.{index}"])
+            # What the state of the optimiser is called is torch's to say.
             names = [n.rpartition(".")[0] for n in state if n.endswith(f".{index}")]
             kept = {name: state[f"{name}.{index}"].clone() for name in names if name != "learned"}
             self.optimiser.state[tensor] = {

@@ -96,10 +96,12 @@ def masked_loss(
         reduction: `"weighted"`: `Σ m·err/(channels·Σ m)`; `"mean"`: `mean(m·err)`; `"squared"`:
             `mean(m²·err)`.
     """
+    # In float32: squares of small errors are rounded away in 16 bits.
     error = (predicted.float() - wanted.float()).square()
     if reduction == "weighted":
         # An empty mask gives a loss of zero, not a division by it.
         area = masks.sum((-3, -2, -1)).clamp_min(1e-6)
+        # By each photo's own area: a small thing counts as much as a large one.
         each = (error * masks).sum((-3, -2, -1)) / (area * error.shape[1])
     else:
         mask = masks.square() if reduction == "squared" else masks

@@ -31,6 +31,7 @@ class ClipSegMasks:
         """The mask of what the words name, 8-bit grey, of the picture's size."""
         inputs = self._processor(text=[words], images=[image], return_tensors="pt", padding=True)
         logits = self._model(**inputs.to(self._model.device)).logits.squeeze()
+        # Rounded, for a conversion to integers cuts off.
         grey = (torch.sigmoid(logits.float()) * 255).round().to(torch.uint8).cpu().numpy()
         mask = Image.fromarray(np.ascontiguousarray(grey))
         # CLIPSeg gives 352 pixels for any picture; between them the map is smooth.

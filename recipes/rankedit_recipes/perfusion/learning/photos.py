@@ -38,6 +38,7 @@ class Photo:
 
     def square(self, size: int) -> Photo:
         """The middle square, scaled to `size` by `size` pixels."""
+        # Lanczos is sharp and overshoots at edges: right for photos, while masks want plain means.
         image = ImageOps.fit(self.image, (size, size), Image.Resampling.LANCZOS)
         mask = self.mask and ImageOps.fit(self.mask, (size, size), Image.Resampling.BOX)
         return Photo(self.name, image, mask)
@@ -61,6 +62,7 @@ def load_photos(source: Source) -> list[Photo]:
     path = Path(source)
     if not path.exists():
         raise PerfusionError(f"load_photos: there is no file or folder '{path}'.")
+    # In one order on every file system: what is drawn in training goes by the photos' numbers.
     files = sorted(_files(path)) if path.is_dir() else [path]
     found, faults = [], []
     for file in files:
@@ -110,6 +112,7 @@ def _opened(file: Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
+            # Pillow 13 warns of more than 89 million pixels before the size can be asked for.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 if image.width * image.height > MOST_PIXELS:
@@ -117,6 +120,7 @@ def _opened(file: Path) -> Image.Image:
                         f"'{file.name}': {image.width} x {image.height} pixels, at most "
                         f"{MOST_PIXELS:,} are taken; make it smaller"
                     )
+                # Opening reads the header only: here damage shows.
                 image.load()
                 upright: Image.Image = ImageOps.exif_transpose(image)
                 return upright
@@ -135,12 +139,14 @@ def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow cuts 16-bit grey off at 255 where it should be scaled.
         grey = np.asarray(image).astype(np.float64)
+        # 65,535 / 255; wide numbers that all fit into 8 bit are an 8-bit picture already.
         scale = 257.0 if grey.max(initial=0) > 255 else 1.0
         image = Image.fromarray(np.clip(np.round(grey / scale), 0, 255).astype(np.uint8))
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa") and "transparency" not in image.info:
         return image.convert("RGB"), None
     full = image.convert("RGBA")
     alpha = full.getchannel("A")
+    # `convert` alone would show the colours that hide behind transparent pixels.
     white = Image.new("RGBA", full.size, "white")
     flat = Image.alpha_composite(white, full).convert("RGB")
     cover = float(np.asarray(alpha).mean()) / 255

@@ -45,6 +45,7 @@ def check_words(parts: Parts, task: LearnTask) -> None:
             or the model has no levels for the coarse lock.
     """
     check_naming(parts.text, Naming(task.placeholder, task.category, task.config.adjective))
+    # For its refusal.
     learned_names(parts, task.config.lock)
 
 
@@ -110,5 +111,6 @@ def _forward_seconds(parts: Parts, size: int, batch: int) -> float:
         text = parts.text.encode(["a"]).rows([0] * batch)
         denoiser.run(latents, times, text)  # the first pass also sets things up
         start = time.perf_counter()
+        # A number waits for the accelerator; without it only the launch would be timed.
         float(denoiser.run(latents, times, text).sum())
     return time.perf_counter() - start

@@ -85,6 +85,7 @@ class Stepper:
                 text, encodings = self._encoded(drawn.prompts[part])
                 loss = self._loss(text, drawn.photos[part], drawn.times[part], drawn.noise[part])
             seen.append(encodings.detach())
+            # At once for each part: its activations are freed before the next one needs them.
             (loss / len(parts)).backward()
             total += float(loss.detach()) / len(parts)
         # Before anything moves: one step of NaN would spoil all that was learned.
@@ -94,6 +95,7 @@ class Stepper:
                 "or use precision float32. The last checkpoint is as it was."
             )
         self._learner.step(torch.cat(seen), step)
+        # With gradients through the key the edits are attached anew for each part, see `_encoded`.
         if not config.key_gradient:
             self.attached.refresh(self._learner.edits())
         return total
@@ -106,6 +108,7 @@ class Stepper:
         encoded = self._parts.text.encode(texts)
         read = encoded.embeds
         if not self._parts.targets.direct:
+            # Through the denoiser's own projection of the text: only the key could use that graph.
             with torch.set_grad_enabled(self._config.key_gradient):
                 read = self._parts.reads(encoded)
         places = self._parts.text.required_positions(texts, encoded, self._word)
@@ -119,6 +122,7 @@ class Stepper:
     def _loss(self, text: Encoded, photos: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         latents = self._data.latents[photos]
         times, noise = times.to(latents.device), noise.to(latents)
+        # In float32, whatever the denoiser computes in: only its input is rounded.
         noisy = self._scheduler.add_noise(latents, noise, times)
         denoiser = self._parts.denoiser
         told = told_times(self._scheduler, times)

@@ -147,6 +147,7 @@ class _Training:
                 if interrupt.asked:
                     raise KeyboardInterrupt(self._interrupted())
 
+    # A method, for judging exchanges the words that the loop began with.
     def _forget(self) -> None:
         self._words.remove()
 
