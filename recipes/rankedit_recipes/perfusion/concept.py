@@ -79,6 +79,7 @@ class Concept:
             name: rk.GatedEdit.from_images(
                 self.key[None],
                 target[None],
+                # i* under the metric is kept, and no metric: 768² numbers of it would be 2.4 MB.
                 self.image[None],
                 gate,
                 floor=self.floor,
@@ -106,6 +107,7 @@ class Concept:
             texts["templates"] = "|".join(self.templates)
         if self.preview:
             texts["preview"] = base64.b64encode(self.preview).decode()
+        # An empty text is as good as none, and `load` reads both alike.
         return {name: text for name, text in texts.items() if text}
 
     @classmethod
@@ -120,6 +122,7 @@ class Concept:
         texts = loaded.metadata
         edits = {name: item for name, item in loaded.items() if isinstance(item, rk.GatedEdit)}
         _check_kind(path, texts, edits)
+        # Key, image and gate are the same in all projections: any edit has them.
         first = next(iter(edits.values()))
         if not isinstance(first.gate, rk.Sigmoid):
             raise PerfusionError(f"Concept.load: '{path}' has a gate that is no sigmoid.")
@@ -176,6 +179,7 @@ class Concept:
 
 
 def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Sized) -> None:
+    # Whatever else is empty is not written.
     lacking = [name for name in ("trigger", "category", "lock") if not texts.get(name)]
     version = texts.get("perfusion")
     if version is None:
@@ -204,6 +208,7 @@ def _embeddings(path: str | PathLike[str], items: Mapping[str, object]) -> tuple
             raise PerfusionError(
                 f"Concept.load: '{path}': embeddings must be vectors, got {list(row.shape)}."
             )
+        # The text encoder's table decides the precision when the word is put in.
         rows.append(row.float())
     return tuple(rows)
 

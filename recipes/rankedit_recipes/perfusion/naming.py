@@ -37,6 +37,7 @@ class Naming:
     @property
     def origin(self) -> str:
         """The word whose place the new one takes: learning starts there, keys stay there."""
+        # docs/decisions/coarse-key-lock.md says why an adjective may be better.
         return self.adjective or self.category
 
     def slots(self, templates: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ TEMPLATES = (
 )
 """Prompts in which a concept is learned and its category is read; `{}` is the word."""
 
+# An adjective's key depends on what stands before it: docs/decisions/a-key-for-every-place.md.
 CONTEXTS = (
     "a photo of a red cup next to a {}",
     "a photo of a tree to the left of a {}",
@@ -100,4 +101,5 @@ def filled(templates: Sequence[str], word: str) -> list[str]:
 
 def in_words(prompts: Sequence[str], category: str) -> list[str]:
     """Templates with the category, as scorers are asked."""
+    # A scorer's text encoder has never seen the new word.
     return [prompt.replace("{}", category) for prompt in prompts]

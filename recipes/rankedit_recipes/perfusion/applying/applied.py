@@ -99,6 +99,7 @@ class Applied:
     def lock(self) -> Lock | None:
         """How keys are made; None if concepts of several locks are in, none of them global."""
         locks = {concept.lock for concept in self._concepts.values()}
+        # One global lock is enough: it exchanges what the key projections of all concepts read.
         if self._form.lock or "global" in locks:
             return self._form.lock or "global"
         return locks.pop() if len(locks) == 1 else None

@@ -80,6 +80,7 @@ def apply(
 
 
 def _finite(number: object) -> bool:
+    # By exact type: `floor=True` is a mistake, and to `isinstance` a number.
     return type(number) in (int, float) and math.isfinite(number)  # type: ignore[arg-type]
 
 

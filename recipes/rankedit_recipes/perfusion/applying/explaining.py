@@ -53,6 +53,7 @@ class Explanation:
         for index, token in enumerate(self.tokens):
             if bool(self.shown[index]):
                 table.add_row(_plain(token), *self._cells(index))
+        # Dozens of places that say nearly the same: the most open one stands for all.
         hidden = [i for i in range(len(self.tokens)) if not bool(self.shown[i])]
         if hidden:
             widest = max(
@@ -71,6 +72,7 @@ class Explanation:
 
     def plot(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
         """A figure of matplotlib: openings as a heat map, one panel for each kind of projection."""
+        # Not pyplot, which would choose a backend and keep every figure.
         from matplotlib.figure import Figure
 
         kept = [i for i in range(len(self.tokens)) if bool(self.shown[i])]
@@ -79,6 +81,7 @@ class Explanation:
         axes = figure.subplots(len(self.opening), 1, squeeze=False)[:, 0]
         for panel, (kind, opening) in zip(axes, self.opening.items(), strict=True):
             grid = opening[kept].T.numpy()
+            # One scale for all prompts, or a leak of 0.01 would shine where nothing is more open.
             panel.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             panel.set_yticks(range(len(self.triggers)), self.triggers)
             panel.set_xticks(range(len(kept)), [_plain(self.tokens[i]) for i in kept], rotation=45)
@@ -86,6 +89,7 @@ class Explanation:
             for row in range(grid.shape[0]):
                 for column in range(grid.shape[1]):
                     value = grid[row, column]
+                    # Viridis is light from there on.
                     colour = "black" if value > 0.6 else "white"
                     panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour,
                                fontsize=7)  # fmt: skip
@@ -136,4 +140,5 @@ def explain(pipe: Pipeline, prompt: str, *, show: bool = True) -> Explanation:
 
 
 def _plain(token: str) -> str:
+    # Marks of tokenizers: CLIP's end of a word, sentencepiece's and GPT-2's space before one.
     return token.removesuffix("</w>").strip("▁Ġ") or token

@@ -68,6 +68,7 @@ def export_lora(
     try:
         with torch.no_grad():
             prompts = filled(loaded.templates, loaded.phrase)
+            # On the CPU and in float32, where `joint_edits` makes its tensors.
             inputs = parts.reads(parts.text.encode(prompts)).float().cpu()
     finally:
         words.remove()
@@ -79,6 +80,7 @@ def export_lora(
             return rk.linear_output(modules[name], keys)
 
         linear[name] = edit.linearised(outputs)
+        # What is added is compared and not outputs: those of the layer would hide the difference.
         gated = edit.added(inputs, edit.bind(outputs))
         straight = linear[name].added(inputs, linear[name].bind(outputs))
         # Over all projections together, so that small layers do not count more than they do.
@@ -88,4 +90,5 @@ def export_lora(
     component = "unet" if hasattr(pipe, "unet") else "transformer"
     rk.to_lora(linear, path, layout=layout, component="" if layout == "peft" else component,
             dtype=dtype, metadata={"modelspec.trigger_phrase": loaded.phrase})  # fmt: skip
+    # A gate that opens nowhere adds nothing to divide by.
     return float((wrong / max(right, 1e-300)) ** 0.5)

@@ -142,11 +142,14 @@ def check_compatible(parts: Parts, concepts: Sequence[Concept]) -> None:
             f"apply: concepts must have one word each, all different, got {words}; "
             "concept.renamed('<other>') gives another word."
         )
+    # Between the concepts first: that cannot be mended here, while another model is only warned of.
     _check_one_base(concepts)
     targets, base = parts.targets, base_of(parts)
     strange = [concept for concept in concepts if concept.base not in ("", base)]
+    # Only where fingerprints differ: docs/decisions/a-sketch-beside-the-fingerprint.md.
     sketch = sketch_of(parts) if any(concept.sketch for concept in strange) else ""
     for concept in concepts:
+        # By what its own lock learned: whatever else is lacking is made of this model's weights.
         lacking = set(targets.learned(concept.lock)) - set(concept.targets)
         foreign = set(concept.targets) - {*targets.keys, *targets.values}
         if lacking or foreign or len(concept.key) != targets.width:
@@ -210,6 +213,7 @@ def joint_edits(
                     # Made of this model's own weights: a fine-tuned copy has keys of its own.
                     target = rk.linear_output(modules[name], category[None])[0]
             own = settings[concept.trigger]
+            # With one concept the paper's gate; else docs/decisions/a-key-for-every-place.md.
             gate = rk.JointSigmoid(own.bias, own.temperature)
             edit = rk.GatedEdit.from_images(
                 # On the CPU: `attach` brings the constants to each layer's device.

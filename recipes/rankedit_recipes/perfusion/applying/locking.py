@@ -72,6 +72,7 @@ class GlobalLock:
                 layer.__class__ = type(layer).__bases__[1]
         _locks.pop(self._number, None)
         self._handles, self._layers = [], []
+        # The instance's attribute hid the class's method, which comes to light again.
         self._parts.pipe.__dict__.pop("encode_prompt", None)
         self._pairs.clear()
 
@@ -102,6 +103,7 @@ class GlobalLock:
             pairs = self._unchanged(own)
         # What needs no lock is known too, so that what is not known can be told.
         pairs += [] if negative is None else self._unchanged(negative)
+        # The newest first: those are what the next steps of sampling look for.
         self._pairs = [*pairs, *self._pairs][:_REMEMBERED]
         self._last = None
         return result
@@ -167,6 +169,7 @@ class GlobalLock:
         return self._part(row)
 
     def _part(self, row: Tensor) -> Tensor:
+        # By contents: pipelines join, repeat and cast encodings on their way to the denoiser.
         for own, wanted in self._pairs:
             if own.shape == row.shape:
                 distance = (row.detach().float() - own.to(row.device).float()).norm()
@@ -236,6 +239,7 @@ def _lock_input(layer: nn.Module, number: int) -> torch.utils.hooks.RemovableHan
 )
 def _exchanged_copy(read: Tensor, number: int) -> Tensor:
     lock = _locks.get(number)
+    # An operator of torch must not give back its input, and what is remembered stays ours.
     return (read if lock is None else lock.exchanged(read)).clone()
 
 

@@ -47,6 +47,7 @@ class Remembered:
             settings: what else they depend on and may change, in place.
             compute: gives them.
         """
+        # Tensors of inference mode count no versions, and torch raises where they are asked for.
         if _traced(x) or torch.is_inference_mode_enabled():
             return compute()
         versions = []  # in one pass: this runs for every layer and step
@@ -54,6 +55,7 @@ class Remembered:
             if tensor.requires_grad or tensor.is_inference():
                 return compute()
             versions.append(tensor._version)
+        # Views of a tensor are new objects each time; what they are views of stays.
         root = x if x._base is None else x._base
         view = (x.shape, x.stride(), x.storage_offset(), x.dtype, versions)
         seen = self._seen

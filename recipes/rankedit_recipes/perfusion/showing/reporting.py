@@ -114,6 +114,7 @@ class Report:
         figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(range(1, len(self.losses) + 1), self.losses, linewidth=0.7, color="#9bb1d6")
+        # The loss of a single step depends much on the times and the noise that were drawn.
         window = max(1, len(self.losses) // 15)
         smooth = [
             sum(self.losses[max(0, i - window) : i + 1]) / (i + 1 - max(0, i - window))
@@ -123,6 +124,7 @@ class Report:
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         if self.validations:
+            # Losses and similarities have no scale in common.
             other = axes.twinx()
             steps = [row[0] for row in self.validations]
             for column, name, colour in ((1, "picture", "#c2571a"), (2, "text", "#2f8f4e")):
@@ -174,6 +176,7 @@ def _gallery(pictures: Mapping[str, Image.Image]) -> str:
     return f'<div class="gallery">{figures}</div>' if figures else ""
 
 
+# Within the page, so that the report can be passed on as one file.
 def _data(picture: Image.Image) -> str:
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, "PNG")

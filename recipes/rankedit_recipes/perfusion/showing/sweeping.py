@@ -97,6 +97,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
         return any(
             other.scores.picture >= point.scores.picture
             and other.scores.text >= point.scores.text
+            # Two that are equal would beat each other, and neither would be on the front.
             and other.scores != point.scores
             for other in points
         )
