@@ -14,5 +14,6 @@ from rankedit_recipes.perfusion.commands.use import evaluate, explain, generate,
 app = application(
     "Teach a text-to-image model a new thing from a few photos (Perfusion).", REMEDIES
 )
+# In the order of use, in which help lists them.
 for _command in (learn, generate, explain, sweep, evaluate, export, rename, info):
     app.command()(_command)

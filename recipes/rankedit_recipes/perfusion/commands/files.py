@@ -67,6 +67,7 @@ def renamed_to(path: Path, placeholder: str, out: Path) -> Iterator[str]:
         PerfusionError: the word has spaces, or is the one that the concept has.
     """
     concept = Concept.load(path)
+    # Whether a tokenizer takes the word only a model can tell: `apply` refuses it then.
     if not placeholder or placeholder.split() != [placeholder]:
         raise PerfusionError(
             f"rename: --placeholder must be one word without spaces, got {placeholder!r}; for "

@@ -27,6 +27,7 @@ def check_judge(clip: str, model: str) -> None:
 
 def chosen_scorer(clip: str, model: str) -> Scorer:
     """The CLIP model asked for; without a wish the sandbox's, for the sandbox."""
+    # Again, for not every command has asked before it came here.
     check_judge(clip, model)
     with quiet_imports():
         from rankedit_recipes.perfusion.commands import opening

@@ -53,6 +53,7 @@ def export(
         raise PerfusionError("export: say what to write: --embedding FILE, --lora FILE, or both.")
     if layout not in ("kohya", "diffusers", "peft"):
         raise PerfusionError(f"export: --layout must be kohya, diffusers or peft, got {layout!r}.")
+    # PEFT has a folder for each adapter, the other layouts one file.
     loras = {"--lora": lora}
     prepare_outputs(
         "export", files={"--embedding": embedding, **({} if layout == "peft" else loras)},
@@ -61,6 +62,7 @@ def export(
     with quiet_imports():
         from rankedit_recipes.perfusion.commands import files, opening
     choice = ModelChoice(model, device, dtype, variant, offload, base)
+    # The word's file needs no model, which takes minutes to load.
     pipe = None if lora is None else opening.open_pipeline(choice)
     for line in files.export_to(pipe, concept, embedding, lora, layout):
         typer.echo(line)

@@ -71,6 +71,7 @@ def learn(
     Ctrl-C keeps the newest state; the same command with --resume goes on from it.
     """
     word, file = "", Path()
+    # Settings can be asked for with no photos at hand.
     if not print_config:
         word, file = _check_needed(photos, category, placeholder, out)
     with quiet_imports():
@@ -82,12 +83,14 @@ def learn(
         return
     task = tasks.learn_task(photos, word, category, settings, model)
     choice = ModelChoice(model, device, dtype, variant, offload, base)
+    # What can be refused is refused in order of cost: words, photos, outputs, and then models.
     tasks.check_learnable(choice)
     if dry_run:
         for line in tasks.plan(opening.open_pipeline(choice), task):
             typer.echo(line)
         return
     folder = run or file.with_suffix(".run")
+    # A run folder that is there may be the one to go on with: `check_run` decides.
     prepare_outputs("learn", files={"--out": file}, growing={"--run": folder}, overwrite=overwrite)
     tasks.check_run(folder, resume=resume)
     scorer = chosen_scorer(judge, model) if judge else None

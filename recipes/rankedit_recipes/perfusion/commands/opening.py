@@ -49,6 +49,7 @@ def open_pipeline(choice: ModelChoice) -> Pipeline:
             pipe: Pipeline = sandbox.pipeline(dtype=dtype)
     else:
         pipe = load_pipeline(choice, dtype)
+    # A bar of diffusers for every picture would bury the lines of the command.
     pipe.set_progress_bar_config(disable=True)
     return place(pipe, device, choice.offload)
 
@@ -75,6 +76,7 @@ def sandbox_captions(count: int = 2000) -> list[str]:
     from rankedit_recipes.sandbox.images.captions import DESCRIBED, caption
     from rankedit_recipes.sandbox.images.scenes import draw_scene
 
+    # The same captions each time: concepts have one metric then, and can be merged.
     rng = random.Random("perfusion captions")
     return [caption(draw_scene(rng), rng, described=DESCRIBED) for _ in range(count)]
 
@@ -89,6 +91,7 @@ def check_category(category: str, model: str) -> None:
         return
     from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES
 
+    # The last word of a phrase is its noun, as where positions are looked up.
     if (category.split() or [""])[-1] not in CATEGORIES:
         raise PerfusionError(
             f"learn: the sandbox knows no {category!r}; give --category one of "
@@ -109,6 +112,7 @@ def open_scorer(clip: str) -> ClipScorer:
             model, tokenizer = sandbox.world_clip()
         return ClipScorer(model, _small_pictures, tokenizer)
     with quiet_imports():
+        # By name, for `CLIPImageProcessor` of transformers 5.23 needs torchvision.
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
     try:
@@ -126,6 +130,7 @@ def open_scorer(clip: str) -> ClipScorer:
 
 def _small_pictures(images: Sequence[Image.Image], return_tensors: str) -> Any:  # noqa: ANN401, ARG001
     """Pictures of the sandbox as its CLIP takes them: 48 pixels, −1 to 1."""
+    # The size that the sandbox's pictures have, in which its CLIP was trained.
     resized = [image.convert("RGB").resize((48, 48)) for image in images]
     array = np.stack([np.asarray(image) for image in resized]).astype(np.float32)
     pixels = torch.from_numpy(array / 127.5 - 1).permute(0, 3, 1, 2)

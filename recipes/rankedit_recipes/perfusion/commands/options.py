@@ -128,6 +128,7 @@ def gate(
             makes no gate.
     """
     height: Floor = None if floor == "none" else "own"
+    # typer has no type for a number or a word: the text is read here.
     if floor not in _FLOORS:
         try:
             height = float(floor)
@@ -135,6 +136,7 @@ def gate(
             raise PerfusionError(
                 f"perfusion: --floor must be a number, 'own' or 'none', got {floor!r}."
             ) from error
+    # `apply` refuses it too, but only after the model was loaded.
     if temperature is not None and not temperature > 0:
         raise PerfusionError(
             f"perfusion: --temperature must be positive, got {temperature:g}; 0.01 makes a sharp "

@@ -30,6 +30,7 @@ from rankedit_recipes.perfusion.showing.sweeping import BIASES, TEMPERATURES, pa
 
 __all__ = ["BIASES", "TEMPERATURES", "Sampling"]
 
+# Only brackets tell a concept's word that was mistyped from any other word.
 _BRACKETED = re.compile(r"<[^<>\s]+>")
 
 

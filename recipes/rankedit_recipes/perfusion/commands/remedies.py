@@ -3,8 +3,10 @@
 _OTHER_WORD = "rankedit perfusion rename FILE --placeholder '<other>' --out NEW gives another word"
 
 REMEDIES = (
+    # Two calls advise it, one of them with the words behind it.
     (r"concept\.renamed\('<other>'\)( gives another word)?", _OTHER_WORD),
     (
+        # No command clears a concept's base model: what is left of the advice is to learn anew.
         r" Learn both on one model; or, if you know that they fit, clear one's with .*",
         " Learn both on one model.",
     ),
@@ -32,6 +34,7 @@ REMEDIES = (
         r"use another run folder, or remove it to start again",
         "give another --run folder, or remove this one to start again",
     ),
+    # Prefixes are those of calls in Python; here the command or the option is what was typed.
     (r"Config: (\w+) must", r"learn: the setting \1 must"),
     (r"Config: unknown setting", "learn: unknown setting"),
     (r"Config\.from_toml:", "learn: --config"),

@@ -54,6 +54,7 @@ def check_learnable(choice: ModelChoice) -> None:
     Raises:
         CommandError: says what to give instead.
     """
+    # `learn` refuses this too, by then with the model in memory.
     if choice.dtype == "float16":
         raise CommandError(
             "learn: in --dtype float16 the small gradients of a picture vanish; give --dtype "
@@ -73,6 +74,7 @@ def check_run(folder: Path, *, resume: bool) -> None:
     Raises:
         PerfusionError: there is a training and `resume` was not asked for, or the other way round.
     """
+    # By the checkpoint and not by the folder, which may hold statistics of an attempt that failed.
     exists = (folder / CHECKPOINT).exists()
     if exists and not resume:
         raise PerfusionError(
@@ -91,6 +93,7 @@ def learn_to(
     scorer: Scorer | None,
 ) -> Concept:
     """`learn` with checkpoints in a folder."""
+    # Before statistics are collected, which takes longer than all refusals.
     check_words(Parts(pipe), task)
     return learn(
         pipe,

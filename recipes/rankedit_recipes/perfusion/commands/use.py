@@ -71,6 +71,7 @@ def generate(
     with quiet_imports():
         from rankedit_recipes.perfusion.commands import opening
         from rankedit_recipes.perfusion.commands import pictures as work
+    # Concept files are small: a mistyped word is found before a model is loaded.
     work.check_prompts(prompt, work.phrases_of(concepts))
     files = picture_files(out, len(prompt), seeds)
     prepare_outputs(
@@ -164,6 +165,7 @@ def sweep(
         temperatures=tuple(temperature or work.TEMPERATURES),
         seeds=range(seed, seed + pictures),
         sampling=work.Sampling(steps=sampling_steps, guidance=guidance, size=size),
+        # Read now, so that a wrong folder is refused before pictures are made.
         history=work.history_of(run),
         together=together,
     )

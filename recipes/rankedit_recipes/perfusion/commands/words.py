@@ -20,6 +20,7 @@ def derived_placeholder(photos: Path, out: Path | None) -> str:
         >>> derived_placeholder(Path("photos"), Path("mug.safetensors"))
         '<mug>'
     """
+    # Resolved, for `.` has no name.
     name = photos.resolve().stem if out is None else out.stem
     # Lower case, for CLIP's tokenizer lowers everything else in a prompt.
     word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
