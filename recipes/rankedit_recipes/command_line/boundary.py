@@ -48,6 +48,7 @@ def in_commands(remedies: Remedies) -> Iterator[None]:
         yield
     except rk.RankeditError as error:
         said = translated(str(error), remedies)
+        # Where nothing had to be said otherwise, the library's own class tells more.
         if said == str(error):
             raise
         raise CommandError(said) from error
@@ -69,6 +70,7 @@ def translated(message: str, remedies: Remedies) -> str:
     """A message with its remedies as commands."""
     for pattern, instead in remedies:
         message = re.sub(pattern, instead, message)
+    # One line for each error: terminals, logs and scripts read lines.
     return " ".join(message.split())
 
 
@@ -76,4 +78,5 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """What another library said, short: its first sentence, without its lists and paths."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     text = first or type(error).__name__
+    # transformers lists 200 classes that it knows where one is not among them.
     return text.rstrip(".") if len(text) <= most else text[:most].rstrip() + " ..."

@@ -39,5 +39,6 @@ class ModelChoice:
     @property
     def file(self) -> Path | None:
         """The single file that it is, if it is one."""
+        # By its ending, whether it is there or not: a missing file is no name on the hub.
         path = Path(self.name)
         return path if path.suffix.lower() in SINGLE_FILES else None

@@ -25,6 +25,7 @@ def chosen_device(text: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(text)
+        # torch makes tensors there without a word.
         if device.type == "meta":
             raise ValueError("it holds no numbers")
         # Only a tensor on it tells whether this build of torch and this machine have it.

@@ -72,6 +72,7 @@ def _check_different(command: str, paths: Mapping[str, Path]) -> None:
     options = list(paths)
     for index, option in enumerate(options):
         for other in options[:index]:
+            # Resolved, for `a/../b` and a link may be the same file as `b`.
             if paths[option].resolve() == paths[other].resolve():
                 raise CommandError(
                     f"{command}: {other} and {option} are both '{paths[option]}', and one would "
@@ -81,6 +82,7 @@ def _check_different(command: str, paths: Mapping[str, Path]) -> None:
 
 def _check_free(command: str, files: Mapping[str, Path], folders: Mapping[str, Path]) -> None:
     taken = [(option, path) for option, path in files.items() if path.exists()]
+    # An empty folder holds nothing that could be lost.
     taken += [(o, p) for o, p in folders.items() if p.exists() and any(p.iterdir())]
     for option, path in taken:
         raise CommandError(
@@ -91,6 +93,7 @@ def _check_free(command: str, files: Mapping[str, Path], folders: Mapping[str, P
 
 def _check_writable(command: str, folder: Path) -> None:
     """The folder, or the nearest one above it that is there, takes new files."""
+    # Asked and not tried: nothing is to be left behind by a command that is refused.
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise CommandError(
@@ -110,6 +113,7 @@ def folder_aside(path: str | PathLike[str]) -> Iterator[Path]:
     is, and comes back if the name cannot be given.
     """
     target = Path(path)
+    # Beside it, for only within one file system is renaming one step.
     mark = f"{os.getpid()}-{secrets.token_hex(4)}.rankedit-tmp"
     aside = target.with_name(f".{target.name}.{mark}")
     old = target.with_name(f".{target.name}.old-{mark}")
@@ -133,4 +137,5 @@ def folder_aside(path: str | PathLike[str]) -> Iterator[Path]:
 def picture_files(folder: Path, prompts: int, seeds: Iterable[int]) -> list[Path]:
     """Names of pictures, by prompt and seed: known before they are made."""
     chosen = list(seeds)
+    # Numbers and not the prompts, which may be long and have any letter.
     return [folder / f"{i:02}-seed{seed}.png" for i in range(prompts) for seed in chosen]

@@ -22,11 +22,13 @@ def parsed_pairs(pairs: Sequence[str], call: str, error: type[rk.RankeditError])
     """
     values: dict[str, Any] = {}
     for pair in pairs:
+        # At the first sign only: a value may have further ones.
         name, found, text = pair.partition("=")
         if not found:
             raise error(f"{call}: --set takes name=value, got {pair!r}; for example steps=40.")
         try:
             values[name.strip()] = json.loads(text)
         except json.JSONDecodeError:
+            # Words need no quotes of their own, which a shell would take away.
             values[name.strip()] = text.strip()
     return values

@@ -18,6 +18,7 @@ def quiet_imports() -> Iterator[None]:
     model is loaded or runs: that a checkpoint lacks weights must be seen.
     """
     before = logging.root.manager.disable
+    # Errors still pass; a stricter level that was set before stays.
     logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
