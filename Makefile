@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion docs clean
 
 help:
-	@echo "make demo       set up, edit a layer, then teach the sandbox a concept: a report with pictures"
+	@echo "make demo       set up, edit a layer, then teach the sandbox two concepts: a report with pictures"
 	@echo "make test       set up, then run the everyday tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make mutation   break central lines one at a time: a test must notice each"
@@ -24,12 +24,14 @@ help:
 setup: $(INSTALLED)
 
 $(USABLE): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) what users need: some minutes, 1.5 GB or more"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch hatchling editables
+	$(PIP) torch hatchling hatch-fancy-pypi-readme editables
 	$(PIP) --no-build-isolation --editable '.[recipes]'
 	touch $@
 
 $(INSTALLED): $(USABLE)
+	@echo "installing into $(VENV) what tests and documentation need"
 	$(PIP) --no-build-isolation --editable '.[recipes,docs,test,bench]'
 	touch $@
 
@@ -43,7 +45,7 @@ demo: $(USABLE)
 	$(LEARN) $(CONCEPTS)/bean --category cat --placeholder '<bean>' --out $(DEMO)/bean.safetensors
 	$(LEARN) $(CONCEPTS)/mug --category cup --placeholder '<mug>' --out $(DEMO)/mug.safetensors
 	$(BIN)/rankedit perfusion sweep $(DEMO)/bean.safetensors --photos $(CONCEPTS)/bean \
-	  --together $(DEMO)/mug.safetensors --run $(DEMO)/bean.run --steps 20 --guidance 4 \
+	  --together $(DEMO)/mug.safetensors --run $(DEMO)/bean.run --sampling-steps 20 --guidance 4 \
 	  --out $(DEMO)/report.html
 	@echo "open $(DEMO)/report.html"
 
