@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import rankedit
 from rankedit import shapes
+from rankedit.cli import application
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+# The README's code needs folders of models, the tour trains: each has tests of its own.
+RUN = [page for page in PAGES if page.name not in ("README.md", "tour.md")]
 BLOCKS = Sybil(parsers=[PythonCodeBlockParser()], encoding="utf-8")
 
 
@@ -26,19 +30,13 @@ def _scratch(tmp_path, monkeypatch):
 
 # One test for each page, not for each block: later blocks use the names of earlier ones, and tests
 # may run in different processes.
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@pytest.mark.parametrize("page", RUN, ids=[str(page.relative_to(ROOT)) for page in RUN])
 def test_python_blocks_run(page):
     document = BLOCKS.parse(page)
     examples = list(document.examples())
     assert len(examples) == len(re.findall(r"^ *```python$", page.read_text(), re.MULTILINE))
     for example in examples:
         example.evaluate()
-
-
-def test_readme_begins_with_the_script_that_the_demo_runs():
-    script = (ROOT / "docs/five_lines.py").read_text().partition('"""\n\n')[2]
-    readme = (ROOT / "README.md").read_text()
-    assert f"```python\n{script}```" in readme
 
 
 def prose(page):
@@ -54,6 +52,40 @@ def test_relative_links_lead_somewhere():
         if not (page.parent / target).exists()
     ]
     assert missing == []
+
+
+def commands():
+    """Every `rankedit` command of the pages and of the Makefile, with where it stands."""
+    for page in [*PAGES, ROOT / "Makefile"]:
+        text = page.read_text().replace("\\\n", " ").replace("$(LEARN)", "rankedit perfusion learn")
+        for line in re.findall(
+            r"^\s*(?:\$\(BIN\)/)?(rankedit .*)|`(rankedit [^`]+)`", text, re.MULTILINE
+        ):
+            yield str(page.relative_to(ROOT)), line[0].partition(" #")[0] or line[1]
+
+
+def test_commands_have_the_options_that_are_given_to_them():
+    whole, wrong, seen = typer.main.get_command(application()), [], 0
+    for place, line in commands():
+        command = whole
+        for word in line.split()[1:]:
+            command = getattr(command, "commands", {}).get(word, command)
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        given = re.findall(r"(?<=\s)--[a-z-]+", line)
+        wrong += [f"{place}: {option} in {line}" for option in given if option not in known]
+        seen += len(given)
+    assert wrong == []
+    assert seen > 30
+
+
+def test_pictures_are_described():
+    undescribed = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for text, target in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", prose(page))
+        if len(text.split()) < 4
+    ]
+    assert undescribed == []
 
 
 def test_api_pages_document_every_public_name():
