@@ -93,7 +93,7 @@ class Watch:
         """Warn of edits that were never reached, if the model ran at all."""
         reached = self.reached()
         missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
-        if missed and (self._ran or any(reached.values())):
+        if missed and self._ran:
             self._tell(missed, f"{_WHY} while they were attached; {_REMEDY}")
 
     def _tell(self, observed: Sequence[_Observed], why: str) -> None:
