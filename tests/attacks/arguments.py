@@ -3,6 +3,7 @@
 Run `python -m tests.attacks.arguments` for a table of what each says.
 """
 
+import contextlib
 import inspect
 import tempfile
 import warnings
@@ -213,7 +214,12 @@ def wrong(value):
 
 def attempts():
     """Every call with every wrong value: call, argument, value, and what came of it."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    # In the folder, for a path that is a text is a file somewhere.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         for call, entry in calls(folder).items():
             function, arguments = entry
