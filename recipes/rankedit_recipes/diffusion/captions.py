@@ -59,6 +59,7 @@ def _thing(rng: random.Random) -> str:
     article, _, noun = _one(rng, _THINGS).partition(" ")
     if rng.random() < 0.5 and article in ("a", "an"):
         quality = _one(rng, _QUALITIES)
+        # The noun's own article may be the wrong one before the quality.
         return f"{'an' if quality[0] in 'aeiou' else 'a'} {quality} {noun}"
     return f"{article} {noun}"
 

@@ -60,6 +60,7 @@ class Denoiser:
     def plain(self) -> nn.Module:
         """Without the wrapper that `torch.compile` puts around it."""
         module = self.module
+        # Its names of layers begin with `_orig_mod`, and its `forward` has no signature of use.
         return getattr(module, "_orig_mod", module)
 
     @property
@@ -79,6 +80,7 @@ class Denoiser:
         return next(self.plain.parameters()).dtype
 
     def _arguments(self) -> dict[str, inspect.Parameter]:
+        # Of the class: hooks of offloading put a forward of their own on the instance.
         return dict(inspect.signature(type(self.plain).forward).parameters)
 
     def check_callable(self) -> None:
@@ -112,6 +114,7 @@ class Denoiser:
         """Channels, height and width of the latents for a picture of that size."""
         factor = int(self.pipe.vae_scale_factor)
         vae = self.pipe.vae.config
+        # A denoiser for inpainting takes more channels than latents have.
         channels: int = getattr(vae, "latent_channels", None) or self.config.in_channels
         return channels, height // factor, width // factor
 
@@ -210,10 +213,12 @@ class Denoiser:
         if patches > 1 or "hidden_states" in self._arguments():
             edge = int(getattr(self.config, "sample_size", edge))
         shape = (1, int(self.config.in_channels), edge, edge)
+        # Drawn on the CPU: the same numbers on all devices.
         return torch.randn(shape, generator=generator).to(device, _float(self.dtype))
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:
+    # Weights may be stored in what nothing is computed in, such as float8 or packed integers.
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float64) else torch.float32
 
 
@@ -233,6 +238,7 @@ def ended_when(run: Callable[[], object], module: nn.Module) -> Tensor:
         seen.append(args[0])
         raise _Reached
 
+    # What comes behind the module would be computed for nothing.
     with hooked(module, stop):
         try:
             run()
@@ -247,6 +253,7 @@ def ended_when(run: Callable[[], object], module: nn.Module) -> Tensor:
 @contextmanager
 def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
     """A forward pre-hook for the length of the block, before all others."""
+    # Before a global lock's hook, which exchanges what key projections read.
     handle = module.register_forward_pre_hook(hook, prepend=True)
     try:
         yield

@@ -58,6 +58,7 @@ def encoded_of(result: Sequence[Any], tokens: Sequence[Tensor] = ()) -> Encoded:
 
 def negative_of(result: Sequence[Any]) -> Encoded | None:
     """The negative prompts in what `encode_prompt` returned, if there are any."""
+    # By shape again: PixArt and Sana give the mask between the two (diffusers 0.42).
     places = [i for i, part in enumerate(result) if i and _like(part, result[0])]
     if not places:
         return None
@@ -73,5 +74,6 @@ def _like(part: object, embeds: Tensor) -> bool:
 
 def at_positions(embeds: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
     """Rows `[n, width]` of `embeds [batch, tokens, width]` at the places given for each prompt."""
+    # One by one, for prompts differ in how often they have the word.
     rows = [embeds[index, place] for index, found in enumerate(places) for place in found]
     return torch.stack(rows)

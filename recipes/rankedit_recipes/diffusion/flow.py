@@ -25,6 +25,7 @@ class FlowMatching:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         steps = int(config.get("num_train_timesteps", 1000))
+        # From 1/n on: at a level of 0 there is no noise to tell, and the SNR is infinite.
         even = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         # Where the shift depends on the picture's size when generating, none is known here.
         dynamic = bool(config.get("use_dynamic_shifting", False))

@@ -15,6 +15,7 @@ def frozen(parts: Parts, *, checkpointing: bool) -> Iterator[None]:
     """No weight asks for gradients and no layer drops out, for the length of the block."""
     modules = [m for m in parts.pipe.components.values() if isinstance(m, torch.nn.Module)]
     wanted = [(p, p.requires_grad) for m in modules for p in m.parameters()]
+    # Of every module by itself: `eval` and `train` go down the whole tree.
     modes = [(m, m.training) for module in modules for m in module.modules()]
     denoiser = parts.denoiser.plain
     try:

@@ -66,6 +66,7 @@ def _from_file(file: Path, choice: ModelChoice, dtype: torch.dtype) -> Pipeline:
     base = choice.base
     if not base:
         weights = load_single_file_checkpoint(str(file))
+        # As `from_single_file` of diffusers 0.42 does, but here what cannot be read is named.
         base = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
     try:
         name = diffusers.DiffusionPipeline.load_config(base)["_class_name"]

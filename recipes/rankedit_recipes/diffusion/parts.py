@@ -68,6 +68,7 @@ class Parts:
             return encoded.embeds
         first = self.projections[self.targets.keys[0]]
         count = len(encoded.embeds)
+        # Any picture and time will do: what is read depends on the text alone, or it was not found.
         latents = self.denoiser.probe_latents(0, self.device).expand(count, -1, -1, -1)
         time = torch.ones(count, device=latents.device)
         read = ended_when(lambda: self.denoiser.run(latents, time, encoded), first)

@@ -26,6 +26,7 @@ class Scores:
     @property
     def balance(self) -> float:
         """Harmonic mean, by which checkpoints are chosen; 0 if one of the two is not positive."""
+        # Cosines may be negative, and a harmonic mean is one of positive numbers.
         if min(self.picture, self.text) <= 0:
             return 0.0
         return 2 * self.picture * self.text / (self.picture + self.text)

@@ -57,6 +57,7 @@ def second_moment(
         model=type(parts.denoiser.module).__name__,
         weights=_weights(parts),
         tokenizer=_digest("\0".join(sorted(parts.text.tokenizer.get_vocab()))),
+        # Joined by what no caption has; `chr(0)`, for f-strings of Python 3.11 take no backslash.
         corpus=f"{len(captions)} captions {_digest(chr(0).join(captions))}, tokens {tokens}",
     )
     file = (

@@ -144,6 +144,7 @@ class _Calls:
         """How many places of the picture the attention of a projection looks from."""
         args, kwargs = self._parents[name.rpartition(".")[0]]
         picture = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        # Attention is handed a map with its channels second, or a sequence with them last.
         channels = picture.shape[1 if picture.ndim == 4 else -1]
         return picture[0].numel() // channels
 
@@ -183,6 +184,7 @@ class _Calls:
 
             def change(_: nn.Module, __: object, output: Tensor, sign: float = sign) -> Tensor:
                 spread = _CHANGE * output.float().std()
+                # Seeded anew for each sign: all three outputs lie along one direction.
                 draw = torch.randn(output.shape, generator=noise.manual_seed(0)).to(output.device)
                 return output + (sign * spread * draw).to(output.dtype)
 
@@ -191,6 +193,7 @@ class _Calls:
                 result = parent(*args, **kwargs)
             finally:
                 handle.remove()
+            # In double precision, for the second difference is of numbers that nearly cancel.
             outputs.append((result[0] if isinstance(result, tuple) else result).double())
         plus, minus, middle = outputs
         span = float((plus - minus).norm())

@@ -85,6 +85,7 @@ class Texts:
         Raises:
             PipelineError: no prompt is given.
         """
+        # A text is a sequence too: of letters.
         if isinstance(prompts, str) or not prompts:
             raise PipelineError(
                 f"encode: a list of at least one prompt is expected, got {prompts!r}."
@@ -122,6 +123,7 @@ class Texts:
                 handle = model.register_forward_pre_hook(note, with_kwargs=True)
                 stack.callback(handle.remove)
             yield tables
+        # In the encoders' order, which need not be that of their calls.
         tables += [found[suffix] for suffix in sorted(found)]
 
     def positions(self, encoded: Encoded, words: str) -> list[list[int]]:
@@ -181,6 +183,7 @@ class Texts:
         batch, length = encoded.embeds.shape[:2]
         read = torch.ones(batch, length, dtype=torch.bool)
         if encoded.mask is not None:
+            # On the CPU, where the tokens are.
             read = encoded.mask.bool().cpu()
         if tokens == "all":
             return read

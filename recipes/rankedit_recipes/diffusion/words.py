@@ -213,6 +213,8 @@ class NewWords:
         self._layers, self._tokenizers, self._ends = [], [], []
 
     def _mend_ends(self, encoder: nn.Module, tokenizer: Tokenizer) -> None:
+        # A part of the encoder took the number when it was made: the configuration is too late
+        # (transformers 5.23).
         for module in encoder.modules():
             if vars(module).get("eos_token_id") == _LEGACY_EOS != tokenizer.eos_token_id:
                 self._ends.append((module, _LEGACY_EOS))
