@@ -83,6 +83,7 @@ def edit(
     those of the folder, conflicts are reported before anything is written, and a run that was
     interrupted goes on when it is started again.
     """
+    # Settings can be asked for with no requests at hand.
     if not print_config:
         _check_requests(requests, model)
     with quiet_imports():
@@ -103,6 +104,7 @@ def edit(
     )
     if out is None and stream is None:
         out = Path("edits.safetensors")
+    # A plan writes nothing, so that nothing stands in its way.
     if not dry_run:
         prepare_outputs(
             "edit", files={"--out": out}, folders={"--lora": lora, "--fuse": fuse},
@@ -140,6 +142,7 @@ def undo(
     offload: Offload = "none",
 ) -> None:
     """Take facts out of a stream, exactly as if they had never been in it."""
+    # `undo_in` asks again, but only with the model in memory.
     if bool(names) == bool(last):
         raise LanguageError("undo: give names of facts, or --last N; not both, not neither.")
     prepare_outputs(
@@ -154,6 +157,7 @@ def undo(
         typer.echo(line)
 
 
+# Named here, for the function of this name is Python's own.
 @app.command("list")
 def list_(
     stream: Stream,
@@ -218,6 +222,7 @@ def evaluate(
         strength=strength,
         texts=tuple(text or ()),
         generations=generations,
+        # Without edits the one evaluation is that of the unedited model.
         base=base and bool(edits),
     )
     for line in measuring.evaluate_to(opened, task, report, out):
@@ -247,6 +252,7 @@ def stats(
 
     Prints whether the text sufficed. Interrupted, the same command goes on where it stopped.
     """
+    # `open_texts` refuses this too, by then with the model in memory.
     if not texts and model != SANDBOX:
         raise LanguageError(
             "stats: give texts, as files of one text on each line or as folders of them; only the "
@@ -274,6 +280,7 @@ def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:
     from rankedit_recipes.language.editing import settings_of
 
     settings = settings_of(method or "memit") if config is None else from_toml(config)
+    # Neither wins in silence.
     if config is not None and method and settings_of(method).method != settings.method:
         raise LanguageError(
             f"edit: --method {method} and the method {settings.method} of '{config}' differ; give "

@@ -20,6 +20,7 @@ def to_toml(settings: Settings) -> str:
     """Settings as a TOML file that `from_toml` reads; what is None is left out."""
     lines = []
     for name, value in settings.to_dict().items():
+        # TOML has no word for None.
         if value is not None:
             shown = list(value) if isinstance(value, tuple) else value
             lines.append(f"{name} = {json.dumps(shown, ensure_ascii=False)}\n")
@@ -78,6 +79,7 @@ def from_pairs(settings: Settings, pairs: Sequence[str]) -> Settings:
 
 def _typed(name: str, value: object, like: object) -> object:
     if isinstance(like, tuple) and isinstance(value, (list, tuple)):
+        # By exact type, for to `isinstance` True is a whole number.
         if all(type(item) is int for item in value):
             return tuple(value)
         raise LanguageError(f"Settings: {name} must be a list of whole numbers, got {value!r}.")

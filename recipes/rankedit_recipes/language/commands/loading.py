@@ -33,6 +33,7 @@ def load_causal(choice: ModelChoice, dtype: torch.dtype) -> tuple[nn.Module, Any
         loaded, found = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, output_loading_info=True, **more
         )
+        # The variant is one of the weights' files: a tokenizer has none.
         tokenizer = AutoTokenizer.from_pretrained(
             name, **{key: value for key, value in more.items() if key == "gguf_file"}
         )

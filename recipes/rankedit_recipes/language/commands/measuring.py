@@ -68,7 +68,9 @@ def evaluate_to(
     """Evaluate, print each number with its definition, and write what was asked for."""
     from rich.console import Console
 
+    # Before edits are attached: it keeps what the unedited model predicts.
     unrelated = _unrelated(opened, task)
+    # Read now: a wrong file is refused before the first evaluation.
     edits = _merged(opened, task.edits)
     found: dict[str, Scores] = {}
     if task.base or not edits:
@@ -114,6 +116,7 @@ def _unrelated(opened: Opened, task: EvaluateTask) -> Unrelated | None:
     texts = itertools.islice(
         open_texts(task.texts, opened.name, seed=_UNRELATED_SEED), _UNRELATED_TEXTS
     )
+    # A text with an edited subject in it is not unrelated.
     kept = [text for text in texts if not any(subject in text for subject in subjects)]
     return Unrelated(opened.model, opened.tokenizer, kept)
 
@@ -130,6 +133,7 @@ def _merged(opened: Opened, files: Sequence[Path]) -> dict[str, list[rk.Edit]]:
                     f"evaluate: '{file}' must hold edits only, got {type(item).__name__} under "
                     f"{name!r}; give a file that `edit` wrote."
                 )
+            # A list, for several files may edit one projection.
             found.setdefault(name, []).append(item)
     return found
 

@@ -105,4 +105,5 @@ def open_texts(paths: Sequence[Path], model: str, *, seed: int = 0) -> Iterator[
             "language: give texts, as files of one text on each line or as folders of them; only "
             "the sandbox has a corpus of its own."
         )
+    # One after the other, when asked for: no more is read than is taken.
     return itertools.chain.from_iterable(map(read_texts, paths))

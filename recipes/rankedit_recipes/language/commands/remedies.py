@@ -24,6 +24,7 @@ REMEDIES = (
         r"load it with AutoTokenizer\.from_pretrained\(\.\.\.\)",
         "give --model a folder that has a tokenizer.json",
     ),
+    # `--set` reads JSON.
     (r"consistent=False", "--set consistent=false"),
     (r"see its attributes", "see --print-config"),
     (r"Settings: ", "language: settings: "),

@@ -104,6 +104,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
         view = rk.Projection(opened.model.get_submodule(block.down))
         numbers += view.in_features + view.out_features
         yield f"  {block.down}: {view.in_features} to {view.out_features}"
+    # Two bytes a number, for files are in half precision.
     yield f"edits: about {2 * numbers * len(requests) / 1024:,.0f} KiB; nothing was written"
 
 
@@ -231,6 +232,7 @@ def _statistics(
     if opened.name != SANDBOX or settings.cost == "identity":
         return None
     if layers is None:
+        # Of the blocks that will be edited: all others would be collected for nothing.
         layers = [b.index for b in choose_blocks(all_blocks(opened.model), None, settings)]
     texts = itertools.islice(open_texts([], SANDBOX, seed=STATISTICS_SEED), SANDBOX_TEXTS)
     return collect_statistics(
@@ -241,6 +243,7 @@ def _statistics(
 def _written(
     opened: Opened, edits: dict[str, rk.LowRank], outputs: Outputs, method: str
 ) -> Iterator[str]:
+    # As in `Edited.save`: half precision has little room for two factors of unlike size.
     balanced = {name: edit.balanced() for name, edit in edits.items()}
     rank = max(edit.rank for edit in edits.values())
     if outputs.edits is not None:
@@ -254,6 +257,7 @@ def _written(
         rk.to_lora(balanced, outputs.lora, layout=rk.PEFT, model=opened.model)
         yield f"{outputs.lora}: LoRA of rank {rank}"
     if outputs.fused is not None:
+        # Last, for from here on the model is another one than the files above are for.
         rk.fuse_(opened.model, balanced)
         with folder_aside(outputs.fused) as aside:
             opened.model.save_pretrained(aside)  # type: ignore[operator]
