@@ -112,6 +112,7 @@ class Settings:
     def _check_numbers(self) -> None:
         positive = ("weight", "layers", "steps", "learning_rate", "clamp", "tokens")
         least = ("softness", "decay", "kl", "stop_below", "first_for")
+        # As what must hold and not as what must not: a nan is in no range.
         wrong = {n: getattr(self, n) for n in positive if not 0 < getattr(self, n) < math.inf}
         wrong |= {n: getattr(self, n) for n in least if not 0 <= getattr(self, n) < math.inf}
         shares = {"depth": self.depth, "energy": self.energy, "bare": self.bare}
@@ -167,6 +168,7 @@ class Settings:
     @property
     def solver(self) -> str:
         """Whose `solve` it is, as `module:name`; empty for `rankedit.solve_edit`."""
+        # By where `solve` stands: a subclass that has other settings only solves as this one does.
         kind = next(kind for kind in type(self).__mro__ if "solve" in vars(kind))
         return "" if kind is Settings else f"{kind.__module__}:{kind.__qualname__}"
 

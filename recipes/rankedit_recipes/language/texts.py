@@ -59,6 +59,7 @@ def _lines(file: Path) -> Iterator[str]:
                 if not line.strip():
                     continue
                 if file.suffix != ".jsonl":
+                    # Only the end of the line: spaces at a text's ends are tokens, too.
                     yield line.rstrip("\n")
                 else:
                     yield _text(_row(line), f"'{file}', line {number}")

@@ -51,6 +51,7 @@ def locate(
         LanguageError: no facts, or as many blocks as the model does not have.
     """
     downs = [block.down for block in all_blocks(model)]
+    # Blocks and attention, too, would take three times as long.
     mlps = {"mlp": parts_of(model, downs)["mlp"]}
     found = trace(
         model, tokenizer, facts, mlps,

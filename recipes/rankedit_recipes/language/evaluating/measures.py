@@ -10,6 +10,7 @@ from torch import Tensor
 
 Better = Literal["higher", "lower", "unchanged"]
 _LEVEL = 0.95
+# Each end of the interval is then that of 25 resamples.
 _RESAMPLES = 1000
 
 
@@ -215,6 +216,7 @@ def figure(measure: Measure, samples: Tensor, *, seed: int = 0) -> Figure:
     # Drawn and summed in parts: thousands of cases times a thousand resamples need not fit at once.
     means = []
     for _ in range(10):
+        # Whole cases, for what the prompts of one case give hangs together.
         drawn = torch.randint(count, (_RESAMPLES // 10, count), generator=generator)
         means.append(present[drawn].nanmean(1))
     several, single = torch.cat(means), present.nanmean(0, keepdim=True)

@@ -37,6 +37,7 @@ class Scores:
     samples: Mapping[str, Tensor]
     notes: Mapping[str, str] = field(default_factory=dict)
 
+    # Kept, for each interval takes a thousand resamples.
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """Each measure's number with its interval, in the order of `MEASURES`."""
@@ -65,6 +66,7 @@ class Scores:
     def by_relation(self) -> dict[str, Scores]:
         """Scores of the cases of each relation, without what belongs to no case."""
         found = {}
+        # A set of texts has another order in each process.
         for relation in sorted(set(self.relations)):
             found[relation] = self.chosen(
                 [i for i, other in enumerate(self.relations) if other == relation]

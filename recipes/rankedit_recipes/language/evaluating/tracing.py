@@ -182,6 +182,7 @@ class _Fact:
         self._subject = [i for i, (a, b) in enumerate(offsets[:first]) if a < end and b > start]
         # The answer's first token stands for it, as in the paper.
         self._answer = found["input_ids"][first]
+        # Without the answer, whose probability is asked for behind the last of these.
         self._ids = torch.tensor([found["input_ids"][:first]], device=device)
         if own:
             self._answer = int(run(model, self._ids).logits[0, -1].argmax())

@@ -39,6 +39,7 @@ def growth_figure(
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("edits")
         panel.set_ylabel(_unit(name))
+    # One for all, which have the same curves.
     panels[-1].legend(fontsize=7)
     return picture
 
@@ -62,6 +63,7 @@ def relations_figure(scores: Scores, measures: Sequence[str] = COMBINED) -> Any:
         layout="constrained",
     )
     axes = picture.subplots()
+    # A fifth of the way to the next group stays free.
     width = 0.8 / max(1, len(shown))
     for index, name in enumerate(shown):
         found = {r: s.figures[name] for r, s in groups.items() if name in s.figures}
@@ -119,6 +121,7 @@ def embedded(picture: Any, text: str) -> str:  # noqa: ANN401
 
 
 def _unit(name: str) -> str:
+    # Entropy is shown a hundredfold, as published, and is no share of anything.
     return "%" if MEASURES[name].scale == 100 and name != "generation entropy" else ""
 
 

@@ -148,6 +148,7 @@ class Report:
                 continue
             # By probability the old answer is still ahead, or even.
             failed = [i for i, x in enumerate(magnitude.tolist()) if x <= 0]
+            # The worst first, of which only some are shown.
             failed.sort(key=lambda i: float(magnitude[i]))
             rows += [
                 (name, scores.names[i], scores.relations[i], f"{100 * float(magnitude[i]):.1f}")
@@ -189,4 +190,5 @@ def _is_number(cell: str) -> bool:
 
 
 def _bar(cells: Iterable[str]) -> str:
+    # `chr(92)` is a backslash, which f-strings of Python 3.11 do not take.
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -63,6 +63,7 @@ class Manifest:
         Raises:
             LanguageError: says what differs.
         """
+        # In this order: with another model the statistics differ too, and the model is what to say.
         for name, what in (
             ("base", "model"),
             ("tokenizer", "tokenizer"),
@@ -211,6 +212,7 @@ def _decoded(document: dict[str, Any]) -> Manifest:
     requests, places = [], {}
     for fact in document["facts"]:
         number, row = map(int, fact.pop("place"))
+        # It follows from the rest, and is written for people who read the file.
         fact.pop("label")
         request = Request(**fact)
         if number < 0 or row < 0 or request.label in places:
@@ -220,6 +222,7 @@ def _decoded(document: dict[str, Any]) -> Manifest:
     settings = dict(document["settings"])
     solver, extra = str(settings.pop("solver", "")), {}
     if solver:
+        # `Settings` refuses what it does not know; the class of the method will know these.
         known = {each.name for each in fields(Settings)}
         extra = {name: settings.pop(name) for name in settings.keys() - known}
     return Manifest(

@@ -62,6 +62,7 @@ def check_places(
         LanguageError: says what differs.
     """
     if layers is not None:
+        # By the projections that come of it: numbers and names may say the same.
         blocks = choose_blocks(all_blocks(model, layers), layers, manifest.settings)
         if [block.down for block in blocks] != manifest.layers:
             raise _differs(path, "in", manifest.layers, [block.down for block in blocks])
