@@ -39,6 +39,7 @@ def load_pipeline(choice: ModelChoice, dtype: torch.dtype) -> Pipeline:
         return diffusers.DiffusionPipeline.from_pretrained(
             choice.name, torch_dtype=dtype, variant=choice.variant or None
         )
+    # Our own words, which the next clause would wrap.
     except CommandError:
         raise
     except Exception as error:

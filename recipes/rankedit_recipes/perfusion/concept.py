@@ -196,6 +196,7 @@ def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Size
 
 def _sketch(path: str | PathLike[str], text: str) -> str:
     try:
+        # Read now, so that a damaged one is refused here and not when it is compared.
         return rk.Sketch.parse(text).text() if text else ""
     except ValueError as error:
         raise PerfusionError(f"Concept.load: '{path}' has a damaged sketch: {error}") from error
@@ -222,6 +223,7 @@ def _lock(path: str | PathLike[str], name: str) -> Lock:
 
 def _preview(path: str | PathLike[str], text: str) -> bytes:
     try:
+        # Without `validate` Python skips whatever is no letter of base64.
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise PerfusionError(f"Concept.load: '{path}': the preview is damaged.") from error

@@ -183,6 +183,7 @@ class Applied:
         """Take everything out. Doing it again changes nothing."""
         self._clear()
         self._concepts, self._settings, self.edits = {}, {}, {}
+        # A second `detach` must not take away what was applied since.
         if in_use.get(self._model.pipe) is self:
             del in_use[self._model.pipe]
 
@@ -194,6 +195,7 @@ class Applied:
         self._clear()
         try:
             self._install(concepts, dict(settings))
+        # Ctrl-C, too: what was in must not be lost, nor be in by half.
         except BaseException:
             self._clear()
             if before[0]:

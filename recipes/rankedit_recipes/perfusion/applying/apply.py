@@ -69,6 +69,7 @@ def apply(
             "apply: floor must be a similarity such as 0.5, None for no dead zone, or 'own' for "
             f"the concepts' own, got {floor!r}."
         )
+    # A name of a file is a sequence too: of letters.
     listed = [concepts] if isinstance(concepts, (Concept, str, PathLike)) else list(concepts)
     loaded = [c if isinstance(c, Concept) else Concept.load(c) for c in listed]
     form = GateForm(lock, normalised, floor)

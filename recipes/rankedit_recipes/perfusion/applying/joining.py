@@ -87,6 +87,7 @@ def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
     if numbers is None:
         return {}
     if isinstance(numbers, Mapping):
+        # A misspelt word would leave its concept as it is, in silence.
         unknown = sorted(set(numbers) - set(words))
         if unknown:
             raise PerfusionError(f"apply: no concept has the word {unknown[0]!r}, but {words}.")

@@ -139,6 +139,7 @@ class Weighted:
         known = {**tensors, "targets": rows, "removed": rows}  # of which it needs the factors only
         (opening, _), (parts, _) = self.edit.terms(x, known)
         with full_precision(x):
+            # From the orthogonal basis back to the keys, to which strengths belong.
             if "to_coordinates" in tensors:
                 parts = linear(parts, tensors["to_coordinates"])
             return torch.cat([opening * tensors[WEIGHTS], parts * tensors[WEIGHTS]], -1)

@@ -96,6 +96,7 @@ def learn(
     scorer = chosen_scorer(judge, model) if judge else None
     pipe = opening.open_pipeline(choice)
     concept = tasks.learn_to(pipe, task, opening.open_captions(captions, model), folder, scorer)
+    # The run folder has it too, under a name that says nothing.
     concept.save(file)
     typer.echo(f"{file}: {file.stat().st_size:,} bytes; prompts say '{concept.phrase}'")
 

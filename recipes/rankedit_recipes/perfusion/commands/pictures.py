@@ -28,6 +28,7 @@ from rankedit_recipes.perfusion.prompts import VALIDATION_PROMPTS, filled, in_wo
 from rankedit_recipes.perfusion.showing.reporting import Report
 from rankedit_recipes.perfusion.showing.sweeping import BIASES, TEMPERATURES, pareto_front, sweep
 
+# What `use` takes from here: one heavy module for it to import.
 __all__ = ["BIASES", "TEMPERATURES", "Sampling"]
 
 # Only brackets tell a concept's word that was mistyped from any other word.
@@ -92,6 +93,7 @@ def check_prompts(prompts: Sequence[str], phrases: Mapping[str, str]) -> None:
         if not any(word in prompt for word in phrases):
             _warn(f"the prompt {prompt!r} has none of the concepts' words ({known}).")
         for word, phrase in phrases.items():
+            # Before no category, an adjective's word stands for no kind of thing.
             if word in prompt and phrase not in prompt:
                 _warn(f"{word} was learned before its category; say {phrase!r} in {prompt!r}.")
 
@@ -133,6 +135,7 @@ class SweepTask:
 def sweep_to(pipe: Pipeline, task: SweepTask, scorer: Scorer, out: Path) -> Iterator[str]:
     """Sweep, write the report, and give the lines of the front."""
     concept = Concept.load(task.concept)
+    # As learning sees them: the middle square, in the size of the pictures.
     given = [p.square(Parts(pipe).denoiser.picture_size()).image for p in load_photos(task.photos)]
     points = sweep(
         pipe, concept, given, scorer, biases=task.biases, temperatures=task.temperatures,
@@ -181,6 +184,7 @@ def _together(pipe: Pipeline, concept: Concept, task: SweepTask) -> dict[str, Im
     other = Concept.load(task.together)
     first, second = concept.phrase, other.phrase
     templates = ("a photo of a {} next to a {}", "a photo of a {} and a {} on the beach")
+    # Each prompt twice, under seeds of their own.
     prompts = [t.replace("{}", first, 1).replace("{}", second, 1) for t in templates] * 2
     with apply(pipe, [concept, other]):
         made = generate(pipe, prompts, range(len(prompts)), task.sampling)

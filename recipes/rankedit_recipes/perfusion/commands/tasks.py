@@ -22,6 +22,7 @@ from rankedit_recipes.perfusion.learning.planning import LearnTask, check_words,
 from rankedit_recipes.perfusion.learning.training import CHECKPOINT, learn
 from rankedit_recipes.perfusion.learning.validation import Validation
 
+# For the command `learn`, which imports this module alone.
 __all__ = ["LearnTask", "plan"]
 
 
@@ -100,6 +101,7 @@ def learn_to(
         task.photos,
         placeholder=task.placeholder,
         category=task.category,
+        # In the run folder: going on does not collect them again.
         statistics=second_moment(pipe, captions, tokens=task.config.tokens, cache=folder),
         config=task.config,
         validation=None if scorer is None else Validation(scorer),

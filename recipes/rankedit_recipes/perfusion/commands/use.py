@@ -76,6 +76,7 @@ def generate(
     files = picture_files(out, len(prompt), seeds)
     prepare_outputs(
         "generate", files={f"--out, for {file.name},": file for file in files},
+        # Pictures of other prompts may lie in the folder: only names of these are asked about.
         growing={"--out": out}, overwrite=overwrite,
     )  # fmt: skip
     pipe = opening.open_pipeline(ModelChoice(model, device, dtype, variant, offload, base))

@@ -80,6 +80,7 @@ class Config:
     embedding_rate: float = 0.05
     decay: float = 0.5
     rates: Rates = "relative"
+    # The paper's, for training; `locks` has those for pictures.
     bias: float = 0.75
     temperature: float = 0.1
     key_momentum: float = 0.99

@@ -144,6 +144,7 @@ class Learner:
             name: rk.GatedEdit.from_images(key, target, image, gate, statistics=self.statistics)
             for name, target in {**self.locked, **self.targets}.items()
         }
+        # Plain edits can be refreshed in place at each step.
         if not key.requires_grad:
             return dict(gated)
         return {name: ThroughKey(edit) for name, edit in gated.items()}

@@ -163,6 +163,7 @@ class _Training:
             made = generate(self._parts.pipe, prompts, range(len(prompts)), judge.sampling)
         shown = [photo.square(self._data.size).image for photo in self._photos]
         scores = judge.scorer(made, in_words(judge.prompts, self._naming.category), shown)
+        # Asked before its own row is among those that it is compared with.
         better = scores.balance > state.best_balance
         state.validations.append([state.step, scores.picture, scores.text, scores.balance])
         if better:

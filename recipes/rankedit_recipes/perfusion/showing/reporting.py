@@ -68,6 +68,7 @@ class Report:
     def html(self) -> str:
         """The page."""
         concept = self.concept
+        # A word such as <bean> would be taken for an element.
         title = html.escape(f"{concept.trigger}: a {concept.category}")
         parts = [
             _section(
@@ -146,6 +147,7 @@ class Report:
                      color="#9bb1d6", label="settings")  # fmt: skip
         axes.plot([p.scores.text for p in front], [p.scores.picture for p in front], "o-",
                   color="#1f4e9c", label="front")  # fmt: skip
+        # All others are beaten in both scores: nobody needs their settings.
         for point in front:
             where = (point.scores.text, point.scores.picture)
             axes.annotate(f"{point.bias:g}/{point.temperature:g}", where, fontsize=7,

@@ -20,6 +20,7 @@ from rankedit_recipes.perfusion.prompts import VALIDATION_PROMPTS, filled, in_wo
 
 # From where the concept wins to where the text does, around the paper's 0.6 to 0.75.
 BIASES = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
+# The paper's, of training and of making pictures.
 TEMPERATURES = (0.1, 0.15)
 
 
