@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rankedit.lazy import lazy_names
 
+# For type checkers; what is asked for is imported then: docs/decisions/imports-on-demand.md.
 if TYPE_CHECKING:
     from rankedit_recipes.language.editing import Edited, edit
     from rankedit_recipes.language.errors import LanguageError

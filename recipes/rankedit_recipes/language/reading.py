@@ -202,6 +202,7 @@ def _zsre(record: Record) -> Case:
     )
 
 
+# Not None, which is what JSON's null becomes.
 _REQUIRED = object()
 
 

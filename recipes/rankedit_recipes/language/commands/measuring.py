@@ -80,6 +80,7 @@ def evaluate_to(
             found["edited"] = _evaluated(opened, task, unrelated)
     for name, scores in found.items():
         Console().print(scores.table(title=f"{name}, {counted(len(task.cases), 'case')}"))
+    # Of the edited model, where there are edits.
     last = list(found.values())[-1]
     if out is not None:
         last.save(out)
@@ -151,6 +152,7 @@ def stats_to(
         layers=layers,
         batch=sizes.batch,
         length=sizes.length or None,
+        # Beside the result, where the same command finds it again.
         checkpoint=out.with_suffix(".partial"),
         corpus=", ".join(map(str, paths)) or opened.name,
     )

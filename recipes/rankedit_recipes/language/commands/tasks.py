@@ -196,6 +196,7 @@ def undo_in(
     manifest = Folder(folder).read()
     if manifest is None:
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")
+    # Before the stream is opened, which needs them: its folder tells of which projections.
     given = _statistics(opened, statistics, manifest.settings, manifest.layers)
     stream = Stream.open(
         folder, opened.model, opened.tokenizer, statistics=given, method=method or None

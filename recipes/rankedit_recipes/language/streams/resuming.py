@@ -50,6 +50,7 @@ def settings_to_go_on(manifest: Manifest, path: Path, method: Method | None) -> 
         raise _differs(path, "with the settings", was, now)
     if lost := set(stored) - {field.name for field in fields(given)}:
         raise _differs(path, "with the settings", sorted(lost), "a class without them")
+    # The solve of what was passed, with the numbers of the folder.
     return replace(given, **stored)
 
 
