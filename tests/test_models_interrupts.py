@@ -57,7 +57,7 @@ def look(model):
         digests = {key: bit and bit[1] for key, bit in bits.items()}
         seen[name] = kind, names, digests, kept, [type(hook) for hook in hooks]
     slots = [[slot.edit for slot in swapping.slots_of(module)] for module in model.modules()]
-    return seen, slots, list(fused(model)), model(X).tolist()
+    return seen, slots, list(fused(model)), model(X).tolist(), torch.is_grad_enabled()
 
 
 def about_to(verb, *, beside):

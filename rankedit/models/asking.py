@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import threading
@@ -9,10 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from rankedit.interrupt import completely
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Integer buffers up to this size count something; larger ones are codes of a packed weight.
 _COUNTERS = 1 << 16
@@ -68,6 +74,25 @@ def _own(buffer: Tensor | None) -> Tensor | None:
         return buffer
     writable = buffer.is_floating_point() or buffer.numel() <= _COUNTERS
     return buffer.detach().clone() if writable else buffer
+
+
+def gradients_kept(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, after which gradients are on or off as before, whatever interrupts it.
+
+    A signal's handler may raise within `torch.no_grad` itself, before it puts the mode back: then
+    all that the process trains later would silently have no graph.
+    """
+
+    @functools.wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        enabled = torch.is_grad_enabled()
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            completely([functools.partial(torch.set_grad_enabled, enabled)])
+            raise
+
+    return kept
 
 
 class _Rows(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rankedit.edits import LowRank
 from rankedit.errors import AttachError, RankeditWarning
 from rankedit.interrupt import completely
-from rankedit.models.asking import on_disk
+from rankedit.models.asking import gradients_kept, on_disk
 from rankedit.models.fingerprints import content_digest
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
@@ -75,6 +75,7 @@ class _Change:
             vars(self.layer)[_RECORD] = self.earlier
 
 
+@gradients_kept
 def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) -> None:
     """Add static edits to the weights in place. All edits are checked before any is written.
 
@@ -125,6 +126,7 @@ def fused(model: nn.Module) -> dict[str, Tensor]:
     return {clean_name(n): vars(m)[_RECORD].original for n, m in layers if _RECORD in vars(m)}
 
 
+@gradients_kept
 def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     """Put back, bit for bit, every weight of the model that `fuse_` overwrote.
 
@@ -215,7 +217,7 @@ def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor)
             f"fuse_: rounding to {fused.dtype} loses {lost:.0%} of the edit of {target.name!r} "
             f"(‖round(W + ΔW) − W − ΔW‖/‖ΔW‖ = {lost:.3g}); attach keeps all of it.",
             RankeditWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rankedit.edits import Edit
 from rankedit.errors import AttachError
 from rankedit.interrupt import completely
+from rankedit.models.asking import gradients_kept
 from rankedit.models.binding import Installed, bound_tensors, changes_of, exchange
 from rankedit.models.projections import Projection
 from rankedit.models.reaching import Watch, discard
@@ -31,6 +32,7 @@ from rankedit.models.targets import Edits, Target, check_run, resolve
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
 
 
+@gradients_kept
 def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0) -> Attachment:
     """Install edits on projections of a model; names, parameters and `state_dict` stay as they are.
 
@@ -100,6 +102,7 @@ def _slot(target: Target, edit: Edit, strength: float) -> Slot:
     return made(target.layer, edit, target.view.layout, target.view.bounds, tensors)
 
 
+@gradients_kept
 def detach_all(model: nn.Module) -> int:
     """Take every edit out of a model, whoever attached it; for copies and unpickled models.
 
@@ -145,6 +148,7 @@ class Attachment:
         """
         return self._watch.reached()
 
+    @gradients_kept
     def detach(self) -> None:
         """Take the edits out; the model is bitwise what it was. Doing it again changes nothing.
 
@@ -163,6 +167,7 @@ class Attachment:
     def _close(self) -> None:
         self._active = False
 
+    @gradients_kept
     def set(
         self, *names: str, strength: float | Tensor | None = None, **settings: float | Tensor
     ) -> None:
@@ -190,6 +195,7 @@ class Attachment:
         with LOCK:  # what is read here is what is replaced
             _publish(changes_of(items, settings))
 
+    @gradients_kept
     def refresh(self, edits: Edits) -> None:
         """Exchange the tensors of the attached edits for those of others, in place.
 

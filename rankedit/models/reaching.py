@@ -104,7 +104,7 @@ class Watch:
         warnings.warn(
             f"attach: the edits of {shown} ({len(names)} layers) do nothing: {why}.",
             RankeditWarning,
-            stacklevel=4,
+            stacklevel=5,  # of who detaches; a call of the model has frames of torch in between
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Watch:
