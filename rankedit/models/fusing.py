@@ -217,7 +217,7 @@ def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor)
             f"fuse_: rounding to {fused.dtype} loses {lost:.0%} of the edit of {target.name!r} "
             f"(‖round(W + ΔW) − W − ΔW‖/‖ΔW‖ = {lost:.3g}); attach keeps all of it.",
             RankeditWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
