@@ -14,7 +14,7 @@ MODULES = (
 )
 TESTS = (
     *("shapes", "moments", "shrinkage", "metric", "edits", "gates", "gated", "merging"),
-    *("closed_form", "methods_table", "ledger", "testing"),
+    *("closed_form", "methods_table", "ledger", "ledger_solvers", "testing"),
 )
 
 # Consecutive words of a message that a test must quote.

@@ -396,7 +396,7 @@ class TestArguments:
             (lambda: rk.Metric.identity(2).scaled(math.inf), "factor must be positive, got inf"),
             (
                 lambda: rk.Metric.identity(2).extended(torch.ones(3, 2), torch.ones(2)),
-                r"weights must be one number or \[3\], finite and not negative",
+                r"weights must be one number or \[3\], one for each key, finite",
             ),
             (lambda: rk.Metric.identity(2).extended(torch.ones(1, 2), -1.0), "got float -1.0"),
             (lambda: rk.Metric.identity(2).extended(torch.ones(1, 2), math.inf), "got float inf"),

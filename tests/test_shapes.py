@@ -15,7 +15,16 @@ class TestCheckRows:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
     def test_finite_numbers_whose_sum_overflows(self, dtype):
         rows = torch.full((2, 3), torch.finfo(dtype).max, dtype=dtype)
-        assert shapes.check_rows("call", "rows", rows) is rows
+        shapes.check_finite("call", "rows", rows)
+        if dtype == torch.float64:  # their squares are what everything is solved with
+            with pytest.raises(ShapeError, match="call: rows must not be so large that sums of"):
+                shapes.check_rows("call", "rows", rows)
+        else:
+            assert shapes.check_rows("call", "rows", rows) is rows
+
+    def test_sparse_rows_are_refused(self):
+        with pytest.raises(ShapeError, match="call: rows must be dense, got a sparse one; use"):
+            shapes.check_rows("call", "rows", torch.ones(2, 3).to_sparse())
 
     @pytest.mark.parametrize(
         ("value", "message"),
