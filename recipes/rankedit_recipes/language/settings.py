@@ -72,6 +72,7 @@ class Settings:
     energy: float = 0.02
     softness: float = 0.0
     layers: int = 1
+    # Most of what papers edit lies about there: 17 of 48, 12 of 36, 8 of 28, 8 of 24.
     depth: float = 1 / 3
     spread: Spread = "even"
     contexts: tuple[int, ...] = (10,) * 5
@@ -129,6 +130,7 @@ class Settings:
             # In units of C's mean eigenvalue: one weight means the same for each cost.
             return rk.Metric.identity(moment.dim, self.weight * trace / moment.dim)
         if self.cost == "null space":
+            # AlphaEdit's L2 in units of tr(C), the mean squared length of what is read.
             return rk.Metric.null_space(moment, energy=self.energy, scale=self.weight * trace)
         metric = rk.Metric.from_moment(moment, ridge=self.ridge)
         # λ in vectors per width: a wider model has more directions to have seen as often.

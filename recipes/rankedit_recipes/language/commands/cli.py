@@ -108,6 +108,7 @@ def edit(
     if not dry_run:
         prepare_outputs(
             "edit", files={"--out": out}, folders={"--lora": lora, "--fuse": fuse},
+            # A stream is there to be added to; its folder refuses what is none.
             growing={"--stream": stream}, overwrite=overwrite,
         )  # fmt: skip
     opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))

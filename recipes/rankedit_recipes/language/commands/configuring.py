@@ -85,6 +85,7 @@ def _typed(name: str, value: object, like: object) -> object:
         raise LanguageError(f"Settings: {name} must be a list of whole numbers, got {value!r}.")
     # What is None by default is a number that the method leaves open.
     kind = float if like is None else type(like)
+    # JSON and TOML have 1 where 1.0 is meant.
     if kind is float and type(value) is int:
         return float(value)
     if like is None and value is None:

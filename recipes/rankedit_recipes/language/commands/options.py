@@ -13,6 +13,7 @@ Model = Annotated[
         help="'sandbox', a folder of transformers, a .gguf file, or a name on the hub.",
     ),
 ]
+# `exists`, here and below: typer refuses before anything heavy is imported.
 Requests = Annotated[
     list[Path] | None,
     typer.Argument(

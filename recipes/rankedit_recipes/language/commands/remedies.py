@@ -2,6 +2,7 @@
 
 _TRACE_IN_EDIT = "'traced' is for `rankedit language edit`; give --layers numbers of blocks here"
 
+# In order: each sees what those before it have put in.
 REMEDIES = (
     (r"layers='\w+' needs requests to trace, .*", f"{_TRACE_IN_EDIT}."),
     (r"pass layers= the names", "give --layers the names"),

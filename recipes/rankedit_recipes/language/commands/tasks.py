@@ -157,6 +157,7 @@ def _located(opened: Opened, task: EditTask) -> EditTask:
 def _added(stream: Stream, task: EditTask) -> Iterator[str]:
     """Enter requests into a stream, conflicts first; gives lines about it."""
     requests = [case.request for case in task.cases]
+    # First, for it needs no search, and nothing has been written yet.
     conflicts = stream.conflicts(requests)
     same = {conflict.second: conflict.first for conflict in conflicts if conflict.kind == "same"}
     parallel = [conflict for conflict in conflicts if conflict.kind == "parallel"]

@@ -128,4 +128,5 @@ def generation_entropy(text: str) -> float:
 def _entropy(words: Sequence[str], size: int) -> float:
     counts = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
     total = sum(counts.values())
+    # With `+ 0.0`, for minus a sum of zeros is -0.0.
     return -sum(n / total * math.log2(n / total) for n in counts.values()) + 0.0

@@ -97,6 +97,7 @@ def likelihoods(
             hits.index_add_(0, owner, right)
             advance(f"{len(rows)} texts")
     counts = torch.tensor([len(read.ids) - read.first for read in encoded])
+    # No comparison with NaN holds: a broken model would score as a poor one.
     if bool(losses.isnan().any()):
         raise LanguageError(
             "likelihoods: the model gives NaN; an edit in it, or its precision, has broken it. "

@@ -176,6 +176,7 @@ class _Fact:
         found = tokenizer(request.text + request.continuation, return_offsets_mapping=True)
         offsets = found["offset_mapping"]
         border = len(request.text)
+        # The first token that reaches beyond the prompt, as in `likelihoods`.
         first = next(i for i, (_, end) in enumerate(offsets) if end > border)
         start = request.prompt.index("{}")
         end = start + len(request.subject)
@@ -199,6 +200,7 @@ class _Fact:
         length = self._ids.shape[1]
         membership = torch.zeros(length, len(PLACES))
         first, last = self._subject[0], self._subject[-1]
+        # From the subject on: tokens before it do not see it.
         for position in range(first, length):
             inside = position <= last
             if position == last:

@@ -25,6 +25,7 @@ from rankedit_recipes.language.settings import Settings
 
 MEMIT = Settings(
     method="memit",
+    # Between the 0.9 and the 3.1 of the paper's two models.
     weight=1.0,
     softness=1.0,
     layers=5,

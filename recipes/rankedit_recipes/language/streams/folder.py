@@ -215,6 +215,7 @@ def _decoded(document: dict[str, Any]) -> Manifest:
         # It follows from the rest, and is written for people who read the file.
         fact.pop("label")
         request = Request(**fact)
+        # Negative ones count from the end in Python: another fact's row, or none.
         if number < 0 or row < 0 or request.label in places:
             raise ValueError(f"fact {request.label!r} has no place of its own")
         requests.append(request)

@@ -27,6 +27,7 @@ Base = Annotated[
         show_default="told from the weights",
     ),
 ]
+# `exists`, here and below: typer refuses before anything heavy is imported.
 Concepts = Annotated[list[Path], typer.Argument(help="Concept files.", exists=True)]
 OneConcept = Annotated[Path, typer.Argument(help="A concept file.", exists=True)]
 SamplingSteps = Annotated[int, typer.Option(help="Steps that a picture is sampled in.", min=1)]
@@ -69,6 +70,7 @@ Clip = Annotated[
     ),
 ]
 Photos = Annotated[Path, typer.Option(help="Folder of photos of the concept.", exists=True)]
+# Not `exists`: first `learn` says all that is needed, and then what is not there.
 OptionalPhotos = Annotated[
     Path | None,
     typer.Argument(help="Folder of photos of the thing, or a photo; one is enough to begin."),

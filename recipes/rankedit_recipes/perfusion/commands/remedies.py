@@ -2,6 +2,7 @@
 
 _OTHER_WORD = "rankedit perfusion rename FILE --placeholder '<other>' --out NEW gives another word"
 
+# In order: each sees what those before it have put in.
 REMEDIES = (
     # Two calls advise it, one of them with the words behind it.
     (r"concept\.renamed\('<other>'\)( gives another word)?", _OTHER_WORD),
