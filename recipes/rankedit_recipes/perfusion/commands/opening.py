@@ -112,7 +112,7 @@ def open_scorer(clip: str) -> ClipScorer:
             model, tokenizer = sandbox.world_clip()
         return ClipScorer(model, _small_pictures, tokenizer)
     with quiet_imports():
-        # By name, for `CLIPImageProcessor` of transformers 5.23 needs torchvision.
+        # By name: `CLIPImageProcessor` (transformers 5.23) warns if torchvision is missing.
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
     try:
