@@ -209,7 +209,7 @@ def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def pixart(seed: int = 0) -> PixArtAlphaPipeline:
+def pixart(seed: int = 0, *, sized: bool = False) -> PixArtAlphaPipeline:
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     encoder = T5EncoderModel(
@@ -226,7 +226,7 @@ def pixart(seed: int = 0) -> PixArtAlphaPipeline:
         cross_attention_dim=24,
         out_channels=8,
         norm_type="ada_norm_single",
-        use_additional_conditions=False,
+        use_additional_conditions=sized,
     ).eval()
     pipe = PixArtAlphaPipeline(
         tokenizer=tokenizer,

@@ -32,6 +32,21 @@ def test_keys_and_values_are_found_by_running_the_model(make, count, width, dire
     assert (found.width, found.direct) == (width, direct)
 
 
+def test_models_that_are_told_sizes_are_told_them():
+    parts = Parts(pipelines.pixart(sized=True))
+    assert parts.targets == Parts(pipelines.pixart()).targets
+    text, latents = parts.text.encode(["a cat"]), torch.ones(1, 4, 8, 8)
+    told = {"resolution": torch.tensor([[16.0, 16.0]]), "aspect_ratio": torch.tensor([[1.0]])}
+    with torch.no_grad():
+        given = parts.denoiser.run(latents, torch.ones(1), text)
+        wanted = parts.denoiser.module(
+            hidden_states=latents, timestep=torch.ones(1), encoder_hidden_states=text.embeds,
+            encoder_attention_mask=text.mask, added_cond_kwargs=told, return_dict=False,
+        )[0][:, :4]  # fmt: skip
+    assert int(parts.pipe.vae_scale_factor) == 2
+    torch.testing.assert_close(given, wanted, rtol=0, atol=0)
+
+
 def test_names_do_not_matter(pipe):
     renamed = pipelines.stable_diffusion()
     attention = renamed.unet.mid_block.attentions[0].transformer_blocks[0].attn2

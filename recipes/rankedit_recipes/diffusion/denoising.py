@@ -192,10 +192,16 @@ class Denoiser:
             reset()
 
     def _conditions(self, latents: Tensor, text: Encoded, size: int | None) -> dict[str, Any]:
-        """Pooled text and sizes, as Stable Diffusion XL takes them; empty sizes for PixArt."""
-        if text.pooled is None:
-            return {"resolution": None, "aspect_ratio": None}
+        """Pooled text and sizes, as Stable Diffusion XL takes them; sizes alone for PixArt."""
         edges = [size or edge * int(self.pipe.vae_scale_factor) for edge in latents.shape[-2:]]
+        if text.pooled is None:
+            # Only the PixArt models for 1,024 pixels were trained on sizes; others refuse them.
+            if not getattr(self.plain, "use_additional_conditions", False):
+                return {"resolution": None, "aspect_ratio": None}
+            shapes = {"resolution": edges, "aspect_ratio": [edges[0] / edges[1]]}
+            return {
+                name: torch.tensor([row] * len(latents)).to(latents) for name, row in shapes.items()
+            }
         # The size of the original, the corner it was cut at, the size wanted: nothing is cut off.
         times = torch.tensor([[*edges, 0, 0, *edges]], device=latents.device, dtype=latents.dtype)
         return {

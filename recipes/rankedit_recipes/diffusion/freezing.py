@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -17,19 +18,20 @@ def frozen(parts: Parts, *, checkpointing: bool) -> Iterator[None]:
     wanted = [(p, p.requires_grad) for m in modules for p in m.parameters()]
     # Of every module by itself: `eval` and `train` go down the whole tree.
     modes = [(m, m.training) for module in modules for m in module.modules()]
-    denoiser = parts.denoiser.plain
+    denoiser: Any = parts.denoiser.plain
+    checkpointing = checkpointing and not getattr(denoiser, "is_gradient_checkpointing", False)
     try:
         for module in modules:
             module.requires_grad_(False).eval()  # noqa: FBT003
         if checkpointing:
-            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.enable_gradient_checkpointing()
             # Checkpointing of diffusers works in training mode only; its denoisers are made with
             # dropout 0, so that nothing else changes.
             denoiser.train()
         yield
     finally:
         if checkpointing:
-            denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.disable_gradient_checkpointing()
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
         for module, mode in modes:

@@ -21,7 +21,8 @@ class Sampling:
         guidance: scale of classifier-free guidance (6 there).
         size: edge in pixels; 0 for the model's own.
         batch: pictures made at a time.
-        extra: further arguments of the pipeline.
+        extra: further arguments of the pipeline, the same for every batch: what goes by prompt
+            needs an argument of its own, for the last batch may be shorter.
     """
 
     steps: int = 25

@@ -54,7 +54,7 @@ def second_moment(
         raise PipelineError("second_moment: captions must have at least one text, got none.")
     parts = Parts(pipe)
     provenance = rk.Provenance(
-        model=type(parts.denoiser.module).__name__,
+        model=parts.denoiser.name,
         weights=_weights(parts),
         tokenizer=_digest("\0".join(sorted(parts.text.tokenizer.get_vocab()))),
         # Joined by what no caption has; `chr(0)`, for f-strings of Python 3.11 take no backslash.
@@ -93,7 +93,7 @@ def read_captions(path: str | PathLike[str]) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise PipelineError(f"read_captions: there is no file '{file}'; one caption on each line.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").split("\n")]
     if not any(lines):
         raise PipelineError(f"read_captions: '{file}' is empty; one caption on each line.")
     return [line for line in lines if line]
@@ -116,7 +116,7 @@ def _weights(parts: Parts) -> str:
     """A hash of a sample of each weight that the text passes before it is read."""
     modules: list[nn.Module] = [encoder.model for encoder in parts.text.encoders]
     if not parts.targets.direct:
-        modules.append(parts.denoiser.module)
+        modules.append(parts.denoiser.plain)
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():

@@ -98,7 +98,8 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
         for number, record in enumerate(_whole(path, text), 1):
             yield f"record {number}", record
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`, which also ends lines at marks that JSON allows within a text (U+2028).
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"line {number}", _parsed(line)
 

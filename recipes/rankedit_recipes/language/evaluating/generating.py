@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluating
+from rankedit_recipes.language.evaluating.likelihoods import evaluating
+from rankedit_recipes.language.model.running import embedding_device
 
 LENGTH = 100
 TOP_K = 5
@@ -60,7 +61,7 @@ def generate(
         for indices in groups.values():
             for start in range(0, len(indices), _BATCH):
                 chosen = indices[start : start + _BATCH]
-                begun = torch.tensor([ids[i] for i in chosen], device=device_of(model))
+                begun = torch.tensor([ids[i] for i in chosen], device=embedding_device(model))
                 written = _go_on(model, begun, uniform[chosen], limit, top_k)
                 for index, row in zip(chosen, written.tolist(), strict=True):
                     texts[index] = _text(tokenizer, row, len(ids[index]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.model.running import embedding_device
 
 BATCH_TOKENS = 8192
 Pair = tuple[str, str]
@@ -73,7 +74,7 @@ def likelihoods(
     encoded = encode_pairs(tokenizer, pairs)
     # Sums over tokens in float64, so that the order of batches does not show.
     losses, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs))
-    device = device_of(model)
+    device = embedding_device(model)
     batches = list(batched(encoded, batch_tokens))
     with (
         torch.inference_mode(),
@@ -182,11 +183,6 @@ def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's `forward` has an argument of this name."""
     # A model that takes any keyword may do nothing with this one.
     return name in inspect.signature(model.forward).parameters
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's inputs go."""
-    return next(model.parameters()).device
 
 
 @contextlib.contextmanager

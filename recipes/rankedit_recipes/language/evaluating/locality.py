@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluating, run
+from rankedit_recipes.language.evaluating.likelihoods import evaluating, run
+from rankedit_recipes.language.model.running import embedding_device
 
 TOKENS = 4096
 # So that many texts fit: predictions are as large as the vocabulary for each token.
@@ -73,7 +74,7 @@ class Unrelated:
         with torch.inference_mode(), evaluating(model):
             for length in lengths:
                 group = [i for i, ids in enumerate(self._ids) if len(ids) == length]
-                inputs = torch.tensor([self._ids[i] for i in group], device=device_of(model))
+                inputs = torch.tensor([self._ids[i] for i in group], device=embedding_device(model))
                 # In float32 and on the CPU: a divergence of thousandths is lost in half precision.
                 log = run(model, inputs).logits.float().log_softmax(-1)
                 for index, row in zip(group, log.cpu(), strict=True):

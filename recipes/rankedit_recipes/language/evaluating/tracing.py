@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluating.likelihoods import device_of, evaluating, run
+from rankedit_recipes.language.evaluating.likelihoods import evaluating, run
+from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.requests import Request
 
 PLACES = (
@@ -172,7 +173,7 @@ class _Fact:
         own: bool,
     ) -> None:
         self._model, self._count = model, disturbances
-        device = device_of(model)
+        device = embedding_device(model)
         found = tokenizer(request.text + request.continuation, return_offsets_mapping=True)
         offsets = found["offset_mapping"]
         border = len(request.text)

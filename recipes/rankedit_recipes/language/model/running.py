@@ -39,7 +39,12 @@ def embedding_device(model: nn.Module) -> torch.device:
     """Where the model reads its tokens."""
     # Not `model.device`: accelerate may spread a model over several, and one reads the tokens.
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    return next(embedding.parameters()).device
+    device = next(embedding.parameters()).device
+    if device.type != "meta":
+        return device
+    # Weights that accelerate keeps elsewhere come when the layer runs, where its hook says.
+    place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if place is None else place)
 
 
 def first_tensor(value: object) -> Tensor | None:

@@ -37,7 +37,7 @@ class Explanation:
     def leak(self, trigger: str, kind: str = "values") -> float:
         """How far the gate of a concept opens, at most, at any other token."""
         column = self.triggers.index(trigger)
-        others = [i for i, token in enumerate(self.tokens) if not token.startswith(trigger)]
+        others = [i for i, token in enumerate(self.tokens) if _plain(token) != trigger]
         return float(self.opening[kind][others, column].max())
 
     def table(self) -> Any:  # noqa: ANN401 - a table of rich

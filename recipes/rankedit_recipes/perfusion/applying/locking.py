@@ -55,6 +55,7 @@ class GlobalLock:
         self._parts, self._categories = parts, dict(categories)
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._last: tuple[Tensor, Tensor] | None = None
+        self._own = "encode_prompt" in vars(parts.pipe)
         self._encode = parts.pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
         parts.pipe.encode_prompt = self._encode_both
@@ -73,7 +74,11 @@ class GlobalLock:
         _locks.pop(self._number, None)
         self._handles, self._layers = [], []
         # The instance's attribute hid the class's method, which comes to light again.
-        self._parts.pipe.__dict__.pop("encode_prompt", None)
+        # What a user put there before stays; else the class has it.
+        if self._own:
+            self._parts.pipe.encode_prompt = self._encode
+        else:
+            self._parts.pipe.__dict__.pop("encode_prompt", None)
         self._pairs.clear()
 
     def key_reads(self, read: Tensor) -> Tensor:

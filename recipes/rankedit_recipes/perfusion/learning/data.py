@@ -109,10 +109,12 @@ def _encoded(parts: Parts, picture: Tensor) -> Tensor:
     dtype = next(vae.parameters()).dtype
     # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
     upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-    with torch.no_grad():
+    try:
         if upcast:
             vae.to(torch.float32)
-        encoded = vae.encode(picture.to(parts.device, torch.float32 if upcast else dtype))
+        with torch.no_grad():
+            encoded = vae.encode(picture.to(parts.device, torch.float32 if upcast else dtype))
+    finally:
         if upcast:
             vae.to(dtype)
     # The mode and not a draw: the same photo gives the same latents, and there is less noise.
