@@ -35,9 +35,9 @@ from rankedit.files.header import Limits, checked_name, checked_place
 from rankedit.gated import GatedEdit
 from rankedit.gates import GATES, Gate
 from rankedit.models.fingerprints import fingerprint
-from rankedit.models.fusing import _RECORD as FUSED
 from rankedit.models.geometry import innermost
 from rankedit.models.selecting import find, named_modules
+from rankedit.models.swapping import FUSED
 from rankedit.moments import SecondMoment
 
 PathLike = str | os.PathLike[str]

@@ -10,7 +10,7 @@ floating-point weights. Everything else keeps its edits beside the weight, with 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,19 +20,16 @@ from torch import Tensor, nn
 from rankedit.edits import LowRank
 from rankedit.errors import AttachError, RankeditWarning
 from rankedit.interrupt import completely
-from rankedit.models.asking import gradients_kept, on_disk
+from rankedit.models.asking import gradients_kept
 from rankedit.models.fingerprints import content_digest
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
-from rankedit.models.swapping import FUSED, LOCK, suspended
+from rankedit.models.swapping import FUSED, LOCK
 from rankedit.models.targets import Edits, Target, resolve
+from rankedit.models.writable import check_untied, is_transposed, plain_weight
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
 SWALLOWED = 0.05
-# Relative deviation of `keys @ Wᵀ` from the layer's output at which the weight is not what it
-# multiplies by; a bfloat16 layer deviates by 0.004.
-_DEVIATION = 0.02
-_RECORD = FUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +60,16 @@ class _Change:
 
     def do(self) -> None:
         """Keep what is needed to undo it, then write."""
-        vars(self.layer)[_RECORD] = self.record
+        vars(self.layer)[FUSED] = self.record
         _write(self)
 
     def undo(self) -> None:
         """As before `do`, however far that came."""
         _restore(self.weight, self.present)
         if self.earlier is None:
-            vars(self.layer).pop(_RECORD, None)
+            vars(self.layer).pop(FUSED, None)
         else:
-            vars(self.layer)[_RECORD] = self.earlier
+            vars(self.layer)[FUSED] = self.earlier
 
 
 @gradients_kept
@@ -109,7 +106,7 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
         groups.setdefault(id(target.layer), []).append(target)
         _check_static(target)
     if not tied:
-        _check_untied(model.module if isinstance(model, Projection) else model, targets)
+        check_untied(model.module if isinstance(model, Projection) else model, targets)
     with LOCK:
         changes = [_change(group) for group in groups.values()]
         try:
@@ -123,7 +120,7 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
 def fused(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model that `fuse_` changed, by the name of the layer: what they were."""
     layers = model.named_modules()
-    return {clean_name(n): vars(m)[_RECORD].original for n, m in layers if _RECORD in vars(m)}
+    return {clean_name(n): vars(m)[FUSED].original for n, m in layers if FUSED in vars(m)}
 
 
 @gradients_kept
@@ -141,11 +138,11 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     Raises:
         AttachError: a weight was changed since; nothing is restored then.
     """
-    found = [(name, layer) for name, layer in model.named_modules() if _RECORD in vars(layer)]
+    found = [(name, layer) for name, layer in model.named_modules() if FUSED in vars(layer)]
     changed = [
         name
         for name, layer in found
-        if content_digest(layer.get_parameter("weight")) != vars(layer)[_RECORD].digest
+        if content_digest(layer.get_parameter("weight")) != vars(layer)[FUSED].digest
     ]
     if changed and not force:
         raise AttachError(
@@ -159,10 +156,10 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
 
 
 def _unfuse(layer: nn.Module) -> None:
-    record = vars(layer).get(_RECORD)
+    record = vars(layer).get(FUSED)
     if record is not None:
         _restore(layer.get_parameter("weight"), record.original)
-        del vars(layer)[_RECORD]
+        del vars(layer)[FUSED]
 
 
 def _restore(weight: Tensor, original: Tensor) -> None:
@@ -181,11 +178,11 @@ def _write(change: _Change) -> None:
 def _change(group: list[Target]) -> _Change:
     """The new weight of one layer, with all edits on rows of it."""
     layer, layout = group[0].layer, group[0].view.layout
-    weight = _plain_weight(group[0])
-    earlier: _Fused | None = vars(layer).get(_RECORD)
+    weight = plain_weight(group[0])
+    earlier: _Fused | None = vars(layer).get(FUSED)
     _check_unchanged(group[0], weight, earlier)
     edits = _check_new(group, earlier)
-    transposed = _is_transposed(group[0], weight)
+    transposed = is_transposed(group[0], weight)
     delta = torch.zeros(
         layout.out_features, layout.in_features, dtype=torch.float64, device=weight.device
     )
@@ -219,50 +216,6 @@ def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor)
             RankeditWarning,
             stacklevel=6,
         )
-
-
-def _plain_weight(target: Target) -> Tensor:
-    weight = target.layer._parameters.get("weight")
-    why = None
-    if weight is None:
-        why = "has no parameter of its own called weight (it is computed or packed)"
-    elif weight.is_meta:
-        why = "has its weight on the meta device (offloaded, or not loaded)"
-    elif on_disk(target.layer):
-        why = "has its weight on disk between forwards (group offloading)"
-    elif type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
-        why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
-    elif not weight.is_floating_point() or weight.element_size() < 2:
-        why = f"stores its weight as {weight.dtype} (quantised)"
-    if weight is None or why is not None:
-        raise AttachError(
-            f"fuse_: {target.name!r} ({type(target.layer).__name__}) {why}, where adding an edit "
-            "would fail, vanish or corrupt it; use attach, which keeps the edit beside the weight."
-        )
-    return weight
-
-
-def _is_transposed(target: Target, weight: Tensor) -> bool:
-    """Whether the weight is stored `[in, out]`, by comparing its products with what the layer does.
-
-    Raises:
-        AttachError: the layer does something else with it.
-    """
-    view = Projection(target.layer)
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(4, view.in_features, generator=generator).to(weight.device)
-    with suspended(target.layer) as bare:
-        outputs = Projection(bare).outputs(keys).float()
-    matrix = weight.detach().flatten(1).float()
-    for transposed, form in ((False, matrix.T), (True, matrix)):
-        if form.shape == (view.in_features, view.out_features):
-            deviation = float((keys @ form - outputs).norm())
-            if deviation <= _DEVIATION * float(outputs.norm()):
-                return transposed
-    raise AttachError(
-        f"fuse_: the weight {list(weight.shape)} of {target.name!r} is not the matrix that its "
-        f"{type(target.layer).__name__} multiplies by: scaled, masked or quantised; use attach."
-    )
 
 
 # ----------------------------------------------------------------------------------- refusals
@@ -304,35 +257,3 @@ def _check_unchanged(target: Target, weight: Tensor, kept: _Fused | None) -> Non
             "unfuse_ with force=True to give the changes up, or load the state_dict into a fresh "
             "model to keep them."
         )
-
-
-def _check_untied(model: nn.Module, targets: Sequence[Target]) -> None:
-    spans: dict[int, list[tuple[str, int, int]]] = {}
-    for name, tensor in _tensors(model):
-        storage = tensor.untyped_storage().data_ptr()
-        start = tensor.data_ptr()
-        spans.setdefault(storage, []).append((name, start, start + tensor.nbytes))
-    for target in targets:
-        weight = target.layer._parameters.get("weight")
-        if weight is None or not _is_plain(weight):
-            continue
-        start, stop = weight.data_ptr(), weight.data_ptr() + weight.nbytes
-        neighbours = spans.get(weight.untyped_storage().data_ptr(), [])
-        shared = [name for name, first, last in neighbours if first < stop and start < last]
-        if len(shared) > 1:
-            raise AttachError(
-                f"fuse_: the weight of {target.name!r} is shared by {shared}, and all of them "
-                "would change; use attach, which edits this layer alone, or pass tied=True."
-            )
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All tensors with memory of their own, under each of their names."""
-    for kind in (model.named_parameters, model.named_buffers):
-        for name, tensor in kind(remove_duplicate=False):
-            if _is_plain(tensor) and tensor.numel():
-                yield clean_name(name), tensor
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return not tensor.is_meta and type(tensor.data) is Tensor

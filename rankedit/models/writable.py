@@ -1,0 +1,105 @@
+"""Which weights can take an edit: readable, writable, and what the layer multiplies by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankedit.errors import AttachError
+from rankedit.models.asking import on_disk
+from rankedit.models.projections import Projection
+from rankedit.models.selecting import clean_name
+from rankedit.models.swapping import suspended
+from rankedit.models.targets import Target
+
+# Relative deviation of `keys @ Wᵀ` from the layer's output at which the weight is not what it
+# multiplies by; a bfloat16 layer deviates by 0.004.
+_DEVIATION = 0.02
+
+
+def plain_weight(target: Target) -> Tensor:
+    """The weight of a layer, if adding to it changes what the layer does.
+
+    Raises:
+        AttachError: says what kind of weight it is.
+    """
+    weight = target.layer._parameters.get("weight")
+    why = None
+    if weight is None:
+        why = "has no parameter of its own called weight (it is computed or packed)"
+    elif weight.is_meta:
+        why = "has its weight on the meta device (offloaded, or not loaded)"
+    elif on_disk(target.layer):
+        why = "has its weight on disk between forwards (group offloading)"
+    elif type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
+        why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
+    elif not weight.is_floating_point() or weight.element_size() < 2:
+        why = f"stores its weight as {weight.dtype} (quantised)"
+    if weight is None or why is not None:
+        raise AttachError(
+            f"fuse_: {target.name!r} ({type(target.layer).__name__}) {why}, where adding an edit "
+            "would fail, vanish or corrupt it; use attach, which keeps the edit beside the weight."
+        )
+    return weight
+
+
+def is_transposed(target: Target, weight: Tensor) -> bool:
+    """Whether the weight is stored `[in, out]`, by comparing its products with what the layer does.
+
+    Raises:
+        AttachError: the layer does something else with it.
+    """
+    view = Projection(target.layer)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(4, view.in_features, generator=generator).to(weight.device)
+    with suspended(target.layer) as bare:
+        outputs = Projection(bare).outputs(keys).float()
+    matrix = weight.detach().flatten(1).float()
+    for transposed, form in ((False, matrix.T), (True, matrix)):
+        if form.shape == (view.in_features, view.out_features):
+            deviation = float((keys @ form - outputs).norm())
+            if deviation <= _DEVIATION * float(outputs.norm()):
+                return transposed
+    raise AttachError(
+        f"fuse_: the weight {list(weight.shape)} of {target.name!r} is not the matrix that its "
+        f"{type(target.layer).__name__} multiplies by: scaled, masked or quantised; use attach."
+    )
+
+
+def check_untied(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Refuse weights whose memory other layers of the model use too.
+
+    Raises:
+        AttachError: names them.
+    """
+    spans: dict[int, list[tuple[str, int, int]]] = {}
+    for name, tensor in _tensors(model):
+        storage = tensor.untyped_storage().data_ptr()
+        start = tensor.data_ptr()
+        spans.setdefault(storage, []).append((name, start, start + tensor.nbytes))
+    for target in targets:
+        weight = target.layer._parameters.get("weight")
+        if weight is None or not _is_plain(weight):
+            continue
+        start, stop = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+        neighbours = spans.get(weight.untyped_storage().data_ptr(), [])
+        shared = [name for name, first, last in neighbours if first < stop and start < last]
+        if len(shared) > 1:
+            raise AttachError(
+                f"fuse_: the weight of {target.name!r} is shared by {shared}, and all of them "
+                "would change; use attach, which edits this layer alone, or pass tied=True."
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All tensors with memory of their own, under each of their names."""
+    for kind in (model.named_parameters, model.named_buffers):
+        for name, tensor in kind(remove_duplicate=False):
+            if _is_plain(tensor) and tensor.numel():
+                yield clean_name(name), tensor
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return not tensor.is_meta and type(tensor.data) is Tensor
