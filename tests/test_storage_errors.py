@@ -146,7 +146,7 @@ def test_tensors_that_cannot_be_kept_are_refused_by_name(path, kind, dtype):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("scale", [1e39, 1e60, 1e80, 1e300])
+@pytest.mark.parametrize("scale", [1e39, 1e60, 1e80, 1e140])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_saved_can_be_loaded_also_at_the_ends_of_float64(path, scale, dtype):
     edit = LowRank(scale * normal(3, 1).double(), normal(1, 2).double() / scale)
