@@ -291,7 +291,7 @@ class Ledger:
     def _check_original(self, call: str, *, attached: bool = True) -> None:
         now, why = standing_edits(self._layer), ""
         if attached and now.attached:
-            why = f"{len(now.attached)} edits are attached to it"
+            why = f"it has attached edits ({len(now.attached)})"
         elif now.fused != self._fused:
             why = "edits were fused or unfused since"
         elif attached and not all(witness.holds(self._layer) for witness in self._witnesses):

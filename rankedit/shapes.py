@@ -132,7 +132,8 @@ def checked_weights(
     """
     check_kind(call, name, value, int, float, Tensor)
     check_has_data(call, name, value)
-    weights = torch.as_tensor(value)
+    # In double precision from the start: 0.1 in single precision is 1.5e-8 beside it.
+    weights = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     sized = weights.ndim <= 1 and weights.numel() in (1, count) and not weights.is_complex()
     if not sized or not bool(((weights >= 0) & torch.isfinite(weights)).all()):
         raise ShapeError(

@@ -71,7 +71,7 @@ def test_other_inputs_run_the_layer_while_it_is_the_original_one(solver):
     assert relative(edit.delta(), solver(layer, key, value, metric).delta()) < 1e-12
     with (
         rk.attach(layer, edit),
-        pytest.raises(rk.SolveError, match=r"Ledger\.edit: .* detach or unfuse edits first"),
+        pytest.raises(rk.SolveError, match=r"Ledger\.edit: .* detach or unfuse"),
     ):
         ledger.edit()
 
