@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import traceback
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from rankedit import AttachError, ProjectionError, linear_output
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.patching import attach
 from tests.patching_cases import gated, low_rank, residual
+from tests.two_processes import tracebacks
 
 pytestmark = [
     pytest.mark.slow,
@@ -141,43 +138,13 @@ SCENARIOS = {
 }
 
 
-def worker(rank, port, queue):
-    """Run every scenario and report what each raised; spawning is most of the time."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=300))
-    for name, (scenario, nested) in SCENARIOS.items():
-        failure = None
-        try:
-            scenario(nested)
-        except BaseException:  # the parent shows it
-            failure = traceback.format_exc()
-        queue.put((name, failure))
-    dist.destroy_process_group()
+def nested_or_not(scenario, nested, _rank):
+    scenario(nested)
 
 
 @pytest.fixture(scope="module")
 def failures():
-    """Tracebacks by scenario, of both processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue, found = context.Queue(), {name: [] for name in SCENARIOS}
-    processes = [
-        context.Process(target=worker, args=(rank, port, queue), daemon=True) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for _ in range(2 * len(SCENARIOS)):
-            name, failure = queue.get(timeout=400)
-            found[name].append(failure)
-    finally:
-        for process in processes:
-            process.join(timeout=10)
-            process.kill()
-    return found
+    return tracebacks({name: partial(nested_or_not, *given) for name, given in SCENARIOS.items()})
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
