@@ -6,6 +6,7 @@ import functools
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -140,23 +141,28 @@ def loaded(module: nn.Module) -> Iterator[None]:
         yield
 
 
-# References to the class of groups that are no groups of it; under the lock nobody else adds one.
-_idle: dict[type, int] = {}
+# By the class of groups: how often it was referred to when they were looked for, and those found.
+_seen: dict[type, tuple[int, list[weakref.ref[Any]]]] = {}
 _LOCK = threading.RLock()
 
 
 def on_disk(module: nn.Module) -> list[Any]:
     """Diffusers' groups (0.42) that keep tensors of the module on disk.
 
-    A layer of a block does not know of its group, so that the live ones are looked for; this takes
-    0.1 s, and is left out while nothing but what held it before refers to their class.
+    A layer of a block does not know of its group, so that the live ones are looked for. That takes
+    0.1 s and more in a large process, and is done again only when references to their class came or
+    went, as each group has one.
     """
+    cls = getattr(sys.modules.get("diffusers.hooks.group_offloading"), "ModuleGroup", None)
+    if cls is None:
+        return []
     with _LOCK:
-        cls = getattr(sys.modules.get("diffusers.hooks.group_offloading"), "ModuleGroup", None)
-        if cls is None or sys.getrefcount(cls) == _idle.setdefault(cls, 0):
-            return []
-        groups = [held for held in gc.get_referrers(cls) if type(held) is cls]
-        _idle[cls] = sys.getrefcount(cls) - len(groups)
+        count, found = _seen.get(cls, (0, []))
+        groups = [group for group in (ref() for ref in found) if group is not None]
+        known = len(groups) == len(found)
+        if not known or sys.getrefcount(cls) != count:
+            groups = [held for held in gc.get_referrers(cls) if type(held) is cls]
+            _seen[cls] = (sys.getrefcount(cls), [weakref.ref(group) for group in groups])
     if not groups:
         return []
     own = {id(tensor) for kind in (module.parameters, module.buffers) for tensor in kind()}

@@ -38,7 +38,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def embedding_device(model: nn.Module) -> torch.device:
     """Where the model reads its tokens."""
     # Not `model.device`: accelerate may spread a model over several, and one reads the tokens.
-    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    # Models of one's own that are only evaluated need not have the method.
+    own = getattr(model, "get_input_embeddings", None)
+    embedding: nn.Module = own() if callable(own) else model
     device = next(embedding.parameters()).device
     if device.type != "meta":
         return device
