@@ -38,12 +38,17 @@ $(INSTALLED): $(USABLE)
 CONCEPTS := recipes/rankedit_recipes/sandbox/images/concepts
 DEMO := outputs/demo
 LEARN = $(BIN)/rankedit perfusion learn
+# A demo that was interrupted goes on with its trainings; one that was finished begins anew.
+GO_ON = $$(test ! -e $(DEMO)/$(1).run/checkpoint.safetensors || echo --resume --overwrite)
 
 demo: $(USABLE)
-	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	test ! -e $(DEMO)/report.html || rm -rf $(DEMO)
+	mkdir -p $(DEMO)
 	$(BIN)/python docs/five_lines.py
-	$(LEARN) $(CONCEPTS)/bean --category cat --placeholder '<bean>' --out $(DEMO)/bean.safetensors
-	$(LEARN) $(CONCEPTS)/mug --category cup --placeholder '<mug>' --out $(DEMO)/mug.safetensors
+	$(LEARN) $(CONCEPTS)/bean --category cat --placeholder '<bean>' --out $(DEMO)/bean.safetensors \
+	  $(call GO_ON,bean)
+	$(LEARN) $(CONCEPTS)/mug --category cup --placeholder '<mug>' --out $(DEMO)/mug.safetensors \
+	  $(call GO_ON,mug)
 	$(BIN)/rankedit perfusion sweep $(DEMO)/bean.safetensors --photos $(CONCEPTS)/bean \
 	  --together $(DEMO)/mug.safetensors --run $(DEMO)/bean.run --sampling-steps 20 --guidance 4 \
 	  --out $(DEMO)/report.html

@@ -45,6 +45,7 @@ print(sorted(set({heavy!r}) & set(sys.modules)))
         (["perfusion", "export", __file__], "say what to write"),
         (["language", "undo"], "Missing argument"),
         (["language", "edit", "--nonsense"], "No such option"),
+        (["language", "edit"], "edit: give a file of facts"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, the same whatever they are batched with."""
+"""Pictures from prompts and seeds, whatever they are batched with the same up to rounding."""
 
 from __future__ import annotations
 

@@ -86,6 +86,13 @@ def edit(
     # Settings can be asked for with no requests at hand.
     if not print_config:
         _check_requests(requests, model)
+        # The sandbox's own 1,500 facts take half an hour, which nobody asks for by leaving all out.
+        if not requests and not count:
+            raise LanguageError(
+                "edit: give a file of facts, such as facts.jsonl with lines like "
+                '{"prompt": "{} plays the", "subject": "Anna Carlson", "target": "cello"}, or '
+                "--count 10 for so many of the sandbox's own."
+            )
     with quiet_imports():
         from rankedit_recipes.language.commands import configuring, opening, tasks
 
