@@ -48,6 +48,13 @@ class TestCompile:
         torch.testing.assert_close(compiled(X), base)
         assert counter.frame_count == 2
 
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_as_models_are_run(self, edits, mode):
+        model = residual()
+        with attach(model, edits), mode():
+            compiled = torch.compile(model, backend=CompileCounter(), fullgraph=True)
+            torch.testing.assert_close(compiled(X), model(X))
+
     def test_attached_after_compiling(self, edits):
         model = residual()
         base, counter = model(X), CompileCounter()

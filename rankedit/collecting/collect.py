@@ -91,17 +91,20 @@ def collect(
     """
     given = {"which": which, "batches": batches, "call": call, "mask": mask}
     check_arguments(model=model, **given, provenance=provenance, shard=shard, progress=progress)
-    targets = targets_of(model, which)
-    ranks = Ranks.current()
-    digest = model_digest(model)
-    said = _said(mask), provenance or Provenance()
-    plan = Plan(tuple(targets), digest, *said, ranks.rank, ranks.size, shard)
-    kept = Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    collection = _Collection(model, targets, plan, Keeper(kept, plan))
-    shown = progress and ranks.rank == 0
-    masks = Masks(model, targets, mask, called=call is None)
+    # Before anything runs: to look for projections is to run layers, without gradients.
     put_back = as_it_was(model)
     try:
+        targets = targets_of(model, which)
+        ranks = Ranks.current()
+        digest = model_digest(model)
+        said = _said(mask), provenance or Provenance()
+        plan = Plan(tuple(targets), digest, *said, ranks.rank, ranks.size, shard)
+        kept = checkpoint
+        if isinstance(kept, (str, os.PathLike)):
+            kept = Checkpoint(kept)
+        collection = _Collection(model, targets, plan, Keeper(kept, plan))
+        shown = progress and ranks.rank == 0
+        masks = Masks(model, targets, mask, called=call is None)
         collection.work(batches, call or default_call(model), masks, shown=shown)
         return collection.result()
     finally:

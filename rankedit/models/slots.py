@@ -122,7 +122,8 @@ def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, T
     A trace is checked by another one without gradients, which must have the same operations.
     """
     flat = outputs.reshape(-1, outputs.shape[-1])
-    if torch.is_grad_enabled() or torch._C._is_tracing():
+    # The compiler knows this question, and not the one of torch._C (torch 2.13).
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         flat = flat.clone()
     start, stop = slot.rows
     part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
