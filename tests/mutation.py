@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "forget the bias of a layer",
-        "linear_output",
+        "linear_outputs",
         "return layer(keys) - layer(torch.zeros_like(keys[:1]))",
         "return layer(keys)",
         "test_closed_form.py -k Arguments",

@@ -1,6 +1,7 @@
 """A signal at any moment of `collect`: nothing is left in the model, and the file can be used."""
 
 import copy
+import os
 import random
 import signal
 import threading
@@ -29,6 +30,10 @@ class Model(nn.Module):
         return self.b(self.drop(torch.tanh(self.a(self.emb(input_ids)))))
 
 
+# Thousands are a study of many minutes: `MOMENTS=2000 pytest -m slow` of this file.
+MANY = int(os.environ.get("MOMENTS", "400"))
+
+
 def make_batches():
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 20, (3, 2, 5), generator=generator)
@@ -47,7 +52,7 @@ def traces(model):
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)]
+    "times", [pytest.param(200, id="200"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 )
 # One that comes into a destructor or the callback of a weak reference is only printed by Python.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
