@@ -113,11 +113,52 @@ def test_a_file_of_settings_may_name_it(written):
     assert "steps = 3" in shown
     assert "function" not in shown
     assert run("edit", "--config", file, "--method", METHOD, "--print-config") == shown
-    run("edit", "--config", file, "--method", "budgeted:budgeted", fails="differ; give one of them")
-    run("edit", "--config", file, "--method", "memit", fails="--method memit and .* differ; give")
-    run("edit", "--method", "budgeted:quarter", fails="'budgeted' has no 'quarter'; it has .*half")
-    run("edit", "--method", "nowhere:f", fails="cannot be imported: .* 'nowhere.py' in this folder")
-    run("edit", "--method", METHOD, "--set", "softness=1", fails="softness 1.0 would be ignored")
+    run(
+        "edit",
+        "--count",
+        1,
+        "--config",
+        file,
+        "--method",
+        "budgeted:budgeted",
+        fails="differ; give one of them",
+    )
+    run(
+        "edit",
+        "--count",
+        1,
+        "--config",
+        file,
+        "--method",
+        "memit",
+        fails="--method memit and .* differ; give",
+    )
+    run(
+        "edit",
+        "--count",
+        1,
+        "--method",
+        "budgeted:quarter",
+        fails="'budgeted' has no 'quarter'; it has .*half",
+    )
+    run(
+        "edit",
+        "--count",
+        1,
+        "--method",
+        "nowhere:f",
+        fails="cannot be imported: .* 'nowhere.py' in this folder",
+    )
+    run(
+        "edit",
+        "--count",
+        1,
+        "--method",
+        METHOD,
+        "--set",
+        "softness=1",
+        fails="softness 1.0 would be ignored",
+    )
 
 
 def test_a_stream_is_not_edited_by_another_method_than_it_has(tmp_path):
