@@ -138,7 +138,9 @@ def test_further_prompts_of_xl_keep_their_type():
     pipe = pipelines.stable_diffusion_xl()
     pipe.set_progress_bar_config(disable=True)
     with apply(pipe, random_concept(pipe), lock="global"):
-        picture(pipe, "a <bean>", prompt_2="a <bean> on grass", negative_prompt="blue")
+        made = picture(pipe, "a <bean>", prompt_2="a <bean> on grass", negative_prompt="blue")
+    assert made.shape[0] == 1
+    assert np.isfinite(made).all()
 
 
 def test_embeddings_that_were_changed_on_the_way_are_told_of(pipe):
