@@ -108,10 +108,10 @@ def solve_edit(
 
 def _lacking(layer: object, keys: Keys, values: Values, side: str) -> Values:
     current = (linear_output if side == "input" else linear_output_transposed)(layer, keys)
-    check_rows("solve_edit", "values", values, current.shape[1], len(keys))
+    check_rows("solve_edit", "values", values, current.shape[1], len(keys), per="keys")
     check_rows("solve_edit", "the layer's output at the keys", current)
     # Subtracted in float64: value and output often agree to many digits.
-    lacking = values.detach().to(keys.device) - current.to(keys.device).double()
+    lacking = values.detach().to(keys.device).double() - current.to(keys.device).double()
     return lacking.detach()
 
 

@@ -14,7 +14,17 @@ from torch.nn.functional import linear
 from rankedit.errors import ShapeError
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
-from rankedit.shapes import Inputs, Keys, Outputs, Values, Weight, check_rows, describe
+from rankedit.shapes import (
+    Inputs,
+    Keys,
+    Outputs,
+    Values,
+    Weight,
+    check_count,
+    check_kind,
+    check_rows,
+    checked_device,
+)
 
 KeyOutputs = Callable[[Keys], Values]
 
@@ -119,7 +129,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         check_rows("LowRank", "up", self.up)
-        check_rows("LowRank", "down", self.down, count=self.up.shape[1])
+        check_rows("LowRank", "down", self.down, count=self.up.shape[1], per="columns of up")
         kinds = [(str(factor.dtype), str(factor.device)) for factor in (self.up, self.down)]
         if kinds[0] != kinds[1]:
             raise ShapeError(
@@ -151,7 +161,9 @@ class LowRank:
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> LowRank:
         """The edit in another dtype or on another device."""
-        up, down = (t.to(device or t.device, dtype or t.dtype) for t in (self.up, self.down))
+        check_kind("LowRank.to", "dtype", dtype, torch.dtype, optional=True)
+        place = checked_device("LowRank.to", "device", device)
+        up, down = (t.to(place or t.device, dtype or t.dtype) for t in (self.up, self.down))
         return replace(self, up=up, down=down)
 
     def norm(self) -> float:
@@ -161,6 +173,7 @@ class LowRank:
 
     def drift(self, statistics: Metric | SecondMoment) -> float:
         """`√tr(ΔW C ΔWᵀ)`: root mean square change of the output on the data behind C."""
+        check_kind("LowRank.drift", "statistics", statistics, Metric, SecondMoment)
         if isinstance(statistics, Metric):
             up, down = self._doubles_on(statistics.device)
             return float((up @ statistics.half(down)).norm())
@@ -196,10 +209,10 @@ class LowRank:
         coordinates); without a metric it is the plain truncated SVD, which minimises `‖·‖_F`.
 
         Raises:
-            ShapeError: rank is less than 1.
+            ShapeError: rank is less than 1, or metric is none.
         """
-        if rank < 1:
-            raise ShapeError(f"LowRank.compress: rank must be at least 1, got {rank}.")
+        check_count("LowRank.compress", "rank", rank)
+        check_kind("LowRank.compress", "metric", metric, Metric, optional=True)
         if rank >= self.rank:
             return self
         metric = metric or Metric.identity(self.in_features)
@@ -285,12 +298,6 @@ def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Output
     with full_precision(x):
         products = [coefficients @ rows for coefficients, rows in terms]
         return products[0] if len(products) == 1 else sum(products[1:], products[0])
-
-
-def check_width(call: str, x: Tensor, width: int) -> None:
-    """Refuse inputs whose last axis is not `width`."""
-    if x.shape[-1:] != (width,):
-        raise ShapeError(f"{call}: x must have shape [..., {width}], got {describe(x)}.")
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -25,7 +25,16 @@ from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
 from rankedit.independence import Orthogonalised, check_independent
 from rankedit.metric import Metric
-from rankedit.shapes import Inputs, Keys, Outputs, Values, check_rows, describe
+from rankedit.shapes import (
+    Inputs,
+    Keys,
+    Outputs,
+    Values,
+    check_kind,
+    check_rows,
+    check_vectors,
+    describe,
+)
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -76,9 +85,11 @@ class GatedEdit:
         normalised: bool = False,
         floor: float | None = None,
     ) -> None:
-        check_rows("GatedEdit", "keys", keys, metric.dim)
+        check_kind("GatedEdit", "metric", metric, Metric)
+        check_rows("GatedEdit", "keys", keys, metric.dim, of="metric")
         images = metric.solve(keys).to(keys.device)
-        self._fill(keys, targets, images, gate or Sigmoid(), normalised, floor, metric.fingerprint)
+        gate = Sigmoid() if gate is None else gate
+        self._fill(keys, targets, images, gate, normalised, floor, metric.fingerprint)
 
     @classmethod
     def from_images(
@@ -110,9 +121,10 @@ class GatedEdit:
             object.__setattr__(self, name, value)
         if not values.keys().isdisjoint(("keys", "images")):
             check_rows("GatedEdit", "keys", self.keys)
-            check_rows("GatedEdit", "images", self.images, self.in_features, len(self.keys))
+            width, count = self.in_features, len(self.keys)
+            check_rows("GatedEdit", "images", self.images, width, count, of="keys", per="keys")
         if "targets" in values:
-            check_rows("GatedEdit", "targets", self.targets, count=len(self.keys))
+            check_rows("GatedEdit", "targets", self.targets, count=len(self.keys), per="keys")
         if not values.keys().isdisjoint(("gate", "normalised", "floor")):
             self._check_gate(len(self.keys))
         if not values.keys().isdisjoint(("keys", "images")):
@@ -151,11 +163,13 @@ class GatedEdit:
 
     def similarity(self, x: Inputs) -> Tensor:
         """`s(x) [..., n]`: 1 at a key itself, 0 for what is orthogonal to it; float64."""
+        check_vectors("GatedEdit.similarity", "x", x, self.in_features)
         directions = self.images.double() / self.gram().diagonal()[:, None]
         return linear(x.double(), directions)
 
     def opening(self, x: Inputs) -> Tensor:
         """How far each key's gate opens for x `[..., n]`, in float64, dead zone included."""
+        check_vectors("GatedEdit.opening", "x", x, self.in_features)
         tensors = {k: v.double() for k, v in self.bind(self._no_output).items()}
         return self._read(x.double(), tensors)[0]
 
@@ -182,7 +196,9 @@ class GatedEdit:
             floor: as in `GatedEdit`, None takes the dead zone away; by default as it is now.
         """
         asked = {"normalised": normalised, "floor": floor}
-        changes = {name: value for name, value in asked.items() if value != "keep"}
+        # By type first: an array compares with a text entry by entry.
+        kept = [name for name, value in asked.items() if isinstance(value, str) and value == "keep"]
+        changes = {name: value for name, value in asked.items() if name not in kept}
         return self._changed(gate=gate, **changes)
 
     def _changed(self, **changes: object) -> GatedEdit:
@@ -217,6 +233,7 @@ class GatedEdit:
         at_keys = difference(self.keys)
         notes = [f"linearised: differs from the gated edit by {at_keys:.1%} at its keys"]
         if inputs is not None:
+            check_vectors("GatedEdit.linearised", "inputs", inputs, self.in_features)
             notes.append(f"linearised: differs by {difference(inputs):.1%} on the inputs given")
         return replace(edit, report=EditReport(at_keys, float("nan"), float("nan"), tuple(notes)))
 

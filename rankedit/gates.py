@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError
-from rankedit.shapes import Similarity, check_has_data, describe
+from rankedit.shapes import Similarity, check_dense, check_kind, check_vectors, describe
 
 # As a share of the most open: below it, a gate tells its key from nothing too poorly to normalise.
 _LEAST_RANGE = 1e-6
@@ -93,9 +93,8 @@ class Sigmoid(Gate):
     temperature: float | Tensor = 0.1
 
     def __post_init__(self) -> None:
-        check_has_data("Sigmoid", "temperature", self.temperature)
-        positive = self.temperature > 0
-        if not (bool(positive.all()) if isinstance(positive, Tensor) else positive):
+        # Before all else that is wrong with it: whatever is not positive would be divided by.
+        if not bool((torch.as_tensor(_field(self, "temperature")).double() > 0).all()):
             raise ShapeError(
                 f"Sigmoid: temperature must be positive, got {self.temperature}; use a small "
                 "number such as 0.01 for a sharp gate."
@@ -141,8 +140,7 @@ def parameters(gate: Gate, dtype: torch.dtype = torch.float32) -> dict[str, Tens
     """
     found = {}
     for field in fields(gate):
-        value = getattr(gate, field.name)
-        check_has_data(type(gate).__name__, field.name, value)
+        value = _field(gate, field.name)
         learns = isinstance(value, Tensor) and value.requires_grad
         tensor = torch.as_tensor(value, dtype=torch.float32 if learns else dtype)
         finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor.detach())
@@ -155,8 +153,19 @@ def parameters(gate: Gate, dtype: torch.dtype = torch.float32) -> dict[str, Tens
     return found
 
 
+def _field(gate: Gate, name: str) -> float | Tensor:
+    value: float | Tensor = getattr(gate, name)
+    check_kind(type(gate).__name__, name, value, int, float, Tensor)
+    check_dense(type(gate).__name__, name, value)
+    return value
+
+
 def opening(gate: Gate, similarity: Similarity) -> Similarity:
     """Opening of a gate for given similarities, with the gate's own parameters, on their device."""
+    check_kind("gates.opening", "gate", gate, Gate)
+    check_vectors("gates.opening", "similarity", similarity)
+    if similarity.element_size() < 2:  # torch has no arithmetic of 8-bit numbers; exact
+        similarity = similarity.float()
     values = {name: value.to(similarity.device) for name, value in parameters(gate).items()}
     return gate.opening(similarity, values)
 

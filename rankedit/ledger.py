@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
 from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
 from rankedit.metric import Metric
-from rankedit.shapes import Keys, Values, check_kind, check_rows, describe
+from rankedit.shapes import Keys, Values, check_kind, check_rows, describe, is_number
 
 Solver = Callable[[object, Keys, Values, Metric], LowRank]
 
@@ -158,7 +157,7 @@ class Ledger:
                 "Ledger: softness and hold are what solve_edit is told, and the solver is called "
                 "in its place; leave them out, and let the solver decide about both."
             )
-        if not isinstance(softness, (int, float)) or not 0 <= softness < math.inf:
+        if not is_number(softness) or softness < 0:
             raise ShapeError(
                 f"Ledger: softness must be one finite number of at least 0, got {softness!r}; it "
                 "holds for every key, so that edits can be entered in any order."
@@ -181,6 +180,7 @@ class Ledger:
         Raises:
             SolveError: the name is taken, or the layer no longer gives what it gave.
         """
+        check_kind("Ledger.add", "name", name, Hashable)
         if name in self._entries:
             raise SolveError(
                 f"Ledger.add: {name!r} is in the ledger already; use replace, or another name."
@@ -229,16 +229,13 @@ class Ledger:
         values = torch.cat([e.values for e in entries])
         original = _Original(self._layer, keys, outputs, lambda: self._check_original("edit"))
         edit = solver(original, keys.clone(), values, self._metric)
-        shape = [outputs.shape[1], self._metric.dim]
-        if not isinstance(edit, LowRank) or [edit.out_features, edit.in_features] != shape:
-            got = (
-                f"one of {[edit.out_features, edit.in_features]}"
-                if isinstance(edit, LowRank)
-                else describe(edit)
-            )
+        shape, given = [outputs.shape[1], self._metric.dim], describe(edit)
+        if isinstance(edit, LowRank):
+            given = f"one of {[edit.out_features, edit.in_features]}"
+        if given != f"one of {shape}":
             raise ShapeError(
                 f"Ledger.edit: the solver must return a LowRank of the layer's shape {shape}, got "
-                f"{got}; rankedit.testing.check_solver says what else it must do."
+                f"{given}; rankedit.testing.check_solver says what else it must do."
             )
         return edit
 
@@ -265,16 +262,18 @@ class Ledger:
         return torch.cat([e.keys for e in entries]), torch.cat([e.lacking for e in entries])
 
     def _known(self, call: str, name: Hashable) -> None:
+        check_kind(f"Ledger.{call}", "name", name, Hashable)
         if name not in self._entries:
             raise SolveError(
-                f"Ledger.{call}: no edit is called {name!r}; the ledger holds {self.names()[:20]}."
+                f"Ledger.{call}: no edit is called {name!r:.80}; the ledger holds "
+                f"{self.names()[:20]}."
             )
 
     def _entry(self, call: str, keys: Keys, values: Values) -> _Entry:
         self._check_original(call)
         check_rows(f"Ledger.{call}", "keys", keys, self._metric.dim)
         outputs = linear_output(self._layer, keys)
-        check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys))
+        check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys), per="keys")
         self._witnesses[2:] = [_Witness.of(self._layer, keys[:1])]
         if len(self._witnesses) == 1:
             generator = torch.Generator().manual_seed(0)

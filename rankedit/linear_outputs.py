@@ -33,19 +33,26 @@ def linear_output(layer: object, keys: Keys) -> Values:
         ProjectionError: the layer is neither a tensor nor callable.
         ShapeError: the weight has another width.
     """
-    if not callable(layer):
+    if not callable(layer) or isinstance(layer, type):
         raise ProjectionError(
             "linear_output: layer must be a weight tensor [out, in] or something that applies one, "
-            f"got {describe(layer)}."
+            f"got {describe(layer)}; pass a module or its weight."
         )
+    check_rows("linear_output", "keys", keys)
     with torch.no_grad():
-        return layer(keys) - layer(torch.zeros_like(keys[:1]))
+        outputs, bias = layer(keys), layer(torch.zeros_like(keys[:1]))
+    if not isinstance(outputs, Tensor) or not isinstance(bias, Tensor):
+        raise ProjectionError(
+            f"linear_output: layer must give a tensor for keys {list(keys.shape)}, got "
+            f"{describe(outputs)}; pass what applies the linear map alone."
+        )
+    return outputs - bias
 
 
 @linear_output.register
 def _(layer: Tensor, keys: Keys) -> Values:
-    weight = check_rows("linear_output", "weight", layer).detach()
-    check_rows("linear_output", "keys", keys, weight.shape[1])
+    weight = check_rows("linear_output", "layer", layer).detach()
+    check_rows("linear_output", "keys", keys, weight.shape[1], of="layer")
     return product(keys.to(weight.device), weight.double().T).to(keys.device)
 
 
@@ -79,19 +86,20 @@ def linear_output_transposed(layer: object, keys: Values) -> Keys:  # noqa: ARG0
         ProjectionError: the input width of a function cannot be known; pass a module or a weight.
     """
     raise ProjectionError(
-        "linear_output_transposed: edits of the output side need a weight tensor [out, in] or a "
-        f"module, got {describe(layer)}; a bare function does not tell its input width."
+        "linear_output_transposed: layer must be a weight tensor [out, in] or a module for edits "
+        f"of the output side, got {describe(layer)}; a bare function does not tell its input width."
     )
 
 
 @linear_output_transposed.register
 def _(layer: Tensor, keys: Values) -> Keys:
-    weight = check_rows("linear_output_transposed", "weight", layer).detach()
-    if keys.shape[-1] != weight.shape[0]:
+    weight = check_rows("linear_output_transposed", "layer", layer).detach()
+    if isinstance(keys, Tensor) and keys.shape[-1:] != weight.shape[:1]:
         raise ShapeError(
             f"linear_output_transposed: keys must have the width {weight.shape[0]} of the layer's "
             f"output, got {describe(keys)}; side='input' edits what inputs give."
         )
+    check_rows("linear_output_transposed", "keys", keys)
     return (keys.to(weight.device).double() @ weight.double()).to(keys.device)
 
 

@@ -10,6 +10,7 @@ from rankedit import gates
 from rankedit.errors import SolveError
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
+from rankedit.shapes import check_kind
 
 
 def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
@@ -24,14 +25,17 @@ def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
             parameters.
 
     Raises:
+        ShapeError: something else than gated edits.
         SolveError: no edit; different widths, statistics, gate classes, normalisation or floor;
             several edits of unknown statistics; keys of different edits that are parallel under
             the metric.
     """
+    check_kind("merge", "edits", edits, Sequence, expected="list of gated edits")
     if not edits:
-        raise SolveError("merge: needs at least one edit, got none.")
+        raise SolveError("merge: needs at least one edit, got none; pass a list of GatedEdits.")
     first = edits[0]
     for index, edit in enumerate(edits):
+        check_kind("merge", f"edits[{index}]", edit, GatedEdit)
         _check_compatible(first, edit, index)
     if len(edits) > 1 and not first.statistics:
         raise SolveError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from rankedit.errors import ShapeError, StatisticsError
 from rankedit.packing import Batch, coarser, packed_triangle, unpacked
 from rankedit.provenance import Provenance
-from rankedit.shapes import Covariance, Inputs, check_finite, check_kind, describe
+from rankedit.shapes import Covariance, Inputs, check_count, check_finite, check_kind, describe
 
 # Rows are widened to float64 this many at a time, which bounds the extra memory of an update.
 CHUNK_ROWS = 4096
@@ -55,8 +55,7 @@ class SecondMoment:
         device: torch.device | str | None = None,
         provenance: Provenance | None = None,
     ) -> None:
-        if not isinstance(dim, int) or dim < 1:
-            raise ShapeError(f"SecondMoment: dim must be at least 1, got {dim}.")
+        check_count("SecondMoment", "dim", dim)
         self.dim = dim
         self.provenance = provenance or Provenance()
         self.dtype = torch.float64

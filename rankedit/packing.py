@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankedit.errors import ShapeError
-from rankedit.shapes import Covariance, check_finite, check_has_data, describe
+from rankedit.shapes import Covariance, Inputs, check_dense, check_finite, check_vectors, describe
 
 # Coarsest first. The relative noise that rounding leaves on the eigenvalues of E[xᵀx] grows in this
 # direction, and one coarse batch spoils the sum.
@@ -57,27 +57,21 @@ class Batch:
 
     @classmethod
     def of(
-        cls, call: str, dim: int, x: object, mask: object = None, weights: object = None
+        cls, call: str, dim: int, x: Inputs, mask: object = None, weights: object = None
     ) -> Batch:
         """Take `x [..., dim]` apart into rows.
 
         Raises:
             ShapeError: not tensors, of another shape, or negative or infinite weights.
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[-1:] != (dim,):
-            raise ShapeError(
-                f"{call}: x must be a floating-point tensor [..., {dim}], got {describe(x)}."
-            )
-        check_has_data(call, "x", x)
-        if x.layout != torch.strided:
-            raise ShapeError(f"{call}: x must be dense, got a sparse tensor; use x.to_dense().")
+        check_vectors(call, "x", x, dim)
         flat: list[Tensor | None] = []
         for name, value in (("mask", mask), ("weights", weights)):
             if value is None:
                 flat.append(None)
                 continue
-            check_has_data(call, name, value)
-            if not isinstance(value, Tensor) or value.shape != x.shape[:-1] or value.is_sparse:
+            check_dense(call, name, value)
+            if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
                 raise ShapeError(
                     f"{call}: {name} must be a tensor with the shape of x without its last axis, "
                     f"{list(x.shape[:-1])}, got {describe(value)}; use torch.as_tensor."
@@ -105,9 +99,7 @@ def _checked_weights(call: str, weights: Tensor | None, kept: Tensor | None) -> 
     if weights is None:
         return None
     counted = weights if kept is None else weights[kept.bool().to(weights.device)]
-    if counted.is_complex():
-        raise ShapeError(f"{call}: weights must be real, got {describe(counted)}.")
     check_finite(call, "weights", counted)
-    if bool((counted < 0).any()):
+    if bool((counted.double() < 0).any()):  # 8-bit numbers cannot be compared
         raise ShapeError(f"{call}: weights must not be negative, got {float(counted.min())}.")
     return weights

@@ -18,6 +18,8 @@ themselves and say what they expected. `check_rows` is how.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -72,9 +74,81 @@ def check_kind(
     Raises:
         ShapeError: it is something else.
     """
-    if not isinstance(value, kinds) and not (optional and value is None):
+    if not _is_of(value, kinds) and not (optional and value is None):
         words = expected or " or ".join(kind.__name__ for kind in kinds)
-        raise ShapeError(f"{call}: {name} must be a {words}, got {describe(value)}.")
+        convertible = Tensor in kinds and value is not None
+        remedy = "make it one with torch.as_tensor" if convertible else f"see {_page(call)}"
+        raise ShapeError(f"{call}: {name} must be a {words}, got {describe(value)}; {remedy}.")
+
+
+def _is_of(value: object, kinds: tuple[Any, ...]) -> bool:
+    # To Python a text is a sequence, of letters; a tensor without axes can be looped over; and a
+    # class can be called. None of them is what is meant by those.
+    if isinstance(value, type):
+        kinds = tuple(kind for kind in kinds if kind is not Callable)
+    if isinstance(value, (str, bytes)) or (isinstance(value, Tensor) and not value.ndim):
+        kinds = tuple(kind for kind in kinds if kind not in (Iterable, Sequence))
+    return isinstance(value, kinds)
+
+
+def _page(call: str) -> str:
+    # Of the class: a message may call a method by a name that stands for several.
+    return f"help(rankedit.{call.partition('.')[0]})"
+
+
+def check_path(call: str, name: str, value: object) -> None:
+    """Refuse what names no file.
+
+    Raises:
+        ShapeError: neither text nor `os.PathLike`. Numbers are not: `open` takes them for files
+            that are open already.
+    """
+    check_kind(call, name, value, str, PathLike, expected="path")
+
+
+def check_count(call: str, name: str, value: object) -> None:
+    """Refuse what is no whole number of at least one.
+
+    Raises:
+        ShapeError: something else; True is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ShapeError(
+            f"{call}: {name} must be at least 1, got {value!r:.80}; pass a whole number."
+        )
+
+
+def checked_device(call: str, name: str, value: object) -> torch.device | None:
+    """A device, from its name or number too; None as it is.
+
+    Raises:
+        ShapeError: no device of torch's.
+    """
+    check_kind(call, name, value, torch.device, str, int, expected="device", optional=True)
+    given: Any = value
+    try:
+        return None if value is None else torch.device(given)
+    except (RuntimeError, TypeError) as error:  # True is a number, and no device
+        raise ShapeError(
+            f"{call}: {name} must be a device such as 'cpu' or 'cuda:0', got {describe(value)}; "
+            f"torch: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_vectors(call: str, name: str, x: object, width: int | None = None) -> None:
+    """Refuse what is no floating-point tensor `[..., width]` with data; of any shape if None.
+
+    Raises:
+        ShapeError: something else.
+    """
+    shape = "" if width is None else f" [..., {width}]"
+    right = isinstance(x, Tensor) and (width is None or x.shape[-1:] == (width,))
+    if not isinstance(x, Tensor) or not right or not x.is_floating_point():
+        raise ShapeError(
+            f"{call}: {name} must be a floating-point tensor{shape}, got {describe(x)}; one vector "
+            "lies along the last axis."
+        )
+    check_dense(call, name, x)
 
 
 def check_has_data(call: str, name: str, value: object) -> None:
@@ -90,15 +164,28 @@ def check_has_data(call: str, name: str, value: object) -> None:
         )
 
 
+def check_dense(call: str, name: str, value: object) -> None:
+    """Refuse a tensor that no plain arithmetic can be done with.
+
+    Raises:
+        ShapeError: on the meta device, sparse or complex.
+    """
+    check_has_data(call, name, value)
+    if not isinstance(value, Tensor):
+        return
+    if value.layout != torch.strided:
+        raise ShapeError(f"{call}: {name} must be dense, got a sparse one; use {name}.to_dense().")
+    if value.is_complex():
+        raise ShapeError(f"{call}: {name} must be real, got {describe(value)}; use {name}.real.")
+
+
 def check_finite(call: str, name: str, tensor: Tensor, *, power: int = 1) -> None:
     """Refuse a tensor that holds NaN or infinity, or whose power overflows in a sum.
 
     Raises:
-        ShapeError: with the number of bad entries; or it is on the meta device.
+        ShapeError: with the number of bad entries; or it is on the meta device, sparse or complex.
     """
-    check_has_data(call, name, tensor)
-    if tensor.layout != torch.strided:
-        raise ShapeError(f"{call}: {name} must be dense, got a sparse one; use {name}.to_dense().")
+    check_dense(call, name, tensor)
     # Some 8-bit formats have neither sum nor isfinite; to widen them is exact.
     wide = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
     # A sum is finite only if all its terms are, and needs no memory; it may overflow all the same.
@@ -131,10 +218,10 @@ def checked_weights(
         ShapeError: something else.
     """
     check_kind(call, name, value, int, float, Tensor)
-    check_has_data(call, name, value)
+    check_dense(call, name, value)
     # In double precision from the start: 0.1 in single precision is 1.5e-8 beside it.
     weights = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    sized = weights.ndim <= 1 and weights.numel() in (1, count) and not weights.is_complex()
+    sized = weights.ndim <= 1 and weights.numel() in (1, count)
     if not sized or not bool(((weights >= 0) & torch.isfinite(weights)).all()):
         raise ShapeError(
             f"{call}: {name} must be one number or [{count}], one for each key, finite and not "
@@ -151,6 +238,7 @@ def check_rows(
     count: int | None = None,
     *,
     of: str = "",
+    per: str = "",
 ) -> Tensor:
     """Return `rows` if it is a finite floating-point matrix `[count, width]`, else say what it is.
 
@@ -161,6 +249,7 @@ def check_rows(
         width: required size of the last axis; any if None.
         count: required number of rows; any number from 1 if None.
         of: whose width that is, for the message.
+        per: of what there are so many, for the message.
 
     Raises:
         ShapeError: not a tensor, not two-dimensional, empty, not floating point or not finite.
@@ -175,7 +264,10 @@ def check_rows(
     fits = rows.ndim == 2 and rows.shape[0] > 0 and width in (None, rows.shape[-1])
     if not fits or count not in (None, rows.shape[0]):
         hint = "add the row axis with vector[None]" if rows.ndim == 1 else "one row is one vector"
-        hint = f"{width} is the width of the {of}" if of and rows.ndim == 2 else hint
+        if rows.ndim == 2 and of and rows.shape[1] != width:
+            hint = f"{width} is the width of the {of}"
+        elif rows.ndim == 2 and per and rows.shape[0] != count:
+            hint = f"one row for each of the {count} {per}"
         raise ShapeError(
             f"{call}: {name} must have shape {expected}, got {describe(rows)}; {hint}."
         )

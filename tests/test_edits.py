@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rankedit as rk
-from rankedit.edits import check_width
+from rankedit.shapes import check_vectors
 from tests.problems import cost, normal, relative, spd, theorem
 
 
@@ -251,9 +251,9 @@ class TestProtocol:
             inside = edit.added(x, tensors)
         assert torch.equal(inside, edit.added(x, tensors))
 
-    def test_check_width(self):
-        with pytest.raises(rk.ShapeError, match=r"attach: x must have shape \[..., 4\], got"):
-            check_width("attach", torch.ones(2, 3), 4)
+    def test_check_vectors(self):
+        with pytest.raises(rk.ShapeError, match=r"attach: x must be a .* tensor \[..., 4\], got"):
+            check_vectors("attach", "x", torch.ones(2, 3), 4)
 
 
 def test_report_reads_well():

@@ -95,7 +95,9 @@ class TestRefusals:
         with pytest.raises(ProjectionError, match="rows must be a slice"):
             attach(residual(), {"inner[0:33]": low_rank(16, 33)})
 
-    @pytest.mark.parametrize("edits", [{"inner": 3}, {"inner": []}, {4: low_rank(16, 32)}])
+    @pytest.mark.parametrize(
+        "edits", [{"inner": 3}, {"inner": []}, {4: low_rank(16, 32)}, {"inner": None}, None]
+    )
     def test_other_objects(self, edits):
         with pytest.raises(AttachError, match=r"expected {name: edit or list of edits}"):
             attach(residual(), edits)

@@ -6,17 +6,29 @@ import fnmatch
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from types import NoneType
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
-from rankedit.errors import RankeditWarning, ShapeError
+from rankedit.errors import RankeditWarning
 from rankedit.models.projections import Projection
-from rankedit.models.selecting import Pattern, clean_name, select
+from rankedit.models.selecting import Pattern, clean_name, patterns_of, select
 from rankedit.provenance import Provenance
 from rankedit.shapes import check_kind
 
 Which: TypeAlias = Pattern | Iterable[str] | Mapping[str, nn.Module | Projection]
+
+
+_KINDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "model": ("torch.nn.Module", (nn.Module,)),
+    "batches": ("iterable of batches", (Iterable,)),
+    "call": ("function", (Callable, NoneType)),
+    "mask": ("key of the batches or a function", (str, Callable, NoneType)),
+    "provenance": ("Provenance", (Provenance, NoneType)),
+    "shard": ("bool", (bool,)),
+    "progress": ("bool", (bool,)),
+}
 
 
 def check_arguments(**given: object) -> None:
@@ -25,22 +37,9 @@ def check_arguments(**given: object) -> None:
     Raises:
         ShapeError: the first that is.
     """
-    kinds: dict[str, tuple[str, tuple[Any, ...], bool]] = {
-        "model": ("torch.nn.Module", (nn.Module,), False),
-        "which": ("pattern, names or a mapping", (str, re.Pattern, Callable, Iterable), False),
-        "shard": ("bool", (bool,), False),
-        "progress": ("bool", (bool,), False),
-        "batches": ("iterable of batches", (Iterable,), False),
-        "call": ("function", (Callable,), True),
-        "mask": ("key of the batches or a function", (str, Callable), True),
-        "provenance": ("Provenance", (Provenance,), True),
-    }
-    for name, (expected, types, optional) in kinds.items():
-        value = given[name]
-        # These can be looped over, or say that they can, but hold no batches and no names.
-        odd = isinstance(value, Tensor) and (name == "which" or value.ndim == 0)
-        kinds_of = () if odd or (name == "batches" and isinstance(value, str)) else types
-        check_kind("collect", name, value, *kinds_of, expected=expected, optional=optional)
+    for name, value in given.items():
+        expected, kinds = _KINDS[name]
+        check_kind("collect", name, value, *kinds, expected=expected)
 
 
 def targets_of(model: nn.Module, which: Which) -> dict[str, nn.Module]:
@@ -53,18 +52,12 @@ def targets_of(model: nn.Module, which: Which) -> dict[str, nn.Module]:
     Warns:
         RankeditWarning: weights of fused experts match too, which cannot be watched.
     """
-    if isinstance(which, Mapping):
+    if isinstance(which, Mapping) and which:
         for name, item in which.items():
             check_kind("collect", f"which[{name!r}]", item, nn.Module, Projection)
         return {n: m.module if isinstance(m, Projection) else m for n, m in which.items()}
-    single = isinstance(which, (str, re.Pattern)) or callable(which)
-    several: Any = which
-    patterns: list[Any] = [which] if single else list(several)
-    if not patterns:
-        raise ShapeError("collect: which must name at least one projection, got none.")
-    for pattern in patterns:
-        check_kind("collect", "which", pattern, str, re.Pattern, Callable, expected="pattern")
-    chosen = select(model, patterns[0] if single else patterns)
+    patterns = patterns_of("collect", "which", which)
+    chosen = select(model, patterns)
     _warn_of_experts(model, patterns)
     return chosen
 

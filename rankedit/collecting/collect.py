@@ -89,8 +89,8 @@ def collect(
         >>> {name: (moment.dim, moment.count) for name, moment in moments.items()}
         {'0': (3, 56.0), '2': (5, 56.0)}
     """
-    given = {"which": which, "batches": batches, "call": call, "mask": mask}
-    check_arguments(model=model, **given, provenance=provenance, shard=shard, progress=progress)
+    given = {"model": model, "batches": batches, "call": call, "mask": mask}
+    check_arguments(**given, provenance=provenance, shard=shard, progress=progress)
     # Before anything runs: to look for projections is to run layers, without gradients.
     put_back = as_it_was(model)
     try:

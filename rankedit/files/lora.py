@@ -31,6 +31,7 @@ from rankedit.files.lora_reading import from_lora
 from rankedit.files.storage import PathLike
 from rankedit.models.geometry import geometry, innermost
 from rankedit.models.selecting import find
+from rankedit.shapes import check_kind, check_path
 
 __all__ = ["DIFFUSERS", "KOHYA", "PEFT", "Layout", "from_lora", "to_lora"]
 
@@ -73,6 +74,11 @@ def to_lora(
         ShapeError: entries that are not finite in `dtype`.
         ProjectionError: `model` lacks a layer.
     """
+    check_path("to_lora", "path", path)
+    check_kind("to_lora", "component", component, str)
+    check_kind("to_lora", "model", model, nn.Module, optional=True)
+    check_kind("to_lora", "config", config, Mapping, optional=True)
+    check_kind("to_lora", "dtype", dtype, torch.dtype)
     chosen = layout_named(layout)
     named = {f"{component}.{n}" if component else n: e for n, e in _checked(edits).items()}
     views = {} if model is None else {n: _Kernel.of(find(model, n)) for n in edits}
@@ -225,6 +231,11 @@ def _write_folder(
     PEFT reads nothing without a configuration, so that an old one goes before the tensors come that
     it is not about. Both new files are on the disk by then.
     """
+    if folder.exists() and not folder.is_dir():
+        raise EditFileError(
+            f"to_lora: path must be a folder in the layout of PEFT, which has two files, got the "
+            f"file '{folder}'; name a folder, or pass layout='diffusers' for one file."
+        )
     folder.mkdir(exist_ok=True)
     config, content = folder / CONFIG_NAME, text.encode()
     with atomic_write(config) as new_config:

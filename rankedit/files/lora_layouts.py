@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from rankedit.errors import EditFileError
+from rankedit.shapes import check_kind
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def layout_named(layout: Layout | str) -> Layout:
     Raises:
         EditFileError: no layout of that name.
     """
+    check_kind("to_lora", "layout", layout, Layout, str)
     if isinstance(layout, Layout):
         return layout
     if layout not in LAYOUTS:

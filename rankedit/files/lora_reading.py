@@ -17,6 +17,7 @@ from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, stre
 from rankedit.files.lora_layouts import PEFT_PREFIX, ZEROS_KEY, split_key
 from rankedit.files.lora_names import names_of
 from rankedit.files.storage import PathLike, open_regular
+from rankedit.shapes import check_kind, check_path
 
 # Files of other programs carry longer headers than ours, and convolutions of four axes.
 _FOREIGN_LIMITS = Limits(header=4 << 20, tensors=20_000, dimensions=4, separators=600_000)
@@ -44,6 +45,9 @@ def from_lora(
             part, has shapes that do not fit, an absurd alpha, or a name that cannot be told.
         OSError: there is no file, or it cannot be read.
     """
+    check_path("from_lora", "path", path)
+    check_kind("from_lora", "component", component, str)
+    check_kind("from_lora", "modules", modules, Iterable)
     prefix = f"{component}." if component else ""
     candidates = [f"{prefix}{name}" for name in modules]
     place = Path(path)

@@ -39,6 +39,7 @@ from rankedit.models.geometry import innermost
 from rankedit.models.selecting import find, named_modules
 from rankedit.models.swapping import FUSED
 from rankedit.moments import SecondMoment
+from rankedit.shapes import check_kind, check_path
 
 PathLike = str | os.PathLike[str]
 
@@ -89,6 +90,8 @@ def save(
         ...     rankedit.load(f"{folder}/edit.safetensors")["layer"].delta().shape
         torch.Size([3, 2])
     """
+    check_path("save", "path", path)
+    check_kind("save", "model", model, nn.Module, optional=True)
     named = _named(items)
     if len(named) > NAMES:
         raise EditFileError(
@@ -96,6 +99,7 @@ def save(
             "them over several files."
         )
     base = {} if model is None else _fingerprints("save", model, _modules(named))
+    check_kind("save", "dtype", dtype, torch.dtype, optional=True)
     if dtype is not None and dtype not in DTYPES.values():
         raise ShapeError(f"save: dtype must be one of {[*DTYPES.values()]}, got {dtype!r:.80}.")
     text, tensors = encode(named, metadata or {}, base, dtype)
@@ -174,6 +178,7 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
         EditFileError: the file is damaged, hostile, of another version, or no such file at all.
         OSError: there is no file, or it cannot be read.
     """
+    check_path("load", "path", path)
     known = _by_name(gates)
     try:
         with open_regular(path) as (stream, size):
@@ -184,6 +189,7 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
+    check_kind("load", "gates", own, Iterable)
     classes: list[type[Gate]] = [*GATES, *own]
     for gate in classes:
         if not (isinstance(gate, type) and issubclass(gate, Gate)):
@@ -226,6 +232,8 @@ def check_base(model: nn.Module, loaded: EditFile) -> None:
         ProjectionError: the model lacks a layer that the file names.
         AttachError: a layer has an edit fused into its weight.
     """
+    check_kind("check_base", "model", model, nn.Module)
+    check_kind("check_base", "loaded", loaded, EditFile)
     if not loaded.base:
         raise EditFileError(
             "check_base: the file names no base model; it was saved without save(..., model=model)."

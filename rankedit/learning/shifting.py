@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankedit.errors import ShapeError, SolveError
 from rankedit.models.geometry import device_of, geometry, run
 from rankedit.models.projections import find
-from rankedit.shapes import Outputs, Values, check_has_data, check_kind, describe
+from rankedit.shapes import Outputs, Values, check_count, check_dense, check_kind, describe
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class OutputSite:
     factor: Tensor | Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or self.count < 1:
-            raise ShapeError(f"OutputSite: count must be at least 1, got {self.count}.")
+        check_count("OutputSite", "count", self.count)
         if not isinstance(self.where, Tensor) and not callable(self.where):
             raise ShapeError(
                 f"OutputSite: where must be a tensor of integers, or a function that gives one, "
@@ -45,13 +44,12 @@ class OutputSite:
             )
         if self.scale is not None:
             check_kind("OutputSite", "scale", self.scale, Tensor)
-            check_has_data("OutputSite", "scale", self.scale)
-            self._check_scale(self.scale)
+            check_dense("OutputSite", "scale", self.scale)
+            self._check_scale(self.scale.double())
 
     def _check_scale(self, scale: Tensor) -> None:
-        dense = not scale.is_sparse and not scale.is_complex() and scale.shape == (self.count,)
-        right = dense and bool(((scale > 0) & scale.isfinite()).all())
-        if not right:
+        shaped = scale.shape == (self.count,)
+        if not shaped or not bool(((scale > 0) & scale.isfinite()).all()):
             raise ShapeError(
                 f"OutputSite: scale must be [{self.count}], one positive finite length for each "
                 f"request, got {describe(scale)}."

@@ -16,7 +16,7 @@ from rankedit.metric import Metric
 from rankedit.models.geometry import device_of
 from rankedit.models.patching import attach
 from rankedit.models.targets import resolve
-from rankedit.shapes import Keys, Values
+from rankedit.shapes import Keys, Values, check_kind
 
 Site: TypeAlias = GatedEdit | OutputSite
 
@@ -140,6 +140,7 @@ class Sites:
         self.shifted: list[ShiftedOutput] = []
         self.gated: list[GatedValues] = []
         for name, site in sites.items():
+            check_kind("optimise_value", f"sites[{name!r:.80}]", site, OutputSite, GatedEdit)
             if isinstance(site, OutputSite):
                 self.shifted.append(ShiftedOutput(name, model, site))
             else:

@@ -76,6 +76,11 @@ def bound_tensors(
 ) -> dict[str, Tensor]:
     """The edit's tensors and its strength on the layer's device, bound to the bare layer."""
     check_number(call, STRENGTH, strength)
+    if isinstance(strength, Tensor) and strength.ndim:
+        raise AttachError(
+            f"{call}: {STRENGTH} must be one number, got {describe(strength)}; give each row of a "
+            "batch its own afterwards, with Attachment.set."
+        )
     device = device_of(target.layer)
     # At least the precision of what the layer reads; half precision would ruin similarities.
     double = weight_dtype(target.layer) == torch.float64

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankedit.errors import ProjectionError
 from rankedit.models.asking import loaded
 from rankedit.models.geometry import innermost
+from rankedit.shapes import check_kind
 
 # Tensors up to this size are hashed whole; of larger ones, evenly spaced blocks of this total.
 SAMPLED_BYTES = 1 << 24
@@ -40,6 +41,7 @@ def fingerprint(module: nn.Module) -> str:
     Raises:
         ProjectionError: a weight is on the meta device and no hook can load it.
     """
+    check_kind("fingerprint", "module", module, nn.Module)
     inner = innermost(module)
     digest = hashlib.sha256(b"rankedit.weights.1\0")
     for name, tensor in tensors_of(inner):
@@ -69,8 +71,8 @@ def _loaded(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
         if weights is not None:
             return torch.as_tensor(weights[name]).detach()
     raise ProjectionError(
-        f"fingerprint: {name!r} of {type(module).__name__} is on the meta device and no offloading "
-        "hook keeps its content; load the checkpoint first."
+        f"fingerprint: module must have data, but {name!r} of {type(module).__name__} is on the "
+        "meta device and no offloading hook keeps its content; load the checkpoint first."
     )
 
 

@@ -27,6 +27,7 @@ from rankedit.models.selecting import clean_name
 from rankedit.models.swapping import FUSED, LOCK
 from rankedit.models.targets import Edits, Target, resolve
 from rankedit.models.writable import check_untied, is_transposed, plain_weight
+from rankedit.shapes import check_kind
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
 SWALLOWED = 0.05
@@ -138,6 +139,7 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     Raises:
         AttachError: a weight was changed since; nothing is restored then.
     """
+    check_kind("unfuse_", "model", model, nn.Module)
     found = [(name, layer) for name, layer in model.named_modules() if FUSED in vars(layer)]
     changed = [
         name

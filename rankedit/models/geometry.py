@@ -201,8 +201,8 @@ def device_of(module: nn.Module, default: torch.device | None = None) -> torch.d
     tensors = [*inner.parameters(), *inner.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise ProjectionError(
-            f"{type(inner).__name__} has weights on the meta device and no offloading hook that "
-            "loads them; load the checkpoint before editing."
+            f"geometry: a layer must have data, but weights of {type(inner).__name__} are on the "
+            "meta device and no offloading hook loads them; load the checkpoint before editing."
         )
     return tensors[0].device if tensors else default or torch.device("cpu")
 

@@ -28,6 +28,7 @@ from rankedit.models.reaching import Watch, discard
 from rankedit.models.slots import STRENGTH, Slot
 from rankedit.models.swapping import LOCK, check_reachable, install, made, remove, slots_of
 from rankedit.models.targets import Edits, Target, check_run, resolve
+from rankedit.shapes import check_kind
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
 
@@ -109,6 +110,7 @@ def detach_all(model: nn.Module) -> int:
     Returns:
         How many edits there were.
     """
+    check_kind("detach_all", "model", model, nn.Module)
     found = [(layer, slot.mark) for layer in model.modules() for slot in slots_of(layer)]
     completely(
         [partial(remove, layer, mark) for layer, mark in found]
@@ -259,10 +261,11 @@ class Attachment:
             )
 
     def _chosen(self, call: str, names: Sequence[str]) -> list[Installed]:
-        unknown = [name for name in names if name not in self.names]
+        unknown = [n for n in names if not isinstance(n, str) or n not in self.names]
         if unknown:
             raise AttachError(
-                f"{call}: {unknown[0]!r} is not among the edited projections {list(self.names)}."
+                f"{call}: {unknown[0]!r:.80} is not among the edited projections "
+                f"{list(self.names)}."
             )
         return [item for item in self._installed if not names or item.target.name in names]
 

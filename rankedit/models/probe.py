@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
 from rankedit.models.reading import quiet, watching
 from rankedit.models.selecting import Pattern, select
+from rankedit.shapes import check_kind
 
 Inputs = dict[str, list[Tensor]]
 
@@ -94,6 +96,7 @@ def probe(
     Raises:
         ProjectionError: nothing matches, `vary` is empty or names an argument that is not in
             `inputs`, no projection was called, or one reads NaN.
+        ShapeError: an argument of another kind.
 
     Example:
         >>> import torch
@@ -112,7 +115,8 @@ def probe(
         >>> {name: reading.role({"image": 5, "text": 3}) for name, reading in found.items()}
         {'to_q': 'image-static', 'to_k': 'text-static'}
     """
-    _check(inputs, vary)
+    _check(model, inputs, vary, call)
+    _check_varied(inputs, vary)
     targets = select(model, which)
     run = call or model
     with quiet(model):
@@ -140,18 +144,27 @@ def probe(
     }
 
 
-def _check(inputs: Mapping[str, object], vary: Mapping[str, Mapping[str, object]]) -> None:
+def _check(model: object, inputs: object, vary: Any, call: object) -> None:  # noqa: ANN401
+    check_kind("probe", "model", model, nn.Module)
+    check_kind("probe", "inputs", inputs, Mapping)
+    check_kind("probe", "vary", vary, Mapping)
+    check_kind("probe", "call", call, Callable, optional=True)
+    for label, other in vary.items():
+        check_kind("probe", f"vary[{label!r}]", other, Mapping)
+
+
+def _check_varied(inputs: Mapping[str, object], vary: Mapping[str, Mapping[str, object]]) -> None:
     if not vary:
         raise ProjectionError(
             "probe: vary must name at least one argument to change, such as "
             '{"text": {"encoder_hidden_states": other}}, got none.'
         )
     for label, other in vary.items():
-        unknown = sorted(set(other) - set(inputs))
+        unknown = [name for name in other if name not in inputs]
         if unknown or not other:
             raise ProjectionError(
                 f"probe: vary[{label!r}] must change arguments that are in inputs "
-                f"({', '.join(inputs)}), got {', '.join(unknown) or 'nothing'}."
+                f"({', '.join(map(str, inputs))}), got {', '.join(map(str, unknown)) or 'nothing'}."
             )
 
 

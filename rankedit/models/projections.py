@@ -28,7 +28,7 @@ from rankedit.models.geometry import Geometry, geometry, innermost, is_projectio
 from rankedit.models.selecting import find, select
 from rankedit.models.slots import STRENGTH
 from rankedit.models.swapping import slots_of
-from rankedit.shapes import Keys, Values, check_rows
+from rankedit.shapes import Keys, Values, check_kind, check_rows
 
 __all__ = [
     "Projection",
@@ -55,15 +55,19 @@ class Projection:
 
     Raises:
         ProjectionError: the module is not a projection, or the rows are not within it.
+        ShapeError: something else than a module and a slice.
     """
 
     module: nn.Module
     rows: slice | None = None
 
     def __post_init__(self) -> None:
+        check_kind("Projection", "module", self.module, nn.Module)
+        check_kind("Projection", "rows", self.rows, slice, optional=True)
         start, stop = self.bounds
         step = None if self.rows is None else self.rows.step
-        if not 0 <= start < stop <= self.layout.out_features or step not in (None, 1):
+        whole = isinstance(start, int) and isinstance(stop, int) and step in (None, 1)
+        if not whole or not 0 <= start < stop <= self.layout.out_features:
             raise ProjectionError(
                 f"Projection: rows must be a slice(start, stop) within the outputs of "
                 f"{type(self.module).__name__}, of which there are {self.layout.out_features}; got "
@@ -103,13 +107,16 @@ class Projection:
 
         Raises:
             ProjectionError: the sizes do not add up to the number of outputs.
+            ShapeError: a size is no whole number.
         """
         start, stop = self.bounds
+        for size in sizes:
+            check_kind("Projection.split", "sizes", size, int)
         ends = list(itertools.accumulate(sizes, initial=start))
         if ends[-1] != stop or min(sizes, default=0) < 1:
             raise ProjectionError(
                 f"Projection.split: positive sizes that add up to {stop - start} outputs are "
-                f"expected, got {sizes}."
+                f"expected, got {sizes}; name a part that is not needed, too."
             )
         return tuple(Projection(self.module, slice(a, b)) for a, b in itertools.pairwise(ends))
 
@@ -123,7 +130,7 @@ class Projection:
             ShapeError: keys are not `[n, in_features]`.
             ProjectionError: the layer cannot be run.
         """
-        check_rows("Projection.outputs", "keys", keys, self.in_features)
+        check_rows("Projection.outputs", "keys", keys, self.in_features, of="layer")
         with torch.set_grad_enabled(torch.is_grad_enabled() and keys.requires_grad):
             keys = keys.double()
             scale = self._scale(keys)
@@ -141,7 +148,8 @@ class Projection:
             ShapeError: values are not `[n, out_features]`.
             ProjectionError: the layer cannot be run.
         """
-        check_rows("Projection.outputs_transposed", "values", values, self.out_features)
+        call = "Projection.outputs_transposed"
+        check_rows(call, "values", values, self.out_features, of="layer's output")
         with torch.inference_mode(mode=False), torch.no_grad():
             values = values.detach().clone()
             gradient = self._gradient(values)

@@ -6,12 +6,13 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
-from rankedit.errors import ProjectionError
+from rankedit.errors import ProjectionError, ShapeError
 from rankedit.models.geometry import geometry, innermost, is_projection
+from rankedit.shapes import check_kind
 
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 Pattern: TypeAlias = str | re.Pattern[str] | Predicate
@@ -23,7 +24,7 @@ _WRAPPER_COMPONENTS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped
 
 def select(
     model: nn.Module,
-    pattern: Pattern | Iterable[str],
+    pattern: Pattern | Iterable[Pattern],
     *,
     parent: Pattern | type[nn.Module] | None = None,
 ) -> dict[str, nn.Module]:
@@ -45,6 +46,7 @@ def select(
 
     Raises:
         ProjectionError: nothing matches, or a name is not a projection; lists the nearest names.
+        ShapeError: something else than a model and patterns.
 
     Example:
         >>> from collections import OrderedDict
@@ -53,9 +55,37 @@ def select(
         >>> list(select(nn.ModuleList([nn.Sequential(layers)]), "*.down"))
         ['0.down']
     """
-    if not isinstance(pattern, (str, re.Pattern)) and not callable(pattern):
-        found = [select(model, part, parent=parent) for part in pattern]
-        return {name: module for part in found for name, module in part.items()}
+    check_kind("select", "model", model, nn.Module)
+    found: dict[str, nn.Module] = {}
+    for part in patterns_of("select", "pattern", pattern):
+        found |= _selected(model, part, parent)
+    return found
+
+
+def patterns_of(call: str, argument: str, given: Pattern | Iterable[Pattern]) -> list[Pattern]:
+    """The patterns of an argument that is one or several.
+
+    Raises:
+        ShapeError: it is neither, or none at all.
+    """
+    single: Any = (str, re.Pattern, Callable)
+    # A tensor can be looped over, but holds no names.
+    kinds = single if isinstance(given, Tensor) else (*single, Iterable)
+    check_kind(call, argument, given, *kinds, expected="pattern, or several")
+    several: Any = given
+    listed = [given] if isinstance(given, single) else list(several)
+    if not listed:
+        raise ShapeError(
+            f"{call}: {argument} must name at least one projection, got none; '*' means all."
+        )
+    for pattern in listed:
+        check_kind(call, argument, pattern, *single, expected="pattern")
+    return listed
+
+
+def _selected(
+    model: nn.Module, pattern: Pattern, parent: Pattern | type[nn.Module] | None
+) -> dict[str, nn.Module]:
     modules = dict(named_modules(model))
     if isinstance(pattern, str) and pattern in modules and parent is None:
         geometry(modules[pattern])
@@ -176,4 +206,4 @@ def _nearest(wanted: str, modules: Mapping[str, nn.Module]) -> str:
         return "the model has no projections"
     plain = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", wanted)
     near = difflib.get_close_matches(plain, list(known), n=5, cutoff=0.4) or list(known)[:5]
-    return "the nearest names are " + ", ".join(near)
+    return "the nearest names are " + ", ".join(name or "'' (the model itself)" for name in near)

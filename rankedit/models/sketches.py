@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankedit.errors import ProjectionError
+from rankedit.errors import ProjectionError, ShapeError
 from rankedit.models.fingerprints import tensors_of
 from rankedit.models.geometry import innermost
+from rankedit.shapes import check_kind
 
 LENGTH = 32
 """Numbers in a sketch: 1/√64 = 12 % is the standard error of a distance."""
@@ -56,6 +57,10 @@ class Sketch:
             ProjectionError: there are no layers, their weights are all zero or not finite, or one
                 is on the meta device and no hook can load it.
         """
+        check_kind("Sketch.of", "layers", layers, Mapping)
+        for name, layer in layers.items():
+            check_kind("Sketch.of", "layers", name, str, expected="mapping of names")
+            check_kind("Sketch.of", f"layers[{name!r}]", layer, nn.Module)
         total, squares = torch.zeros(LENGTH, dtype=torch.float64), 0.0
         for number, (name, layer) in enumerate(sorted(layers.items())):
             weight = _weight(layer)
@@ -93,19 +98,23 @@ class Sketch:
         """Read what `text` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ShapeError: it is something else.
         """
+        check_kind("Sketch.parse", "text", text, str)
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ValueError(f"Sketch.parse: {text!r:.40} is no sketch: {error}.") from error
+            raise ShapeError(
+                f"Sketch.parse: text must be what Sketch.text gave, got {text!r:.40}: {error}."
+            ) from error
         if len(data) == 4 + 2 * LENGTH:
             norm = float(np.frombuffer(data, dtype="<f4", count=1)[0])
             numbers = np.frombuffer(data, dtype="<f2", offset=4).astype(float)
             if norm > 0 and math.isfinite(norm) and np.isfinite(numbers).all():
                 return cls(tuple(numbers.tolist()), norm)
-        raise ValueError(
-            f"Sketch.parse: expected a positive norm and {LENGTH} finite numbers, got {text!r:.40}."
+        raise ShapeError(
+            f"Sketch.parse: text must hold a positive norm and {LENGTH} finite numbers, got "
+            f"{text!r:.40}; copy all of what Sketch.text gave."
         )
 
 

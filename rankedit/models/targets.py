@@ -21,6 +21,7 @@ from rankedit.models.geometry import innermost
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import find, named_modules
 from rankedit.models.wrappers import check_additive
+from rankedit.shapes import check_kind, describe
 
 Edits: TypeAlias = Mapping[str, Edit | Sequence[Edit]] | Edit | Sequence[Edit]
 
@@ -66,6 +67,7 @@ def resolve(call: str, model: nn.Module | Projection, edits: Edits) -> list[Targ
         ShapeError: an edit is of another size than its projection.
         AttachError: the projection is never called, tensor-parallel, or named twice.
     """
+    check_kind(call, "model", model, nn.Module, Projection)
     named = _named(call, model, edits)
     root, rows = (model.module, model.rows) if isinstance(model, Projection) else (model, None)
     modules = dict(named_modules(root))
@@ -101,12 +103,12 @@ def _named(call: str, model: nn.Module | Projection, edits: Edits) -> dict[str, 
     named: dict[str, tuple[Edit, ...]] = {}
     for name, value in mapping.items():
         listed = tuple(value) if isinstance(value, Sequence) else (value,)
-        wrong = next((edit for edit in listed if not isinstance(edit, Edit)), None)
-        if wrong is not None or not isinstance(name, str) or not listed:
+        right = all(isinstance(edit, Edit) for edit in listed)
+        if not right or not isinstance(name, str) or not listed:
             raise AttachError(
-                f"{call}: expected {{name: edit or list of edits}}, got {type(wrong).__name__} "
-                f"under {name!r}; an edit is a LowRank, a GatedEdit or anything with the methods "
-                "of rankedit.Edit."
+                f"{call}: expected {{name: edit or list of edits}}, got {describe(value)} under "
+                f"{name!r}; an edit is a LowRank, a GatedEdit or anything with the methods of "
+                "rankedit.Edit."
             )
         named[name] = listed
     return named
