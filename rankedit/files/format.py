@@ -99,9 +99,10 @@ def encode(
     """
     table = TensorTable()
     document: dict[str, object] = {"digest": NO_DIGEST, "version": VERSION}
-    if metadata:
-        # Before JSON turns a key such as 1 into "1" without a word.
-        document["metadata"] = checked_texts(metadata, "save: metadata")
+    # Before JSON turns a key such as 1 into "1" without a word.
+    texts = checked_texts(metadata, "save: metadata")
+    if texts:
+        document["metadata"] = texts
     if base:
         document["base"] = [base[name] for name in sorted(base)]
     document["entries"] = _entries(items, table, dtype)

@@ -86,7 +86,8 @@ def to_lora(
     zeros = _zeros_for_diffusers(named, chosen)
     kernels |= dict.fromkeys(zeros, _Kernel())
     tensors = _tensors(named | zeros, chosen, kernels, dtype)
-    header = {"format": "pt", **checked_texts(metadata or {}, "to_lora: metadata")}
+    texts = checked_texts({} if metadata is None else metadata, "to_lora: metadata")
+    header = {"format": "pt", **texts}
     if zeros:
         header[ZEROS_KEY] = " ".join(map(chosen.stem, zeros))
     if not chosen.folder:

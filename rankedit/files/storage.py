@@ -102,7 +102,7 @@ def save(
     check_kind("save", "dtype", dtype, torch.dtype, optional=True)
     if dtype is not None and dtype not in DTYPES.values():
         raise ShapeError(f"save: dtype must be one of {[*DTYPES.values()]}, got {dtype!r:.80}.")
-    text, tensors = encode(named, metadata or {}, base, dtype)
+    text, tensors = encode(named, {} if metadata is None else metadata, base, dtype)
     header = {METADATA_KEY: text}
     size = len(header_bytes(tensors, header))
     if size > Limits.header:
