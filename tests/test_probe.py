@@ -98,7 +98,7 @@ def test_refusals():
         probe(Joint(), inputs, {"text": {"prompt": 1}})
     with pytest.raises(ProjectionError, match="got nothing"):
         probe(Joint(), inputs, {"text": {}})
-    with pytest.raises(ProjectionError, match="called none of the 7 projections"):
+    with pytest.raises(ProjectionError, match="7 projections were not called in the forward pass"):
         probe(Joint(), inputs, vary, call=lambda **_: None)
     with pytest.raises(ProjectionError, match="'time' reads NaN or infinity"):
         probe(Joint(), {**inputs, "time": torch.full((1, 4), torch.nan)}, vary)

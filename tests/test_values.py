@@ -564,8 +564,16 @@ def test_refusals(model):
     with pytest.raises(SolveError, match="does not depend on the values at 'down'"):
         optimise_value(model, {"down": site}, lambda: loss().detach())
     other = {"down": site, "up": gated(model.up, WIDTH)}
-    with pytest.raises(SolveError, match="does not depend on the values at 'up'"):
+    with pytest.raises(SolveError, match="1 projections were not called by the loss: 'up'"):
         optimise_value(model, other, lambda: model.down(torch.ones(3, LENGTH, 16)).sum((1, 2)))
+    learned = {"up": gated(model.up, WIDTH)}
+    for sites, metrics, name in (
+        ({"down": site}, None, "down"),
+        (learned, None, "up"),
+        (learned, {"up": Metric.identity(WIDTH)}, "up"),
+    ):
+        with pytest.raises(SolveError, match=f"1 projections were not called by the loss: '{name}"):
+            optimise_value(model, sites, lambda: torch.ones(()).requires_grad_(), metrics=metrics)
     with torch.no_grad():
         model.down.weight.zero_()
         model.down.bias.zero_()

@@ -89,13 +89,3 @@ def _matches(pattern: Pattern, name: str) -> bool:
     if isinstance(pattern, str):
         return fnmatch.fnmatchcase(name, pattern)
     return isinstance(pattern, re.Pattern) and pattern.fullmatch(name) is not None
-
-
-def never_called(names: list[str], when: str) -> str:
-    """What to say of projections that were not called."""
-    shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-    return (
-        f"collect: {len(names)} projections were not called {when}: {shown}. They are fused into "
-        "another layer, used without being called, or not reached by call(batch); select what is "
-        "called (rankedit.probe lists it)."
-    )

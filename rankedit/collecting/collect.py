@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from rankedit.collecting.batches import DEFAULT_MASK, Mask, Noted, default_call
-from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan
-from rankedit.collecting.choosing import Which, check_arguments, never_called, targets_of
-from rankedit.collecting.digests import batch_digest, function_digest, model_digest
+from rankedit.collecting.batches import DEFAULT_MASK, Mask, default_call
+from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan, State
+from rankedit.collecting.choosing import Which, check_arguments, targets_of
+from rankedit.collecting.digests import function_digest, model_digest
 from rankedit.collecting.masks import Masks
-from rankedit.collecting.ranks import Ranks, check_shares, reduced
+from rankedit.collecting.ranks import Ranks, reduced
+from rankedit.collecting.remaining import Remaining
 from rankedit.collecting.restoring import as_it_was
 from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
 from rankedit.interrupt import Interrupt
-from rankedit.models.reading import Stopper, may_stop, quiet, watching
+from rankedit.models.reaching import not_called
+from rankedit.models.reading import Observed, may_stop, quiet
 from rankedit.moments import SecondMoment
 from rankedit.progress import progress as show_progress
 from rankedit.provenance import Provenance
 
 Batch = TypeVar("Batch")
+
+_REMEDY = "let call(batch) run them, or select what is called"
 
 
 def collect(
@@ -43,7 +48,7 @@ def collect(
     """Second moments of what projections read, all in one pass over the data.
 
     The model runs in evaluation mode without gradients, and only as far as the last projection that
-    is needed (see `rankedit.models.reading.Stopper`). Projections that read the same tensors, such
+    is needed (see `rankedit.models.reading.Observed`). Projections that read the same tensors, such
     as the keys and values of an attention block, get *the same* `SecondMoment` object: its work is
     done once, and so can the factorisation of a `Metric` be.
 
@@ -133,8 +138,6 @@ class _Collection:
         self._moments = SharedMoments(self._state.groups)
         self._whole = may_stop(model)
         self._warned = False
-        self._following = ""  # the digest of all batches, with the one that is running
-        self._stopper = Stopper(list(targets), allowed=self._whole)
 
     # ---------------------------------------------------------------- the loop
 
@@ -147,109 +150,66 @@ class _Collection:
         shown: bool,
     ) -> None:
         """Run what is left of the batches; keeps the checkpoint whatever ends it."""
-        total = self._length(batches)
-        self._check_even(batches)
+        left = Remaining(batches, self._plan, self._state, self._keeper.file)
+        if not self._whole:
+            left.check_even()
         with (
             quiet(self._model),
-            watching(self._targets, lambda name, x: self._read(name, x, masks)),
+            self._observed(masks) as forwards,
             Interrupt(enabled=self._keeper.file is not None) as interrupt,
-            show_progress("collect", total, done=self._state.batches, shown=shown) as advance,
+            show_progress("collect", left.total, done=self._state.batches, shown=shown) as advance,
         ):
             try:
-                for batch in self._left(batches):
-                    self._one(batch, call, masks)
+                for batch in left:
+                    self._moments.begin()
+                    with masks.of_batch(batch):
+                        forwards.run(partial(call, batch))
+                    self._moments.end()
+                    self._count(left)
+                    self._warn(of_repeats=not callable(masks.mask))
+                    self._keeper.offer(self._state)
                     seen = max((group.kept for group in self._state.groups), default=0)
                     advance(f"{seen:,} vectors")
                     if interrupt.asked:
                         raise KeyboardInterrupt
+                self._state = replace(self._state, first=left.first)
             except BaseException as error:
                 self._keep(error)
                 raise
 
-    def _length(self, batches: object) -> int | None:
-        if not isinstance(batches, Sized):
-            return None
-        return self._ranks.share_of(len(batches)) if self._plan.shard else len(batches)
+    def _observed(self, masks: Masks[Batch]) -> Observed:
+        def read(name: str, x: Tensor) -> None:
+            try:
+                self._moments.read(name, x, masks.of(name, x))
+            except RankeditError as error:
+                raise StatisticsError(
+                    f"collect: projection {name!r}, batch {self._state.batches} (from 0): {error}"
+                ) from error
 
-    def _check_even(self, batches: object) -> None:
-        """Processes that hold parts of one model wait for each other in every forward pass."""
-        size, count = self._ranks.size, len(batches) if isinstance(batches, Sized) else 0
-        if not self._whole and self._plan.shard and count % size:
-            raise StatisticsError(
-                f"collect: the model is sharded over {size} processes, which must run equally many "
-                f"batches, but {count} batches cannot be shared evenly; pass a multiple of {size}."
-            )
+        return Observed("collect", self._targets, read, stops=self._whole)
 
-    def _left(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """This process's batches, less those that were done earlier."""
-        done = self._state.batches
-        common = Noted(batches)
-        number, seen = -1, ""
-        for number, batch in enumerate(self._ranks.share(common) if self._plan.shard else common):
-            if number == 0:
-                self._check_first(common.first)
-            seen = batch_digest(batch, before=seen, whole=False)
-            if number == done - 1 and self._state.done != seen:
-                raise StatisticsError(self._other_data(f"other data in its {done} batches"))
-            if number >= done:
-                self._following = seen
-                yield batch
-        if number < 0:
-            self._check_first(common.first)
-        if number + 1 < done:
-            raise StatisticsError(
-                f"collect: the checkpoint '{self._keeper.file}' has {done} batches of this "
-                f"process, but there are only {number + 1}; resume with the same data, or remove "
-                "the file."
-            )
-
-    def _check_first(self, first: str) -> None:
-        """The data must be those of the other processes, and those of the interrupted run."""
-        check_shares(self._ranks, first, sharded_here=self._plan.shard)
-        if self._state.first not in ("", first):
-            raise StatisticsError(self._other_data("data with another first batch"))
-        self._state = replace(self._state, first=first)
-
-    def _other_data(self, data: str) -> str:
-        return (
-            f"collect: the checkpoint '{self._keeper.file}' was made from {data}; resume with the "
-            "same data in the same order (a shuffled loader needs a fixed seed), or remove the "
-            "file to start again."
-        )
-
-    def _one(self, batch: Batch, call: Callable[[Batch], object], masks: Masks[Batch]) -> None:
-        self._moments.begin()
-        with masks.of_batch(batch):
-            self._stopper.run(lambda: call(batch))
-        self._moments.end()
-        first = not self._state.batches
+    def _count(self, left: Remaining[Batch]) -> None:
         groups, batches = self._moments.groups, self._state.batches + 1
-        self._state = replace(self._state, batches=batches, done=self._following, groups=groups)
+        self._state = State(batches, left.first, left.done, groups)
         # Only now: stopped between the two, the file would count this batch's sums but not it.
         self._moments.clean = True
-        if first:
+
+    def _warn(self, *, of_repeats: bool) -> None:
+        if self._state.batches == 1:
             self._warn_of_missing()
-        if self._moments.repeats and not (callable(masks.mask) or self._warned):
+        if self._moments.repeats and of_repeats and not self._warned:
             self._warned = True
             self._warn_of_repeats()
-        self._keeper.offer(self._state)
-
-    def _read(self, name: str, x: Tensor, masks: Masks[Batch]) -> None:
-        try:
-            self._moments.read(name, x, masks.of(name, x))
-        except RankeditError as error:
-            raise StatisticsError(
-                f"collect: projection {name!r}, batch {self._state.batches} (from 0): {error}"
-            ) from error
-        self._stopper.called(name)
 
     def _warn_of_missing(self) -> None:
         missing = self._moments.missing(self._targets)
+        if not missing:
+            return
+        message = not_called("collect", missing, "in the first batch", _REMEDY)
         if len(missing) == len(self._targets):
-            raise StatisticsError(never_called(missing, "in the first batch"))
-        if missing:
-            message = f"{never_called(missing, 'in the first batch')} Later batches may call them."
-            warnings.warn(message, RankeditWarning, stacklevel=4)
+            raise StatisticsError(message)
+        message += " Later batches may call them."
+        warnings.warn(message, RankeditWarning, stacklevel=4)
 
     def _warn_of_repeats(self) -> None:
         name, total, same = max(self._moments.repeats, key=lambda found: found[2] / found[1])
@@ -286,7 +246,7 @@ class _Collection:
         moments = {name: group.moment for group in groups for name in group.members}
         missing = [name for name in self._targets if name not in moments]
         if missing:
-            raise StatisticsError(never_called(missing, "in any batch"))
+            raise StatisticsError(not_called("collect", missing, "in any batch", _REMEDY))
         for group in groups:
             group.moment.provenance = self._provenance(group)
         self._keeper.remove()

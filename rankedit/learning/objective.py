@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rankedit.errors import ShapeError, SolveError
 from rankedit.learning.sites import Sites
+from rankedit.models.reaching import not_called
 from rankedit.shapes import describe, is_number
 
 Loss: TypeAlias = Callable[[], Tensor | tuple[Tensor, Tensor]]
@@ -119,8 +120,12 @@ class Objective:
         # Only after the loss has run once is it known which sites it reaches, and their lengths.
         if not self._checked:
             self._checked = True
+            missed = self._placed.missed()
+            if missed:
+                remedy = "let it run the model, not a compiled copy of it"
+                raise SolveError(not_called("optimise_value", missed, "by the loss", remedy))
             for shifted in self._placed.shifted:
-                shifted.check_reached()
+                shifted.check_requests()
             self._check_lengths()
 
     def _check_lengths(self) -> None:

@@ -173,9 +173,9 @@ class Search:
             if gradient is None:
                 name = names[number] if number < len(names) else "the keys"
                 raise SolveError(
-                    f"optimise_value: the loss does not depend on the values at {name!r}: its "
-                    "projection is not run by the loss, is run under no_grad, or inside reentrant "
-                    "checkpointing (use_reentrant=False passes gradients on)."
+                    f"optimise_value: the loss does not depend on the values at {name!r}: it runs "
+                    "the projection under no_grad, inside reentrant checkpointing "
+                    "(use_reentrant=False passes gradients on), or in its first call alone."
                 )
             total = gradient if penalty is None else gradient + penalty
             if not bool(total.isfinite().all()):

@@ -61,12 +61,13 @@ class ShiftedOutput:
 
     Attributes:
         initial: `[count, out]`: what the projection gave at each request's first token.
+        reached: whether the projection was called since the shift was installed.
         bias: `[1, out]`: what it gives for zero; part of `initial`, but of no value.
         leaf: `[count, out]`: the shift, in units of the scale if there is one; what learns.
     """
 
     def __init__(self, name: str, model: nn.Module, site: OutputSite) -> None:
-        self.name, self._site = name, site
+        self.name, self._site, self.reached = name, site, False
         self._module = find(model, name)
         self._layout = geometry(self._module)
         device = device_of(self._module)
@@ -120,7 +121,7 @@ class ShiftedOutput:
         return self._module.register_forward_hook(self._hook).remove
 
     def _hook(self, _module: nn.Module, _args: object, output: Tensor) -> Outputs | None:
-        site = self._site
+        self.reached, site = True, self._site
         where = site.where if isinstance(site.where, Tensor) else site.where()
         if where is None:
             return None
@@ -168,8 +169,8 @@ class ShiftedOutput:
                 self._seen[number] = True
                 self.initial[number] = flat[place].to(self.initial)
 
-    def check_reached(self) -> None:
-        """Refuse requests that never came.
+    def check_requests(self) -> None:
+        """Refuse requests that never came, though the projection was called.
 
         Raises:
             SolveError: names the request.
@@ -177,6 +178,6 @@ class ShiftedOutput:
         if not bool(self._seen.all()):
             missing = self._seen.logical_not().nonzero().flatten().tolist()
             raise SolveError(
-                f"optimise_value: requests {missing} of {self.name!r} occur nowhere in `where`, or "
-                "the loss does not run the projection; run compiled models uncompiled."
+                f"optimise_value: requests {missing} of {self.name!r} occur nowhere in `where`; "
+                "give each number from 0 to count - 1 at least one token."
             )

@@ -14,7 +14,7 @@ from rankedit.gated import GatedEdit
 from rankedit.learning.shifting import OutputSite, ShiftedOutput
 from rankedit.metric import Metric
 from rankedit.models.geometry import device_of
-from rankedit.models.patching import attach
+from rankedit.models.patching import Attachment, attach
 from rankedit.models.targets import resolve
 from rankedit.shapes import Keys, Values, check_kind
 
@@ -137,6 +137,7 @@ class Sites:
                 f"keys are to be learned, got {problem}."
             )
         self._model = model
+        self._edits: Attachment | None = None
         self.shifted: list[ShiftedOutput] = []
         self.gated: list[GatedValues] = []
         for name, site in sites.items():
@@ -169,4 +170,13 @@ class Sites:
 
     def _attached(self) -> contextlib.AbstractContextManager[object]:
         edits = {site.name: site.edit() for site in self.gated}
-        return attach(self._model, edits) if edits else contextlib.nullcontext()
+        if not edits:
+            return contextlib.nullcontext()
+        self._edits = attach(self._model, edits)
+        return self._edits
+
+    def missed(self) -> list[str]:
+        """Names of the projections that the loss has not called since all was installed."""
+        reached = {site.name: site.reached for site in self.shifted}
+        reached |= {} if self._edits is None else self._edits.reached
+        return [name for name, was in reached.items() if not was]

@@ -80,6 +80,11 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
     The overwritten weights are kept with their layers (one more copy of each edited weight) until
     `unfuse_`; fusing again on top keeps the first originals.
 
+    An edit in the weight acts wherever the model reads that weight, also in functions of its own
+    and in layers that it never calls. So nothing is observed here, as it is for `attach`, whose
+    edits act only where a layer is called; a layer whose weight no forward reads at all cannot be
+    told from others, but for projections that diffusers has fused into one, which are refused.
+
     `I Wᵀ` of gated edits that are attached to the same layers is fixed when they are attached: call
     `refresh` or attach them again after fusing.
 

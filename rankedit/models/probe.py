@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.models.reading import quiet, watching
+from rankedit.models.reaching import not_called
+from rankedit.models.reading import Observed, quiet
 from rankedit.models.selecting import Pattern, select
 from rankedit.shapes import check_kind
 
@@ -122,10 +123,8 @@ def probe(
     with quiet(model):
         base = _inputs(targets, run, inputs)
         if not base:
-            raise ProjectionError(
-                f"probe: the forward pass called none of the {len(targets)} projections; does "
-                "`call` run this model?"
-            )
+            remedy = "let `call` run this model"
+            raise ProjectionError(not_called("probe", targets, "in the forward pass", remedy))
         again = _inputs(targets, run, inputs)
         varied = {
             label: _inputs(targets, run, {**inputs, **other}) for label, other in vary.items()
@@ -182,7 +181,7 @@ def _inputs(
             )
         seen.setdefault(name, []).append(x.clone())
 
-    with watching(targets, read):
+    with Observed("probe", targets, read):
         run(**inputs)
     return seen
 

@@ -8,7 +8,7 @@ each edit notes that it was reached, and a hook on the model looks at the notes 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +16,22 @@ from torch import nn
 from rankedit.errors import RankeditWarning
 from rankedit.models.slots import Mark
 from rankedit.models.targets import Target
+
+_USUAL = "The model may use their weights in a function of its own, or other layers in their place"
+_REMEDY = (
+    "the edits there do nothing: attach to what is called, or put static edits into the weights "
+    "with fuse_"
+)
+
+
+def not_called(call: str, names: Iterable[str], when: str, remedy: str, why: str = _USUAL) -> str:
+    """What to say of projections that were not called: all who look for that say it so."""
+    listed = list(dict.fromkeys(names))
+    shown = ", ".join(map(repr, listed[:5])) + (", ..." if len(listed) > 5 else "")
+    return (
+        f"{call}: {len(listed)} projections were not called {when}: {shown}. {why} "
+        f"(rankedit.probe tells what is called); {remedy}."
+    )
 
 
 class _Observed:
@@ -74,12 +90,13 @@ class Watch:
                 one.reached = False
             self._tell(
                 moved,
-                "the model was rearranged after attaching (its projections were fused, or a "
-                "layer was replaced) and no longer calls what is edited; detach, and attach to "
-                "the layers that it calls now",
+                "after it was rearranged",
+                "The model was rearranged after attaching (its projections were fused, or a layer "
+                "was replaced)",
             )
+        # Of several that were attached together, others may be called later: of routed experts.
         elif first and len(missed) == len(self._observed):
-            self._tell(missed, f"{_WHY} in its first call; {_REMEDY}")
+            self._tell(missed, "in the model's first call")
 
     def reached(self) -> dict[str, bool]:
         """By name, whether the edits of a layer were reached."""
@@ -94,15 +111,14 @@ class Watch:
         reached = self.reached()
         missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
         if missed and self._ran:
-            self._tell(missed, f"{_WHY} while they were attached; {_REMEDY}")
+            self._tell(missed, "while edits were attached there")
 
-    def _tell(self, observed: Sequence[_Observed], why: str) -> None:
-        names = list(dict.fromkeys(one.target.name for one in observed))
+    def _tell(self, observed: Sequence[_Observed], when: str, why: str = _USUAL) -> None:
         for one in observed:
             one.told = True
-        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        names = [one.target.name for one in observed]
         warnings.warn(
-            f"attach: the edits of {shown} ({len(names)} layers) do nothing: {why}.",
+            not_called("attach", names, when, _REMEDY, why),
             RankeditWarning,
             stacklevel=5,  # of who detaches; a call of the model has frames of torch in between
         )
@@ -112,14 +128,6 @@ class Watch:
 
     def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
         return Watch, ()
-
-
-_WHY = "the model did not call these layers"
-_REMEDY = (
-    "it may use their weights in a function of its own, or other layers in their place "
-    "(rankedit.probe tells what is called): attach to a layer that is called, or put static edits "
-    "into the weights with fuse_"
-)
 
 
 def discard(model: nn.Module, watch: Watch | None = None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -41,74 +42,81 @@ def quiet(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-@contextlib.contextmanager
-def watching(targets: Mapping[str, nn.Module], read: Read) -> Iterator[None]:
-    """Call `read(name, x)` with the vectors `x [..., in]` of every call of the projections."""
-    with contextlib.ExitStack() as stack:
-        for name, module in targets.items():
-            # Keyword arguments too; after hooks of others, which may change the input.
-            handle = module.register_forward_pre_hook(_hook(name, module, read), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-def _hook(name: str, module: nn.Module, read: Read) -> Callable[..., None]:
-    inner = innermost(module)
-    # Other layers need not be asked: their vectors lie along the last axis.
-    layout = geometry(inner) if isinstance(inner, nn.modules.conv._ConvNd) else Geometry(0, 0)
-
-    def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        given = (*args, *kwargs.values())
-        x = next((value for value in given if isinstance(value, Tensor)), None)
-        if x is None or not x.is_floating_point() or x.ndim < 1 + len(layout.stride):
-            got = "nothing" if x is None else describe(x)
-            raise ProjectionError(
-                f"projection {name!r} must read floating-point vectors, got {got}; select linear "
-                "projections only"
-            )
-        read(name, layout.to_rows(x.detach()))
-
-    return hook
-
-
-class Enough(BaseException):
-    """Unwinds a forward pass of which nothing more is needed; never leaves this library.
+class _Enough(BaseException):
+    """Unwinds a forward pass of which nothing more is needed; never leaves this module.
 
     Not an `Exception`: a model that catches those must not swallow it.
     """
 
 
-class Stopper:
-    """Says when every projection has been called, so that the rest of a forward can be left out.
+class Observed:
+    """Forward passes in which it is seen which projections are called, and what they read.
 
-    The first batch runs to its end. If it called every projection exactly once, later batches stop
-    as soon as every projection has been called. If any batch calls one of them twice (a loop, a
-    shared module), or does not call all of them (routing), nothing is left out.
+    A context manager: hooks are on the projections, and on nothing else, while it is open.
+
+    Where that is allowed, a pass ends early. The first one runs to its end. If it called every
+    projection exactly once, later ones stop as soon as every projection has been called. If any
+    pass calls one of them twice (a loop, a shared module), or does not call all of them (routing),
+    nothing is left out.
+
+    Args:
+        call: the public call, for messages.
+        targets: the projections by name.
+        read: is given the name and the vectors `x [..., in]` of every call of one.
+        stops: whether passes may end early.
     """
 
-    def __init__(self, names: list[str], *, allowed: bool) -> None:
-        self._names = names
-        self._allowed = allowed
-        self._learned = False
-        self.calls: Counter[str] = Counter()
+    def __init__(
+        self, call: str, targets: Mapping[str, nn.Module], read: Read, *, stops: bool = False
+    ) -> None:
+        self._call, self._targets, self._read = call, targets, read
+        self._stops, self._learned = stops, False
+        self._calls: Counter[str] = Counter()
+        self._hooks = contextlib.ExitStack()
 
-    def called(self, name: str) -> None:
-        """Count a call; raises `Enough` after the last one that is needed."""
-        self.calls[name] += 1
-        if self._learned and self._allowed and self._all_once():
-            raise Enough
+    def __enter__(self) -> Self:
+        for name, module in self._targets.items():
+            # Keyword arguments too; after hooks of others, which may change the input.
+            hook = self._hook(name, module)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            self._hooks.callback(handle.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def run(self, forward: Callable[[], object]) -> None:
+        """One forward pass."""
+        self._calls.clear()
+        with contextlib.suppress(_Enough):
+            forward()
+        once = self._all_once() if not self._learned else max(self._calls.values(), default=0) <= 1
+        self._stops = self._stops and once
+        self._learned = True
 
     def _all_once(self) -> bool:
-        return len(self.calls) == self.calls.total() == len(self._names)
+        return len(self._calls) == self._calls.total() == len(self._targets)
 
-    def run(self, call: Callable[[], object]) -> None:
-        """Run one batch."""
-        self.calls.clear()
-        with contextlib.suppress(Enough):
-            call()
-        once = self._all_once() if not self._learned else max(self.calls.values(), default=0) <= 1
-        self._allowed = self._allowed and once
-        self._learned = True
+    def _hook(self, name: str, module: nn.Module) -> Callable[..., None]:
+        inner = innermost(module)
+        # Other layers need not be asked: their vectors lie along the last axis.
+        layout = geometry(inner) if isinstance(inner, nn.modules.conv._ConvNd) else Geometry(0, 0)
+
+        def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            given = (*args, *kwargs.values())
+            x = next((value for value in given if isinstance(value, Tensor)), None)
+            if x is None or not x.is_floating_point() or x.ndim < 1 + len(layout.stride):
+                got = "nothing" if x is None else describe(x)
+                raise ProjectionError(
+                    f"{self._call}: projection {name!r} must read floating-point vectors, got "
+                    f"{got}; select linear projections only."
+                )
+            self._read(name, layout.to_rows(x.detach()))
+            self._calls[name] += 1
+            if self._stops and self._learned and self._all_once():
+                raise _Enough
+
+        return hook
 
 
 def may_stop(model: nn.Module) -> bool:

@@ -1,0 +1,90 @@
+"""Which batches a process has still to run, and whether they are those of the interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rankedit.collecting.batches import Noted
+from rankedit.collecting.checkpoint import Plan, State
+from rankedit.collecting.digests import batch_digest
+from rankedit.collecting.ranks import Ranks, check_shares
+from rankedit.errors import StatisticsError
+
+Batch = TypeVar("Batch")
+
+
+class Remaining(Generic[Batch]):
+    """This process's batches, less those that were done earlier; to be looped over once.
+
+    Args:
+        batches: all that `collect` was given.
+        plan: which share of them is this process's.
+        state: how far the run was that is gone on with.
+        file: the checkpoint, for messages.
+
+    Attributes:
+        total: number of this process's batches, with those that were done; None if unknown.
+        first: digest of the first batch of all, once that is known.
+        done: digest of this process's batches up to the one that came last.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], plan: Plan, state: State, file: Path | None
+    ) -> None:
+        self._batches, self._plan, self._state, self._file = batches, plan, state, file
+        self._ranks = Ranks(plan.rank, plan.size)
+        self.first, self.done = state.first, ""
+        self.total = len(batches) if isinstance(batches, Sized) else None
+        if self.total is not None and plan.shard:
+            self.total = self._ranks.share_of(self.total)
+
+    def check_even(self) -> None:
+        """Processes that hold parts of one model wait for each other in every forward pass.
+
+        Raises:
+            StatisticsError: they would have to run unequally many.
+        """
+        size, batches = self._ranks.size, self._batches
+        if self._plan.shard and isinstance(batches, Sized) and len(batches) % size:
+            raise StatisticsError(
+                f"collect: the model is sharded over {size} processes, which must run equally many "
+                f"batches, but {len(batches)} batches cannot be shared evenly; pass a multiple of "
+                f"{size}."
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = self._state.batches
+        common = Noted(self._batches)
+        number = -1
+        for number, batch in enumerate(self._ranks.share(common) if self._plan.shard else common):
+            if number == 0:
+                self._check_first(common.first)
+            self.done = batch_digest(batch, before=self.done, whole=False)
+            if number == done - 1 and self._state.done != self.done:
+                raise StatisticsError(self._other_data(f"other data in its {done} batches"))
+            if number >= done:
+                yield batch
+        # Without a batch of its own, a process agrees with the others all the same.
+        if number < 0:
+            self._check_first(common.first)
+        if number + 1 < done:
+            raise StatisticsError(
+                f"collect: the checkpoint '{self._file}' has {done} batches of this process, but "
+                f"there are only {number + 1}; resume with the same data, or remove the file."
+            )
+
+    def _check_first(self, first: str) -> None:
+        """The data must be those of the other processes, and those of the interrupted run."""
+        check_shares(self._ranks, first, sharded_here=self._plan.shard)
+        if self._state.first not in ("", first):
+            raise StatisticsError(self._other_data("data with another first batch"))
+        self.first = first
+
+    def _other_data(self, data: str) -> str:
+        return (
+            f"collect: the checkpoint '{self._file}' was made from {data}; resume with the same "
+            "data in the same order (a shuffled loader needs a fixed seed), or remove the file to "
+            "start again."
+        )
