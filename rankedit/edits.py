@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from rankedit.errors import ShapeError
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
+from rankedit.products import row_norms
 from rankedit.shapes import (
     Inputs,
     Keys,
@@ -130,12 +131,11 @@ class LowRank:
     def __post_init__(self) -> None:
         check_rows("LowRank", "up", self.up)
         check_rows("LowRank", "down", self.down, count=self.up.shape[1], per="columns of up")
-        kinds = [(str(factor.dtype), str(factor.device)) for factor in (self.up, self.down)]
+        kinds = [f"{factor.dtype} on {factor.device}" for factor in (self.up, self.down)]
         if kinds[0] != kinds[1]:
             raise ShapeError(
                 "LowRank: up and down must have one dtype and be on one device, got "
-                f"{' on '.join(kinds[0])} and {' on '.join(kinds[1])}; convert one with "
-                "tensor.to(other)."
+                f"{kinds[0]} and {kinds[1]}; convert one with tensor.to(other)."
             )
 
     @property
@@ -194,7 +194,7 @@ class LowRank:
         """
         # Squares and ratios leave the range of half precision.
         up, down = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.up, self.down))
-        ups, downs = _norms(up.T), _norms(down)
+        ups, downs = row_norms(up.T), row_norms(down)
         alive = (ups > 0) & (downs > 0)
         # Roots first: the ratio of 1e-30 and 1e30 is none of float32's numbers.
         ratio = torch.where(alive, downs.sqrt() / ups.where(alive, 1).sqrt(), 0.0)
@@ -298,9 +298,3 @@ def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Output
     with full_precision(x):
         products = [coefficients @ rows for coefficients, rows in terms]
         return products[0] if len(products) == 1 else sum(products[1:], products[0])
-
-
-def _norms(rows: Tensor) -> Tensor:
-    """Norms of the rows, whose squares may be out of range."""
-    peaks = rows.abs().amax(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
-    return peaks * (rows / peaks[:, None]).norm(dim=1)

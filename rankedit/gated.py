@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -34,6 +33,7 @@ from rankedit.shapes import (
     check_rows,
     check_vectors,
     describe,
+    is_number,
 )
 
 
@@ -119,30 +119,31 @@ class GatedEdit:
         """Set some fields, and check what they have to do with."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        if not values.keys().isdisjoint(("keys", "images")):
-            check_rows("GatedEdit", "keys", self.keys)
-            width, count = self.in_features, len(self.keys)
-            check_rows("GatedEdit", "images", self.images, width, count, of="keys", per="keys")
-        if "targets" in values:
-            check_rows("GatedEdit", "targets", self.targets, count=len(self.keys), per="keys")
-        if not values.keys().isdisjoint(("gate", "normalised", "floor")):
-            self._check_gate(len(self.keys))
-        if not values.keys().isdisjoint(("keys", "images")):
+        moved = not values.keys().isdisjoint(("keys", "images"))
+        if moved:
+            size = check_rows("GatedEdit", "keys", self.keys).shape
+            check_rows("GatedEdit", "images", self.images, size[1], size[0], of="keys", per="keys")
+        count = len(self.keys)
+        if moved or "targets" in values:
+            check_rows("GatedEdit", "targets", self.targets, count=count, per="keys")
+        if moved or not values.keys().isdisjoint(("gate", "normalised", "floor")):
+            self._check_gate(count)
+        if moved:  # last: it costs most
             check_independent("GatedEdit", self.gram())
 
     def _check_gate(self, count: int) -> None:
-        if not isinstance(self.gate, Gate):
-            raise ShapeError(
-                f"GatedEdit: gate must be a rankedit.Gate such as Sigmoid(0.7, 0.15), got "
-                f"{describe(self.gate)}."
-            )
+        check_kind("GatedEdit", "gate", self.gate, Gate, expected="rankedit.Gate such as Sigmoid()")
         for name, value in gates.parameters(self.gate).items():
             if value.ndim and value.shape[0] != count:
                 raise ShapeError(
                     f"GatedEdit: the gate's {name} must be one number or [{count}], one for each "
                     f"key, got [{value.shape[0]}]."
                 )
-        check_floor(self.floor)
+        if self.floor is not None and not is_number(self.floor):
+            raise ShapeError(
+                "GatedEdit: floor must be a finite number, or None for no dead zone, got "
+                f"{describe(self.floor)}; similarities are about 0 to 1."
+            )
         if self.normalised:
             gates.check_normalisable(self.gate)
 
@@ -170,16 +171,18 @@ class GatedEdit:
     def opening(self, x: Inputs) -> Tensor:
         """How far each key's gate opens for x `[..., n]`, in float64, dead zone included."""
         check_vectors("GatedEdit.opening", "x", x, self.in_features)
-        tensors = {k: v.double() for k, v in self.bind(self._no_output).items()}
+        tensors = {
+            k: v.double() for k, v in self.bind(lambda _: torch.zeros_like(self.targets)).items()
+        }
         return self._read(x.double(), tensors)[0]
 
     def with_targets(self, targets: Values) -> GatedEdit:
         """The same keys and gate with other targets."""
-        return self._changed(targets=targets)
+        return self.changed(targets=targets)
 
     def with_statistics(self, statistics: str) -> GatedEdit:
         """The same edit, with another fingerprint of the metric that it was made under."""
-        return self._changed(statistics=statistics)
+        return self.changed(statistics=statistics)
 
     def with_gate(
         self,
@@ -197,11 +200,11 @@ class GatedEdit:
         """
         asked = {"normalised": normalised, "floor": floor}
         # By type first: an array compares with a text entry by entry.
-        kept = [name for name, value in asked.items() if isinstance(value, str) and value == "keep"]
-        changes = {name: value for name, value in asked.items() if name not in kept}
-        return self._changed(gate=gate, **changes)
+        changes = {n: v for n, v in asked.items() if not (isinstance(v, str) and v == "keep")}
+        return self.changed(gate=gate, **changes)
 
-    def _changed(self, **changes: object) -> GatedEdit:
+    def changed(self, **changes: object) -> GatedEdit:
+        """The same edit with other fields, checked; keys go with images, `metric.solve(keys)`."""
         edit = GatedEdit.__new__(GatedEdit)
         edit.__dict__.update(self.__dict__)
         edit._set(changes)
@@ -289,23 +292,7 @@ class GatedEdit:
         # Not products: the dead zone leaves nothing of what is not finite either.
         return torch.where(active, opening, 0.0), torch.where(active, parts, 0.0)
 
-    def _no_output(self, keys: Keys) -> Values:
-        return torch.zeros_like(self.targets)
-
 
 def _combined(parts: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     matrix = tensors.get(f"to_{name}")
     return parts if matrix is None else linear(parts, matrix)
-
-
-def check_floor(floor: object) -> None:
-    """Refuse a floor that no similarity can be compared with.
-
-    Raises:
-        ShapeError: neither a finite number nor None.
-    """
-    if floor is not None and not (isinstance(floor, int | float) and math.isfinite(floor)):
-        raise ShapeError(
-            f"GatedEdit: floor must be a finite number, or None for no dead zone, got "
-            f"{describe(floor)}."
-        )

@@ -46,15 +46,10 @@ def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
     counts = [len(edit.keys) for edit in edits]
     gate = _joined([gates.per_key(edit.gate, n) for edit, n in zip(edits, counts, strict=True)])
     try:
-        return GatedEdit.from_images(
-            torch.cat([edit.keys for edit in edits]),
-            torch.cat([edit.targets for edit in edits]),
-            torch.cat([edit.images for edit in edits]),
-            gate,
-            normalised=first.normalised,
-            floor=first.floor,
-            statistics=first.statistics,
-        )
+        parts = {
+            n: torch.cat([getattr(e, n) for e in edits]) for n in ("keys", "targets", "images")
+        }
+        return first.changed(**parts, gate=gate)
     except SolveError as error:
         owners = [index for index, n in enumerate(counts) for _ in range(n)]
         raise SolveError(f"merge: {error} Keys belong to edits {owners}, in this order.") from error

@@ -54,3 +54,9 @@ def add_square_(matrix: Tensor, lower: Tensor, factor: float) -> None:
 
 def _blocks(dim: int) -> list[tuple[int, int]]:
     return [(start, min(start + _COLUMNS, dim)) for start in range(0, dim, _COLUMNS)]
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Norms of the rows, whose squares may be out of range."""
+    peaks = rows.abs().amax(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
+    return peaks * (rows / peaks[:, None]).norm(dim=1)

@@ -374,3 +374,19 @@ def test_a_gate_of_one_s_own():
     x = torch.tensor([[1.0, 0.0, 0.0], [0.75, 0.0, 0.0], [0.2, 5.0, 0.0]])
     assert edit.opening(x).flatten().tolist() == pytest.approx([1.0, 0.5, 0.0])
     assert output(edit, torch.zeros(2, 3), x)[1].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_other_keys_are_checked_against_all_that_stays():
+    edit = rk.GatedEdit(
+        torch.eye(3)[:2], torch.ones(2, 4), rk.Metric.identity(3), rk.Sigmoid(torch.full((2,), 0.5))
+    )
+    three = {"keys": torch.eye(3), "images": torch.eye(3).double()}
+    with pytest.raises(rk.ShapeError, match=r"targets must have shape \[3, dim\].*of the 3 keys"):
+        edit.changed(**three)
+    with pytest.raises(rk.ShapeError, match=r"gate's bias must be one number or \[3\]"):
+        edit.changed(**three, targets=torch.ones(3, 4))
+    with pytest.raises(rk.ShapeError, match=r"images must have shape \[3, 3\].*of the 3 keys"):
+        edit.changed(keys=torch.eye(3))
+    found = edit.changed(**three, targets=torch.ones(3, 4), gate=rk.Identity())
+    wanted = rk.GatedEdit(torch.eye(3), torch.ones(3, 4), rk.Metric.identity(3), rk.Identity())
+    assert torch.equal(found.similarity(torch.eye(3)), wanted.similarity(torch.eye(3)))

@@ -64,7 +64,9 @@ class TestWrappers:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_that_add_are_met_in_any_precision(self, dtype):
-        attach(trained(ADDING["LoRA"]()).to(dtype), {NAME: gated(16, 16)}).detach()
+        model = trained(ADDING["LoRA"]()).to(dtype)
+        with attach(model, {NAME: gated(16, 16)}) as attachment:
+            assert attachment.names == (NAME,)
 
     @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
     @pytest.mark.parametrize("kind", CHANGING)

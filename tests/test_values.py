@@ -585,6 +585,10 @@ def test_refusals(model):
         ValueSearch(clamp=-1)
     with pytest.raises(ShapeError, match=r"got {'kl': -0.5}"):
         ValueSearch(kl=-0.5)
+    with pytest.raises(ShapeError, match=r"steps and patience must be .* got {'steps': 2.5}"):
+        ValueSearch(steps=2.5)
+    with pytest.raises(ShapeError, match="stop_below must be a int or float, got str 'low'"):
+        ValueSearch(stop_below="low")
 
 
 def test_a_scale_replaces_the_initial_value_in_everything(model):

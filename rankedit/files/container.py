@@ -132,13 +132,10 @@ def as_tensors(data: Mapping[str, bytearray], header: Header) -> dict[str, Tenso
             raise _not_finite(name)
     for dtype, names in small.items():
         # To look at each of thousands of small tensors takes longer than all else together.
-        if not _is_finite(torch.frombuffer(_joined(data, names), dtype=DTYPES[dtype])):
+        joined = bytearray().join(data[name] for name in names)
+        if not _is_finite(torch.frombuffer(joined, dtype=DTYPES[dtype])):
             raise _not_finite(next(name for name in names if not _is_finite(tensors[name])))
     return tensors
-
-
-def _joined(data: Mapping[str, bytearray], names: Iterable[str]) -> bytearray:
-    return bytearray().join(data[name] for name in names)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -116,6 +118,19 @@ def _raw_header(stream: BinaryIO, size: int, limits: Limits) -> bytes:
             f"the header may have at most {limits.separators} separators, got {separators}"
         )
     return raw
+
+
+@contextmanager
+def told_of(place: str, remedy: str = "") -> Iterator[None]:
+    """Put the public call before a bare fact, and what to do behind it.
+
+    Raises:
+        EditFileError: the block does.
+    """
+    try:
+        yield
+    except EditFileError as error:
+        raise EditFileError(f"{place}: {str(error).rstrip('.')}{remedy}.") from error
 
 
 def parse_json(text: str | bytes) -> object:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rankedit.edits import EditReport, LowRank
 from rankedit.errors import EditFileError, ShapeError
+from rankedit.files.container import DTYPES
 from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
 from rankedit.files.header import checked_place, checked_text
 from rankedit.gated import GatedEdit
@@ -25,12 +26,7 @@ from rankedit.provenance import Provenance
 
 Entry = dict[str, object]
 
-ACTIVATION_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+ACTIVATION_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 KEYS = 512  # sets of keys in a file; each is factorised when it is loaded
 # The numbers of a report; its warnings are texts and stand beside them.
 _FIGURES = ("residual", "drift", "condition")
@@ -147,8 +143,10 @@ def plan_gated(entry: Fields) -> Build:
         bases = entry.context.bases
         # To factorise the keys is most of the time of loading; equal ones share it.
         if (keys, images) in bases:
-            base = bases[keys, images].with_targets(blocks[0]).with_statistics(statistics)
-            base = base.with_gate(gate, normalised=normalised, floor=height)
+            base = bases[keys, images].changed(
+                targets=blocks[0], statistics=statistics, gate=gate, normalised=normalised,
+                floor=height,
+            )  # fmt: skip
         else:
             # Complete at once: an edit that is changed afterwards is checked again each time.
             base = bases[keys, images] = GatedEdit.from_images(

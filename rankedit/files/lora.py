@@ -17,7 +17,7 @@ from rankedit.atomic import atomic_write, sync
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.container import write_tensors
-from rankedit.files.header import checked_name, checked_place, checked_texts
+from rankedit.files.header import checked_name, checked_place, checked_texts, told_of
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
 from rankedit.files.lora_layouts import (
     DIFFUSERS,
@@ -134,12 +134,8 @@ def _checked(edits: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
                 "that depends on the input has no LoRA form; edit.linearised(...) makes a static "
                 "edit of a GatedEdit and reports how far it is from it."
             )
-        try:
+        with told_of("to_lora", "; give the module's name in the model"):
             spans = checked_place(name, edit.out_features).endswith("]") or not checked_name(name)
-        except EditFileError as error:
-            raise EditFileError(
-                f"to_lora: {error}; give the module's name in the model."
-            ) from error
         if spans:
             raise EditFileError(
                 f"to_lora: {name!r:.120} is about some rows of a layer, and a LoRA is about all of "
@@ -181,7 +177,8 @@ def _tensors(
         down, up = _factors(name, edit, rank or edit.rank, dtype)
         ones = (1,) * kernels[name].axes
         suffixes = layout.suffixes_for(name)
-        stem = _stem(layout, name)
+        with told_of("to_lora"):
+            stem = layout.stem(name)
         if stem + suffixes.down in tensors:
             raise EditFileError(
                 f"to_lora: {name!r} and another layer are both {stem!r} in this layout; "
@@ -193,13 +190,6 @@ def _tensors(
             # In float32 whatever the rest is in: bfloat16 has no whole number between 256 and 258.
             tensors[stem + suffixes.alpha] = torch.tensor(float(rank))
     return tensors
-
-
-def _stem(layout: Layout, name: str) -> str:
-    try:
-        return layout.stem(name)
-    except EditFileError as error:
-        raise EditFileError(f"to_lora: {error}.") from error
 
 
 def _factors(name: str, edit: LowRank, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

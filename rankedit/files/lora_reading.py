@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch import Tensor
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, RankeditError
 from rankedit.files.container import as_tensors, read_data
-from rankedit.files.header import Limits, checked_object, parse_json, read_header
+from rankedit.files.header import Limits, checked_object, parse_json, read_header, told_of
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
 from rankedit.files.lora_layouts import PEFT_PREFIX, ZEROS_KEY, split_key
 from rankedit.files.lora_names import names_of
-from rankedit.files.storage import PathLike, open_regular
+from rankedit.files.storage import NOTHING, PathLike, open_regular
 from rankedit.shapes import check_kind, check_path
 
 # Files of other programs carry longer headers than ours, and convolutions of four axes.
@@ -51,7 +50,7 @@ def from_lora(
     prefix = f"{component}." if component else ""
     candidates = [f"{prefix}{name}" for name in modules]
     place = Path(path)
-    try:
+    with told_of(f"from_lora: '{path}'", NOTHING):
         tensors, metadata = _read(place / WEIGHTS_NAME if place.is_dir() else place)
         strengths = strengths_in_metadata(metadata) or _strength_beside(place, tensors)
         layers = _layers(tensors, metadata.get(ZEROS_KEY, "").split())
@@ -61,9 +60,6 @@ def from_lora(
         wanted = {names[stem]: layers[stem] for stem in names if names[stem].startswith(prefix)}
         _check_work(strengths, len(wanted))
         edits = {name: _edit(name, parts, strengths) for name, parts in wanted.items()}
-    except EditFileError as error:
-        fact = str(error).rstrip(".")
-        raise EditFileError(f"from_lora: '{path}': {fact}. Nothing was loaded.") from error
     if not edits:
         raise EditFileError(
             f"from_lora: '{path}' has no layer in component {component!r}; its layers are "
@@ -102,14 +98,10 @@ def _config(path: Path) -> Mapping[str, object]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with open_regular(path) as (stream, size):
-        return _read_stream(stream, size)
-
-
-def _read_stream(stream: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    header = read_header(stream, size, _FOREIGN_LIMITS)
-    for name in header.tensors:
-        split_key(name)
-    return as_tensors(read_data(stream, header), header), header.metadata
+        header = read_header(stream, size, _FOREIGN_LIMITS)
+        for name in header.tensors:  # before the data are read, which may be large
+            split_key(name)
+        return as_tensors(read_data(stream, header), header), header.metadata
 
 
 def _layers(tensors: Mapping[str, Tensor], zeros: Container[str]) -> dict[str, dict[str, Tensor]]:

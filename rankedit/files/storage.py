@@ -31,7 +31,7 @@ from rankedit.files.format import (
     encode,
     read_file,
 )
-from rankedit.files.header import Limits, checked_name, checked_place
+from rankedit.files.header import Limits, checked_name, checked_place, told_of
 from rankedit.gated import GatedEdit
 from rankedit.gates import GATES, Gate
 from rankedit.models.fingerprints import fingerprint
@@ -42,6 +42,7 @@ from rankedit.moments import SecondMoment
 from rankedit.shapes import check_kind, check_path
 
 PathLike = str | os.PathLike[str]
+NOTHING = ". Nothing was loaded"
 
 
 def save(
@@ -98,7 +99,8 @@ def save(
             f"save: a file may hold at most {NAMES} items, got {len(named)} for '{path}'; split "
             "them over several files."
         )
-    base = {} if model is None else _fingerprints("save", model, _modules(named))
+    modules = sorted(name for name, item in named.items() if not isinstance(item, Tensor))
+    base = {} if model is None else _fingerprints("save", model, modules)
     check_kind("save", "dtype", dtype, torch.dtype, optional=True)
     if dtype is not None and dtype not in DTYPES.values():
         raise ShapeError(f"save: dtype must be one of {[*DTYPES.values()]}, got {dtype!r:.80}.")
@@ -129,18 +131,12 @@ def _named(items: Mapping[str, Item] | Item) -> Mapping[str, Item]:
             f"save: items must be a mapping of names to edits, or one edit, got {items!r:.80}."
         )
     for name, item in items.items():
-        try:
+        with told_of("save", "; give the module's name in the model"):
             if isinstance(item, LowRank | GatedEdit):
                 checked_place(name, item.out_features)
             elif name != "":
                 checked_name(name)
-        except EditFileError as error:
-            raise EditFileError(f"save: {error}; give the module's name in the model.") from error
     return items
-
-
-def _modules(items: Mapping[str, Item]) -> list[str]:
-    return sorted(name for name, item in items.items() if not isinstance(item, Tensor))
 
 
 def _check_written(temporary: Path, path: PathLike, gates: Mapping[str, type[Gate]]) -> None:
@@ -150,12 +146,8 @@ def _check_written(temporary: Path, path: PathLike, gates: Mapping[str, type[Gat
     is small. Statistics are not read back, as they may be as large as the memory.
     """
     check = read_file if gates else check_file
-    try:
-        with temporary.open("rb") as stream:
-            check(stream, temporary.stat().st_size, gates)
-    except EditFileError as error:
-        fact = str(error).rstrip(".")
-        raise EditFileError(f"save: '{path}' could not be loaded again: {fact}.") from error
+    with told_of(f"save: '{path}' could not be loaded again"), temporary.open("rb") as stream:
+        check(stream, temporary.stat().st_size, gates)
 
 
 def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
@@ -180,12 +172,8 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
     """
     check_path("load", "path", path)
     known = _by_name(gates)
-    try:
-        with open_regular(path) as (stream, size):
-            return read_file(stream, size, known)
-    except EditFileError as error:
-        fact = str(error).rstrip(".")
-        raise EditFileError(f"load: '{path}': {fact}. Nothing was loaded.") from error
+    with told_of(f"load: '{path}'", NOTHING), open_regular(path) as (stream, size):
+        return read_file(stream, size, known)
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankedit.errors import ShapeError, SolveError
 from rankedit.learning.sites import Sites
 from rankedit.models.reaching import not_called
-from rankedit.shapes import describe, is_number
+from rankedit.shapes import check_kind, describe, is_number
 
 Loss: TypeAlias = Callable[[], Tensor | tuple[Tensor, Tensor]]
 
@@ -47,18 +47,18 @@ class ValueSearch:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        positive = {
-            "learning_rate": self.learning_rate,
-            "key_learning_rate": self.key_learning_rate,
-            "clamp": self.clamp,
-            "steps": self.steps,
-            "patience": self.patience,
+        given = vars(self)
+        optional = {n for n in ("key_learning_rate", "clamp", "patience") if given[n] is None}
+        positive = {"steps", "learning_rate", "key_learning_rate", "clamp", "patience"} - optional
+        numbers = {name: given[name] for name in given if name in positive | {"decay", "kl"}}
+        wrong = {
+            name: value
+            for name, value in numbers.items()
+            if not is_number(value) or value < 0 or (name in positive and value == 0)
         }
-        optional = {"key_learning_rate", "clamp", "patience"}
-        given = {k: v for k, v in positive.items() if v is not None or k not in optional}
-        wrong = {k: v for k, v in given.items() if v is None or not is_number(v) or v <= 0}
-        others = {"decay": self.decay, "kl": self.kl}
-        wrong |= {k: v for k, v in others.items() if not is_number(v) or v < 0}
+        # A search of 2.5 steps would never come to its end.
+        wrong |= {} if isinstance(self.steps, int) else {"steps": self.steps}
+        check_kind("ValueSearch", "stop_below", self.stop_below, int, float, optional=True)
         if wrong:
             raise ShapeError(
                 "ValueSearch: learning rates, clamp, steps and patience must be positive, decay "

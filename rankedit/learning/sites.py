@@ -76,32 +76,17 @@ class GatedValues:
 
     def edit_with(self, values: Values, keys: Keys | None) -> GatedEdit:
         """The edit with these targets and keys, on the device of the edit that was given."""
-        device = self._edit.keys.device
-        edit = self._with(values, keys)
-        return GatedEdit.from_images(
-            edit.keys.detach().to(device),
-            values.to(device),
-            edit.images.detach().to(device),
-            edit.gate,
-            normalised=edit.normalised,
-            floor=edit.floor,
-            statistics=edit.statistics,
-        )
+        edit, device = self._with(values, keys), self._edit.keys.device
+        parts = {"keys": edit.keys, "targets": values, "images": edit.images}
+        return edit.changed(**{name: part.detach().to(device) for name, part in parts.items()})
 
     def _with(self, targets: Values, keys: Keys | None) -> GatedEdit:
         images = self._images
         if keys is not None and self._metric is not None:
             # The metric solves in float64 without autograd; its gradient is known in closed form.
             images = _Image.apply(keys, self._metric)  # type: ignore[no-untyped-call]
-        return GatedEdit.from_images(
-            self._keys if keys is None else keys,
-            targets,
-            images,
-            self._edit.gate,
-            normalised=self._edit.normalised,
-            floor=self._edit.floor,
-            statistics=self._edit.statistics,
-        )
+        keys = self._keys if keys is None else keys
+        return self._edit.changed(keys=keys, targets=targets, images=images)
 
 
 class _Image(torch.autograd.Function):

@@ -188,7 +188,9 @@ def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> T
         return tensor.expand(own)
     rows = tensor[:, None] if tensor.ndim == 1 and not own else tensor
     fits = rows.ndim == 2 and rows.shape[1] in (1, *own) and not present.requires_grad
-    if not fits or (tensor.ndim == 1 and name != STRENGTH and len(tensor) == _count(slot) > 1):
+    # `[n]` might be meant for the n keys of an edit, whose number is that of what they read.
+    count = len(slot.tensors.get("read", ()))
+    if not fits or (tensor.ndim == 1 and name != STRENGTH and len(tensor) == count > 1):
         shape = f" or of shape {list(own)}" if own else ""
         raise ShapeError(
             f"Attachment.set: {name!r} of {item.target.name!r} must be a number{shape}, or one for "
@@ -196,12 +198,6 @@ def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> T
             f"{describe(value)}; to give each key its own, make the edit with one for each key."
         )
     return rows.expand(-1, *own) if own else rows
-
-
-def _count(slot: Slot) -> int:
-    """Number of keys, where an edit has some: `[n]` might be meant for them."""
-    read = slot.tensors.get("read")
-    return 0 if read is None else len(read)
 
 
 def _succeeding(slot: Slot, values: Mapping[str, Tensor], by_row: set[str]) -> Slot:

@@ -219,13 +219,11 @@ class Attachment:
             name: tuple(value) if isinstance(value, Sequence) else (value,)
             for name, value in given.items()
         }
-        if {name: len(items) for name, items in groups.items()} != {
-            name: len(value) for name, value in listed.items()
-        }:
+        present, new = ({n: len(part[n]) for n in part} for part in (groups, listed))
+        if present != new:
             raise AttachError(
                 "Attachment.refresh: expected as many edits for the same projections, "
-                f"{ {name: len(items) for name, items in groups.items()} }, got "
-                f"{ {name: len(value) for name, value in listed.items()} }; detach and attach anew."
+                f"{present}, got {new}; detach and attach anew."
             )
         with LOCK:
             _publish(

@@ -17,12 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
-from rankedit.linear_outputs import (
-    Standing,
-    linear_output,
-    linear_output_transposed,
-    standing_edits,
-)
+from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.geometry import Geometry, geometry, innermost, is_projection, run
 from rankedit.models.selecting import find, select
@@ -195,26 +190,11 @@ class Projection:
         return iter(torch.eye(self.in_features, device=like.device).split(_COLUMNS))
 
 
-@linear_output.register(nn.Module)
-def _module_output(layer: nn.Module, keys: Keys) -> Values:
-    return Projection(layer).outputs(keys)
-
-
-@linear_output.register(Projection)
-def _view_output(layer: Projection, keys: Keys) -> Values:
-    return layer.outputs(keys)
-
-
-@standing_edits.register(Projection)
-def _view_standing(layer: Projection) -> Standing:
-    return standing_edits(layer.module)
-
-
-@linear_output_transposed.register(nn.Module)
-def _module_transposed(layer: nn.Module, values: Values) -> Keys:
-    return Projection(layer).outputs_transposed(values)
-
-
-@linear_output_transposed.register(Projection)
-def _view_transposed(layer: Projection, values: Values) -> Keys:
-    return layer.outputs_transposed(values)
+# What is registered for modules here takes the two places in `rankedit.linear_outputs`.
+linear_output.register(Projection, Projection.outputs)
+linear_output.register(nn.Module, lambda layer, keys: Projection(layer).outputs(keys))
+linear_output_transposed.register(Projection, Projection.outputs_transposed)
+linear_output_transposed.register(
+    nn.Module, lambda layer, values: Projection(layer).outputs_transposed(values)
+)
+standing_edits.register(Projection, lambda layer: standing_edits(layer.module))

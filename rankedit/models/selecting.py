@@ -17,6 +17,8 @@ from rankedit.shapes import check_kind
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 Pattern: TypeAlias = str | re.Pattern[str] | Predicate
 
+# The number of a block: a wrong name is compared with one of each kind of layer, not with all.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 # Path components that wrappers of whole modules add (compilation, checkpointing, sharding): the
 # names of the model that the user wrote have none of them.
 _WRAPPER_COMPONENTS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -198,12 +200,14 @@ def _expert_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 def _nearest(wanted: str, modules: Mapping[str, nn.Module]) -> str:
     """The known names that are most like the wanted one, numbers of blocks written as `*`."""
     known = {
-        re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name): name
+        _NUMBER.sub("*", name): name
         for name, module in _outermost(modules)
         if is_projection(module)
     }
     if not known:
         return "the model has no projections"
-    plain = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", wanted)
-    near = difflib.get_close_matches(plain, list(known), n=5, cutoff=0.4) or list(known)[:5]
+    near = (
+        difflib.get_close_matches(_NUMBER.sub("*", wanted), list(known), n=5, cutoff=0.4)
+        or list(known)[:5]
+    )
     return "the nearest names are " + ", ".join(name or "'' (the model itself)" for name in near)
