@@ -159,6 +159,7 @@ class GatedEdit:
 
     def gram(self) -> Tensor:
         """`G = I A Iᵀ [n, n]`, float64, symmetric."""
+        # Symmetric but for rounding, which a Cholesky factorisation would read one half of.
         gram = self.images.double() @ self.keys.double().T
         return (gram + gram.T) / 2
 
@@ -206,7 +207,7 @@ class GatedEdit:
     def changed(self, **changes: object) -> GatedEdit:
         """The same edit with other fields, checked; keys go with images, `metric.solve(keys)`."""
         edit = GatedEdit.__new__(GatedEdit)
-        edit.__dict__.update(self.__dict__)
+        edit.__dict__.update(self.__dict__)  # not `replace`, which would solve for images again
         edit._set(changes)
         return edit
 

@@ -141,6 +141,7 @@ def parameters(gate: Gate, dtype: torch.dtype = torch.float32) -> dict[str, Tens
     found = {}
     for field in fields(gate):
         value = _field(gate, field.name)
+        # One that learns must stay the tensor that its optimiser holds; a cast would be a copy.
         learns = isinstance(value, Tensor) and value.requires_grad
         tensor = torch.as_tensor(value, dtype=torch.float32 if learns else dtype)
         finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor.detach())
@@ -200,6 +201,7 @@ def check_normalisable(gate: Gate) -> None:
 
 def per_key(gate: AnyGate, count: int) -> AnyGate:
     """The same gate with every parameter written out for `count` keys."""
+    # Cloned: an expanded tensor shares one number, which a change of one key would change for all.
     expanded = {name: value.expand(count).clone() for name, value in parameters(gate).items()}
     return replace(gate, **expanded)
 

@@ -274,6 +274,7 @@ class Ledger:
         check_rows(f"Ledger.{call}", "keys", keys, self._metric.dim)
         outputs = linear_output(self._layer, keys)
         check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys), per="keys")
+        # The first key, a random input, the latest key: few changes of a layer are seen by none.
         self._witnesses[2:] = [_Witness.of(self._layer, keys[:1])]
         if len(self._witnesses) == 1:
             generator = torch.Generator().manual_seed(0)

@@ -37,12 +37,14 @@ def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
     for index, edit in enumerate(edits):
         check_kind("merge", f"edits[{index}]", edit, GatedEdit)
         _check_compatible(first, edit, index)
+    # Unknown ones look alike: images under two metrics would be taken for those of one.
     if len(edits) > 1 and not first.statistics:
         raise SolveError(
             "merge: the edits do not say under which statistics they were made, so that their keys "
             "cannot be compared; name them: GatedEdit.from_images(..., "
             "statistics=metric.fingerprint)."
         )
+    # Written out for each key: a number of one edit is not that of another.
     counts = [len(edit.keys) for edit in edits]
     gate = _joined([gates.per_key(edit.gate, n) for edit, n in zip(edits, counts, strict=True)])
     try:
@@ -50,6 +52,7 @@ def merge(edits: Sequence[GatedEdit]) -> GatedEdit:
             n: torch.cat([getattr(e, n) for e in edits]) for n in ("keys", "targets", "images")
         }
         return first.changed(**parts, gate=gate)
+    # Which keys are parallel is said by their numbers, which mean nothing to whoever gave edits.
     except SolveError as error:
         owners = [index for index, n in enumerate(counts) for _ in range(n)]
         raise SolveError(f"merge: {error} Keys belong to edits {owners}, in this order.") from error

@@ -77,6 +77,7 @@ def check_kind(
     if not _is_of(value, kinds) and not (optional and value is None):
         words = expected or " or ".join(kind.__name__ for kind in kinds)
         convertible = Tensor in kinds and value is not None
+        # Arrays and lists become tensors; for all else the page says what is meant by the argument.
         remedy = "make it one with torch.as_tensor" if convertible else f"see {_page(call)}"
         raise ShapeError(f"{call}: {name} must be a {words}, got {describe(value)}; {remedy}.")
 

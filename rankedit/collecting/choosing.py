@@ -56,6 +56,7 @@ def targets_of(model: nn.Module, which: Which) -> dict[str, nn.Module]:
         for name, item in which.items():
             check_kind("collect", f"which[{name!r}]", item, nn.Module, Projection)
         return {n: m.module if isinstance(m, Projection) else m for n, m in which.items()}
+    # Listed once: an iterator of names would be empty for whoever looks at them next.
     patterns = patterns_of("collect", "which", which)
     chosen = select(model, patterns)
     _warn_of_experts(model, patterns)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,8 +201,9 @@ class Fields:
         return self._tensor(name, shape)
 
     def _tensor(self, name: str, shape: tuple[int | None, ...] | None) -> Reference:
-        value = self.take(name)
-        number, exponent = _number_and_exponent(value)
+        value: Any = self.take(name)
+        pair = isinstance(value, list) and len(value) == 2
+        number, exponent = value if pair else (value, 0)
         # `type(...) is int`: True would find tensor "True", and 1.0 would pass for 1.
         info = self.context.infos.get(str(number)) if type(number) is int else None
         if info is None:
@@ -239,12 +240,6 @@ class Fields:
         """Refuse fields that nobody asked for: a newer version would have another number."""
         if self._rest:
             raise EditFileError(f"{self._what} has unknown fields {sorted(self._rest)!r:.80}")
-
-
-def _number_and_exponent(value: object) -> tuple[object, object]:
-    if isinstance(value, list) and len(value) == 2:
-        return value[0], value[1]
-    return value, 0
 
 
 def checked_number(value: object, what: str) -> float:

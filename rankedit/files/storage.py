@@ -171,7 +171,7 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
         OSError: there is no file, or it cannot be read.
     """
     check_path("load", "path", path)
-    known = _by_name(gates)
+    known = _by_name(gates)  # before the file is opened: a wrong class is no fault of the file
     with told_of(f"load: '{path}'", NOTHING), open_regular(path) as (stream, size):
         return read_file(stream, size, known)
 
@@ -226,6 +226,7 @@ def check_base(model: nn.Module, loaded: EditFile) -> None:
         raise EditFileError(
             "check_base: the file names no base model; it was saved without save(..., model=model)."
         )
+    # All of them: how many differ tells a fine-tuned model from another one.
     actual = _fingerprints("check_base", model, sorted(loaded.base))
     wrong = [name for name, expected in loaded.base.items() if actual[name] != expected]
     if wrong:

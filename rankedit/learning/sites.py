@@ -162,6 +162,7 @@ class Sites:
 
     def missed(self) -> list[str]:
         """Names of the projections that the loss has not called since all was installed."""
+        # Shifts are hooks and note it themselves; edits sit in the layers, whose marks tell.
         reached = {site.name: site.reached for site in self.shifted}
         reached |= {} if self._edits is None else self._edits.reached
         return [name for name, was in reached.items() if not was]

@@ -57,6 +57,7 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     with loaded(module):
         state = sorted(module.state_dict().items())
         kept = {name: value.detach() for name, value in state if isinstance(value, Tensor)}
+    # One tensor at a time: gathered or dequantised, all together may not fit.
     for name, value in kept.items():
         yield from _plain(name, _loaded(module, name, value))
 
@@ -96,6 +97,7 @@ def content_digest(tensor: Tensor) -> str:
 
 
 def _content(tensor: Tensor) -> bytes:
+    # As bytes: numpy knows no bfloat16, and NaN of different bits are different.
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.numel() > SAMPLED_BYTES:
         count = SAMPLED_BYTES // BLOCK_BYTES

@@ -30,6 +30,7 @@ from rankedit.models.writable import check_untied, is_transposed, plain_weight
 from rankedit.shapes import check_kind
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
+# bfloat16 keeps 8 bits, so that an edit below 1/256 of the weight's entries is rounded away.
 SWALLOWED = 0.05
 
 
@@ -39,7 +40,7 @@ class _Fused:
 
     Attributes:
         original: the weight before the first edit.
-        digest: of the weight that was written.
+        digest: of the weight that was written, sampled: to keep it would be one more copy.
         edits: digests of the edits in it.
     """
 
@@ -113,6 +114,7 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
         _check_static(target)
     if not tied:
         check_untied(model.module if isinstance(model, Projection) else model, targets)
+    # All are computed before one is written; a forward beside this sees old and new layers mixed.
     with LOCK:
         changes = [_change(group) for group in groups.values()]
         try:
@@ -199,6 +201,7 @@ def _change(group: list[Target]) -> _Change:
             if isinstance(edit, LowRank):
                 delta[start:stop] += edit.to(torch.float64, weight.device).delta()
     placed = (delta.T if transposed else delta).reshape(weight.shape)
+    # Rounded once, from float64: rounding ΔW first would lose what is below its own last digit.
     exact = weight.detach().double() + placed
     written = exact.to(weight.dtype)
     _check_rounding(group[0], written, exact, placed)
@@ -215,6 +218,7 @@ def _check_rounding(target: Target, fused: Tensor, exact: Tensor, delta: Tensor)
             f"fuse_: the edited weight of {target.name!r} overflows {fused.dtype}: largest entry "
             f"{float(exact.abs().max()):.3g}; use attach, or load the model in a wider dtype."
         )
+    # Relative to the edit, not to the weight: what is lost of W is nothing, and of ΔW may be all.
     lost = float((fused.double() - exact).norm() / delta.norm().clamp_min(1e-300))
     if lost > SWALLOWED and bool(delta.any()):
         warnings.warn(

@@ -86,9 +86,11 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
         (target, _slot(target, edit, strength)) for target in targets for edit in target.edits
     ]
     items = [Installed(target, slot.mark) for target, slot in prepared]
+    # A layer on its own is not watched: whoever attaches to it calls it, or knows why not.
     root = None if isinstance(model, Projection) or not any(t.parents for t in targets) else model
     attachment = Attachment(items, Watch(root, [(item.target, item.mark) for item in items]))
     try:
+        # The hook first: it must have seen every call that could have reached an edit.
         attachment._watch.start()
         for target, slot in prepared:
             install(target.layer, slot)
@@ -111,6 +113,7 @@ def detach_all(model: nn.Module) -> int:
         How many edits there were.
     """
     check_kind("detach_all", "model", model, nn.Module)
+    # Listed before anything is taken out: an interrupt must not lose what is still to be done.
     found = [(layer, slot.mark) for layer in model.modules() for slot in slots_of(layer)]
     completely(
         [partial(remove, layer, mark) for layer, mark in found]
@@ -163,6 +166,7 @@ class Attachment:
 
     def _steps(self) -> list[Callable[[], None]]:
         """What taking the edits out consists of; each step may be repeated."""
+        # Last in, first out; closed last, so that `detach` can be called again after an interrupt.
         out = [partial(remove, item.layer, item.mark) for item in reversed(self._installed)]
         return [*out, self._watch.stop, self._close]
 
@@ -214,6 +218,7 @@ class Attachment:
         groups: dict[str, list[Installed]] = {}
         for item in self._installed:
             groups.setdefault(item.target.name, []).append(item)
+        # As `attach` was called: edits for one layer have the empty name.
         given = edits if isinstance(edits, Mapping) else {"": edits}
         listed = {
             name: tuple(value) if isinstance(value, Sequence) else (value,)
@@ -245,7 +250,7 @@ class Attachment:
     ) -> None:
         if kind is None:
             self.detach()
-        else:
+        else:  # no report: what was broken off may well have called only some of the layers
             completely(self._steps())
 
     def __repr__(self) -> str:

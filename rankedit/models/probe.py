@@ -129,6 +129,7 @@ def probe(
         varied = {
             label: _inputs(targets, run, {**inputs, **other}) for label, other in vary.items()
         }
+    # Two runs of the same inputs: on a CPU they agree to the bit, and any difference counts.
     noise = {name: _distance(base.get(name, []), again.get(name, [])) for name in targets}
     return {
         name: Reading(
@@ -188,6 +189,7 @@ def _inputs(
 
 def _distance(first: list[Tensor], second: list[Tensor]) -> float:
     """Largest relative difference between corresponding tensors; infinite for other shapes."""
+    # Another number of calls, or other shapes, are a change too: of how often or how long.
     if [x.shape for x in first] != [x.shape for x in second]:
         return float("inf")
     return max((_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0)

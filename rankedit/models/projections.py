@@ -127,6 +127,7 @@ class Projection:
         """
         check_rows("Projection.outputs", "keys", keys, self.in_features, of="layer")
         with torch.set_grad_enabled(torch.is_grad_enabled() and keys.requires_grad):
+            # Differences of outputs lose digits; the keys must not have lost some before.
             keys = keys.double()
             scale = self._scale(keys)
             rows = torch.cat([keys * scale, torch.zeros_like(keys[:1])])

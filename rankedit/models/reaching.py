@@ -79,6 +79,7 @@ class Watch:
     def __call__(self, _model: nn.Module, _args: object, _output: object) -> None:
         """The model was called."""
         first, self._ran = not self._ran, True
+        # Warnings are no part of a graph. What was reached is in the marks, which it does write.
         if torch.compiler.is_compiling():
             return
         missed = [one for one in self._observed if not one.passed() and not one.told]
@@ -110,6 +111,7 @@ class Watch:
         """Warn of edits that were never reached, if the model ran at all."""
         reached = self.reached()
         missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
+        # A model that never ran says nothing of its layers.
         if missed and self._ran:
             self._tell(missed, "while edits were attached there")
 

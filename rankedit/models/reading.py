@@ -90,6 +90,7 @@ class Observed:
         self._calls.clear()
         with contextlib.suppress(_Enough):
             forward()
+        # The first pass was whole, so that it tells all; a later one may have been cut short.
         once = self._all_once() if not self._learned else max(self._calls.values(), default=0) <= 1
         self._stops = self._stops and once
         self._learned = True

@@ -66,6 +66,7 @@ class Sketch:
             weight = _weight(layer)
             if weight is None:
                 return None
+            # Whole rows, evenly spaced: the same ones in every precision and on every device.
             rows = weight[:: -(-weight.numel() // MOST)]
             flat = rows.to("cpu", torch.float32).reshape(-1)
             total += _folded(flat, number)
