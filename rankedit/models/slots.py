@@ -134,17 +134,22 @@ def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, T
 
 
 def _aligned(slot: Slot, rows: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, settings `[batch, 1 or n]` placed along the first axis of the inputs."""
-    aligned = dict(tensors)
+    """The tensors, settings `[batch, 1 or n]` placed along the first axis of the inputs.
+
+    An edit that knows how batches are put together has a method `rows_for(setting, count)`, which
+    gives the setting's rows for a batch of that size.
+    """
+    aligned, spread = dict(tensors), getattr(slot.edit, "rows_for", None)
     for name in slot.by_row:
-        batch, last = tensors[name].shape
+        table = tensors[name] if spread is None else spread(tensors[name], rows.shape[0])
+        batch, last = table.shape
         if rows.ndim < 2 or rows.shape[0] != batch:
             raise ShapeError(
                 f"Attachment.set: {name!r} was given {batch} numbers, one for each row of a batch, "
                 f"but the layer reads {list(rows.shape)}: expected [{batch}, ..., in]. Pipelines "
                 "with guidance run the batch twice, unguided rows first: give a number for each."
             )
-        aligned[name] = tensors[name].reshape(batch, *(1 for _ in rows.shape[2:]), last)
+        aligned[name] = table.reshape(batch, *(1 for _ in rows.shape[2:]), last)
     return aligned
 
 

@@ -7,6 +7,7 @@ prompt cleaning and any sequence length are what they are at generation.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,12 @@ from rankedit_recipes.diffusion.errors import PipelineError
 Pipeline = Any  # any diffusers pipeline that turns a prompt into prompt embeddings
 Tokenizer = Any
 Tokens = Literal["all", "eos", "content"]
+_for_recipe = contextvars.ContextVar("for_recipe", default=False)
+
+
+def encoding_for_recipe() -> bool:
+    """Whether `encode_prompt` runs for a recipe's own reading, and not for a picture."""
+    return _for_recipe.get()
 
 
 class Encoder(NamedTuple):
@@ -94,14 +101,18 @@ class Texts:
         # Stable Diffusion 3 has no defaults for the prompts of its other encoders (diffusers 0.36).
         if len(self.encoders) == 3 or hasattr(self.pipe, "tokenizer_3"):
             needed = {"prompt_2": None, "prompt_3": None}
-        with self.heard() as tokens:
-            result = self.pipe.encode_prompt(
-                prompt=list(prompts),
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-                **needed,
-            )
+        before = _for_recipe.set(True)
+        try:
+            with self.heard() as tokens:
+                result = self.pipe.encode_prompt(
+                    prompt=list(prompts),
+                    device=self.device,
+                    num_images_per_prompt=1,
+                    do_classifier_free_guidance=False,
+                    **needed,
+                )
+        finally:
+            _for_recipe.reset(before)
         return encoded_of(result, tokens)
 
     @contextlib.contextmanager

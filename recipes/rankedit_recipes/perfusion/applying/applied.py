@@ -16,6 +16,13 @@ import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.applying.batches import (
+    Batches,
+    Given,
+    first_of,
+    number_of,
+    row_count,
+)
 from rankedit_recipes.perfusion.applying.joining import (
     GateForm,
     Settings,
@@ -67,7 +74,7 @@ class Applied:
         self._model, self._form = Parts(pipe), form
         self._concepts: dict[str, Concept] = {}
         self._settings: dict[str, Settings] = {}
-        self._parts: list[NewWords | rk.Attachment | GlobalLock] = []
+        self._parts: list[NewWords | rk.Attachment | GlobalLock | Batches] = []
         self._remembered: list[Remembered] = []
         self.edits: dict[str, rk.GatedEdit] = {}
 
@@ -112,17 +119,26 @@ class Applied:
     def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
         """An edit of this pipeline with the gate's settings as they are now."""
         numbers = columns(self._settings)
-        gate = rk.JointSigmoid(numbers["bias"], numbers["temperature"])
-        return edit.with_gate(gate)
+        bias, temperature = numbers["bias"], numbers["temperature"]
+        if bias.ndim > 1 or temperature.ndim > 1:
+            raise PerfusionError(
+                "perfusion: the gate's settings are by row of a batch, and which row a prompt is "
+                "that stands alone is not known; set one bias and one temperature first."
+            )
+        return edit.with_gate(rk.JointSigmoid(bias, temperature))
 
     def set(
         self,
         *triggers: str,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
+        bias: Given | None = None,
+        temperature: Given | None = None,
+        strength: Given | None = None,
     ) -> None:
         """Change settings in place: nothing is reloaded or compiled again.
+
+        A list has one number for each row of the next calls' batch: for each prompt, or for each
+        picture where `num_images_per_prompt` makes several of them. Guidance is accounted for. A
+        call with another number of prompts is refused.
 
         Args:
             *triggers: only these concepts; all by default.
@@ -131,27 +147,48 @@ class Applied:
             strength: factor of what the concept changes.
 
         Raises:
-            PerfusionError: an unknown word, or a temperature that is not positive.
+            PerfusionError: an unknown word, a temperature that is not positive, or lists of
+                different lengths.
         """
         chosen = triggers or self.triggers
         self._check_known("set", chosen)
         given = {"bias": bias, "temperature": temperature, "strength": strength}
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes = {name: number_of(value) for name, value in given.items() if value is not None}
         changed = {word: replace(self._settings[word], **changes) for word in chosen}
         check(changed)
         wanted = self._settings | changed
+        self._listen(wanted)
+        self._publish(wanted)
+        self._settings = wanted
+
+    def _publish(self, settings: Mapping[str, Settings]) -> None:
+        last = self._parts[-1]
         # Written into the tensors that are in the layers: compiled code reads them there.
-        numbers: dict[str, Any] = columns(wanted)
+        pictures = last.pictures if isinstance(last, Batches) else 1
+        numbers: dict[str, Any] = columns(settings, pictures)
         for part in self._parts:
             if isinstance(part, rk.Attachment):
                 part.set(**numbers)
         self._model.denoiser.forget_caches()
-        self._settings = wanted
         # What was computed with the old settings would be taken for the present.
         for kept in self._remembered:
             kept.forget()
 
-    def load(self, concept: ConceptLike, **settings: float) -> None:
+    def _listen(self, settings: Mapping[str, Settings]) -> None:
+        """Follow the batches of the pipeline's calls for as long as settings are by row."""
+        rows = row_count(value for own in settings.values() for value in vars(own).values())
+        last = self._parts[-1]
+        if isinstance(last, Batches):
+            last.rows = rows
+            if not rows:
+                last.remove()
+                self._parts.pop()
+        elif rows:
+            # Last, for it wraps `encode_prompt` and is taken away first.
+            call = Batches(self._model.pipe, rows, lambda: self._publish(self._settings))
+            self._parts.append(call)
+
+    def load(self, concept: ConceptLike, **settings: Given) -> None:
         """Add a concept; those that are in keep their settings."""
         loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
         if loaded.trigger in self._concepts:
@@ -166,7 +203,8 @@ class Applied:
                 "strength of its own, while lock, normalised and floor are given to apply for all."
             )
         own = settings_of([loaded], self._form.lock, None, None, 1.0)[loaded.trigger]
-        wanted = {**self._settings, loaded.trigger: replace(own, **settings)}
+        asked: dict[str, Any] = {name: number_of(given) for name, given in settings.items()}
+        wanted = {**self._settings, loaded.trigger: replace(own, **asked)}
         self.replace_all([*self._concepts.values(), loaded], wanted)
 
     def unload(self, *triggers: str) -> None:
@@ -208,7 +246,7 @@ class Applied:
         self._settings = settings
         # Locked keys are read before anything is installed: from the pipeline as it is.
         self.edits = joint_edits(self._model, concepts, settings, self._form)
-        strengths = torch.tensor([settings[c.trigger].strength for c in concepts])
+        strengths = torch.tensor([first_of(settings[c.trigger].strength) for c in concepts])
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
         # Keys and values may read two encodings: each kind remembers its own.
@@ -224,6 +262,9 @@ class Applied:
             # Last, for it wraps the `encode_prompt` that must know the new words.
             categories = {c.trigger: c.naming.origin for c in concepts}
             self._parts.append(GlobalLock(self._model, categories, self._similarity))
+        self._listen(settings)
+        if isinstance(self._parts[-1], Batches):
+            self._publish(settings)
 
     def _similarity(self, read: Tensor) -> Tensor:
         return next(iter(self.edits.values())).similarity(read)

@@ -9,6 +9,7 @@ from typing import get_args
 
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.applying.applied import Applied, ConceptLike, check_free, in_use
+from rankedit_recipes.perfusion.applying.batches import Given
 from rankedit_recipes.perfusion.applying.joining import GateForm, Numbers, settings_of
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -37,7 +38,8 @@ def apply(
             ControlNet, offloaded or compiled.
         concepts: concepts or their files.
         bias: of the gates: higher lets less of the concept through. One number, one for each
-            concept, or by trigger word. By default each concept's own.
+            concept, or by trigger word. By default each concept's own. In the place of a concept's
+            number a list may stand with one for each row of a batch; see `Applied.set`.
         temperature: of the gates, likewise.
         strength: factor of what each concept changes, likewise; 0 switches it off.
         lock: `"local"`: the key at the concept's word is that of the word it stands for (the
@@ -98,7 +100,7 @@ def active(pipe: Pipeline) -> Applied:
     return in_use[pipe]
 
 
-def load(pipe: Pipeline, concept: ConceptLike, **settings: float) -> Applied:
+def load(pipe: Pipeline, concept: ConceptLike, **settings: Given) -> Applied:
     """Add a concept to a pipeline; as `pipe.load_lora_weights` does for LoRAs.
 
     Args:
@@ -122,6 +124,6 @@ def unload(pipe: Pipeline, *triggers: str) -> None:
     active(pipe).unload(*triggers)
 
 
-def set_concepts(pipe: Pipeline, *triggers: str, **settings: float) -> None:
+def set_concepts(pipe: Pipeline, *triggers: str, **settings: Given) -> None:
     """Change `bias`, `temperature` or `strength` of concepts in a pipeline; see `Applied.set`."""
     active(pipe).set(*triggers, **settings)

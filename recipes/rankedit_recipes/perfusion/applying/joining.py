@@ -12,22 +12,30 @@ from torch import Tensor
 import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.applying.base import base_of, same_weights, sketch_of
+from rankedit_recipes.perfusion.applying.batches import (
+    Given,
+    Number,
+    column,
+    first_of,
+    number_of,
+    row_count,
+)
 from rankedit_recipes.perfusion.applying.weighting import WEIGHTS
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.locks import PRESETS, Floor, HeldLock, Preset
 from rankedit_recipes.perfusion.prompts import origin_encoding
 
-Numbers = float | Sequence[float] | Mapping[str, float] | None
+Numbers = Given | Sequence[Given] | Mapping[str, Given] | None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Run-time settings of one concept."""
+    """Run-time settings of one concept, each one number or one for each row of a batch."""
 
-    bias: float
-    temperature: float
-    strength: float = 1.0
+    bias: Number
+    temperature: Number
+    strength: Number = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def settings_of(
     return found
 
 
-def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
+def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, Number]:
     if numbers is None:
         return {}
     if isinstance(numbers, Mapping):
@@ -91,14 +99,19 @@ def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, float]:
         unknown = sorted(set(numbers) - set(words))
         if unknown:
             raise PerfusionError(f"apply: no concept has the word {unknown[0]!r}, but {words}.")
-        return numbers
-    if isinstance(numbers, (int, float)):
-        return dict.fromkeys(words, float(numbers))
-    if len(numbers) != len(words):
+        return {word: number_of(given) for word, given in numbers.items()}
+    listed = numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers
+    if isinstance(listed, (int, float)):
+        return dict.fromkeys(words, float(listed))
+    if len(listed) == len(words):
+        return {word: number_of(given) for word, given in zip(words, listed, strict=True)}
+    if len(words) > 1:
+        # Rows for all would be read as one for each concept where there are as many of both.
         raise PerfusionError(
-            f"apply: expected one number, or one for each of {words}, got {list(numbers)}."
+            f"apply: expected one number, or one for each of {words}, got {list(listed)}; for a "
+            f"number for each row of a batch name the concept: {{{words[0]!r}: [...]}}."
         )
-    return dict(zip(words, numbers, strict=True))
+    return {words[0]: number_of(listed)}  # type: ignore[arg-type]
 
 
 def check(settings: Mapping[str, Settings]) -> None:
@@ -107,27 +120,31 @@ def check(settings: Mapping[str, Settings]) -> None:
     Raises:
         PerfusionError: names the concept.
     """
+    row_count(value for setting in settings.values() for value in vars(setting).values())
     for word, setting in settings.items():
         for name, value in vars(setting).items():
             # In the precision that layers keep them in: 1e39 is no number there.
-            if not torch.tensor(float(value), dtype=torch.float32).isfinite():
+            if not bool(torch.tensor(value, dtype=torch.float32).isfinite().all()):
                 raise PerfusionError(
                     f"perfusion: the {name} of {word!r} must be a finite number, got {value}."
                 )
-        if not torch.tensor(setting.temperature, dtype=torch.float32) > 0:
+        if not bool((torch.tensor(setting.temperature, dtype=torch.float32) > 0).all()):
             raise PerfusionError(
                 f"perfusion: the temperature of {word!r} must be positive, got "
                 f"{setting.temperature}; 0.01 makes a sharp gate."
             )
 
 
-def columns(settings: Mapping[str, Settings]) -> dict[str, Tensor]:
-    """The settings as the joint edit has them: one number for each concept, in order."""
-    rows = list(settings.values())
+def columns(settings: Mapping[str, Settings], pictures: int = 1) -> dict[str, Tensor]:
+    """The settings as the joint edit has them: one number for each concept, in order.
+
+    Those that are by row are `[rows · pictures, concepts]`.
+    """
+    own = list(settings.values())
     return {
-        "bias": torch.tensor([row.bias for row in rows]),
-        "temperature": torch.tensor([row.temperature for row in rows]),
-        WEIGHTS: torch.tensor([row.strength for row in rows]),
+        "bias": column([one.bias for one in own], pictures),
+        "temperature": column([one.temperature for one in own], pictures),
+        WEIGHTS: column([one.strength for one in own], pictures),
     }
 
 
@@ -215,7 +232,7 @@ def joint_edits(
                     target = rk.linear_output(modules[name], category[None])[0]
             own = settings[concept.trigger]
             # With one concept the paper's gate; else docs/decisions/a-key-for-every-place.md.
-            gate = rk.JointSigmoid(own.bias, own.temperature)
+            gate = rk.JointSigmoid(first_of(own.bias), first_of(own.temperature))
             edit = rk.GatedEdit.from_images(
                 # On the CPU: `attach` brings the constants to each layer's device.
                 concept.key[None].cpu(),

@@ -6,6 +6,7 @@ are given that encoding, token by token, where they would read the concept's.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -58,7 +59,10 @@ class GlobalLock:
         self._own = "encode_prompt" in vars(parts.pipe)
         self._encode = parts.pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
-        parts.pipe.encode_prompt = self._encode_both
+        # With the signature of the method, which others ask for.
+        parts.pipe.encode_prompt = functools.wraps(self._encode)(
+            functools.partial(self._encode_both)
+        )
         modules = parts.projections
         self._layers = [modules[name] for name in parts.targets.keys]
         self._number = _numbers.setdefault(parts.denoiser.plain, next(_counter))

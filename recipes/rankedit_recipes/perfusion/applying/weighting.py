@@ -14,9 +14,12 @@ from torch.nn.functional import linear
 import rankedit as rk
 from rankedit.edits import full_precision, sum_of_products
 from rankedit.shapes import Inputs, Keys, Outputs, Values
+from rankedit_recipes.perfusion.errors import PerfusionError
 
 WEIGHTS = "weights"
 _ROWS = "rows"
+# How often pipelines repeat a batch: once, with guidance, with perturbed attention beside it.
+_REPEATS = (1, 2, 3)
 
 
 class _Seen(NamedTuple):
@@ -143,6 +146,35 @@ class Weighted:
             if "to_coordinates" in tensors:
                 parts = linear(parts, tensors["to_coordinates"])
             return torch.cat([opening * tensors[WEIGHTS], parts * tensors[WEIGHTS]], -1)
+
+    def rows_for(self, setting: Tensor, count: int) -> Tensor:
+        """A setting `[rows, n]` for a batch of `count`: guidance repeats all rows, one after all.
+
+        Raises:
+            PerfusionError: the batch is not those rows, whole and a few times; or they are none,
+                for no call was seen that tells whose they are.
+        """
+        if not len(setting):
+            raise PerfusionError(
+                "perfusion: settings by row were set after the prompts had been encoded, so that "
+                "it is not known which row is whose; set them first, and then call the pipeline or "
+                "its encode_prompt."
+            )
+        times, rest = divmod(count, len(setting))
+        if rest or times not in _REPEATS:
+            raise PerfusionError(
+                f"perfusion: settings were given for a batch of {len(setting)} rows (prompts times "
+                f"pictures of each), but the model runs with {count}, which is not those once, or "
+                "a few times as with guidance; give one for each row, or one for all: "
+                "perfusion.set_concepts(pipe, strength=1.0)."
+            )
+        if times == 1:
+            return setting
+        repeated = setting.repeat(times, 1)
+        # What remembers coefficients tells settings by their versions.
+        if not (_traced(setting) or repeated.is_inference() or setting.is_inference()):
+            torch._C._autograd._unsafe_set_version_counter((repeated,), (setting._version,))
+        return repeated
 
     def settings(self) -> frozenset[str]:
         """The edit's settings, and the strengths."""
