@@ -18,20 +18,29 @@ TEMPLATES = ("a photo of a {}", "a picture of my {}")
 
 
 def random_concept(
-    pipe: object, trigger: str = "<bean>", category: str = "cat", seed: int = 0, **changes: object
+    pipe: object,
+    trigger: str = "<bean>",
+    category: str = "cat",
+    seed: int = 0,
+    vectors: int = 1,
+    **changes: object,
 ) -> Concept:
+    several = () if vectors == 1 else (vectors,)
     generator = torch.Generator().manual_seed(seed)
     metric = metric_of(second_moment(pipe, CAPTIONS, progress=False))
     targets = Parts(pipe).targets
     modules = targets.modules(Parts(pipe).denoiser.module)
     near = origin_encoding(Parts(pipe), Naming(trigger, category), TEMPLATES)
-    key = near + 0.3 * near.std() * torch.randn(near.shape, generator=generator)
+    key = near + 0.3 * near.std() * torch.randn((*several, len(near)), generator=generator)
     rows = [
-        0.5 * torch.randn(embedding_layers(encoder)[0].embedding_dim, generator=generator)
+        0.5
+        * torch.randn((*several, embedding_layers(encoder)[0].embedding_dim), generator=generator)
         for _, encoder, _ in Parts(pipe).text.encoders
     ]
     values = {
-        name: torch.randn(rk.Projection(modules[name]).out_features, generator=generator)
+        name: torch.randn(
+            (*several, rk.Projection(modules[name]).out_features), generator=generator
+        )
         for name in targets.values
     }
     settings = {
@@ -45,7 +54,7 @@ def random_concept(
         trigger,
         category,
         key,
-        metric.solve(key[None])[0].float(),
+        metric.solve(torch.atleast_2d(key)).float().reshape(key.shape),
         values,
         rows,
         **(settings | changes),

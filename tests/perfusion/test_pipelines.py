@@ -14,7 +14,7 @@ from diffusers.hooks import HookRegistry
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
-from rankedit_recipes.diffusion.words import in_place_of
+from rankedit_recipes.diffusion.vectors import in_place_of
 from rankedit_recipes.perfusion.applying.applied import in_use
 from rankedit_recipes.perfusion.applying.apply import apply, load
 from rankedit_recipes.perfusion.applying.explaining import explain

@@ -237,6 +237,8 @@ def test_every_command_in_a_row(world):
              "--set", 'templates=["a photo of a {}"]', "--set", "batch=2"]  # fmt: skip
     plan = ran(*learn, "--dry-run")
     assert "4 key and 4 value projections" in plan
+    learned = [line for line in plan.splitlines() if line.startswith("  ")]
+    assert f"outputs of these {len(learned)}; the other {8 - len(learned)} follow" in plan
     assert not (world / "bean.safetensors").exists()
     assert "steps = 2\n" in ran(*learn, "--print-config")
     assert "prompts say '<bean> cat'" in ran(*learn)
@@ -249,8 +251,9 @@ def test_every_command_in_a_row(world):
     made = ran("generate", "bean.safetensors", "--prompt", "a <bean> cat", "--pictures", "2",
                "--sampling-steps", "1")  # fmt: skip
     assert len(made.split()) == 2
-    with Image.open(made.split()[0]) as picture:
+    with Image.open(made.split()[1]) as picture:
         assert picture.size == (16, 16)
+        assert picture.text == {"Description": "a <bean> cat", "Seed": "1"}
     ran("explain", "bean.safetensors", "--prompt", "a <bean> cat", "--plot", "gate.png")
     assert "dead zone 0.6" in ran("info", "bean.safetensors")
     shut = ran("explain", "bean.safetensors", "--prompt", "a <bean> cat", "--floor", "9")
@@ -265,9 +268,10 @@ def test_every_command_in_a_row(world):
     assert "harmonic mean" in scores
     export = ["export", "bean.safetensors", "--embedding", "e.safetensors",
               "--lora", "l.safetensors", "--device", "cpu"]  # fmt: skip
-    with pytest.warns(rk.RankeditWarning, match=r"differs by .*%.*a LoRA has no gate"):
+    with pytest.warns(rk.RankeditWarning, match=r"is far from.*a LoRA has no gate") as told:
         exported = ran(*export)
     assert "differs from the gated one by" in exported
+    assert not any("%" in str(warning.message) for warning in told)  # said once
     renamed = ran("rename", "bean.safetensors", "--placeholder", "<pea>")
     assert "prompts say '<pea> cat'" in renamed
     assert "word: <pea>, a cat" in ran("info", "pea.safetensors")
@@ -279,6 +283,24 @@ def test_every_command_in_a_row(world):
     assert page.count("data:image/png;base64,") >= 2 + 8 + 3
     assert "http" not in page.replace("http-equiv", "")
     assert "a photo of a &lt;bean&gt; cat" in page
+
+
+def test_a_word_of_several_vectors_on_the_command_line(world):
+    learn = ["learn", "photos", "--placeholder", "<bean>", "--category", "cat", "--steps", "1",
+             "--set", 'templates=["a {}"]', "--set", "batch=2", "--vectors", "2"]  # fmt: skip
+    assert "vectors = 2\n" in ran(*learn, "--print-config")
+    ran(*learn, "--dry-run")
+    assert "prompts say '<bean> cat'" in ran(*learn)
+    told = ran("info", "bean.safetensors")
+    assert "embeddings: 2 of each, 32 wide" in told
+    shown = ran("explain", "bean.safetensors", "--prompt", "a <bean> cat")
+    assert "<bean>_1" in shown
+    ran("rename", "bean.safetensors", "--placeholder", "<pea>")
+    made = ran("generate", "pea.safetensors", "--prompt", "a <pea> cat", "--pictures", "1",
+               "--sampling-steps", "1")  # fmt: skip
+    assert len(made.split()) == 1
+    ran(*learn, "--placeholder", "zzbean", "--out", "z.safetensors",
+        fails="'zzbean' cannot have 2 vectors")  # fmt: skip
 
 
 def test_what_is_missing_is_said(world):

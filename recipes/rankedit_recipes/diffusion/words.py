@@ -1,4 +1,4 @@
-"""New words in a pipeline: a token each, with an embedding beside the text encoder's own table.
+"""New words in a pipeline: tokens with embeddings beside the text encoder's own table.
 
 The table is never resized and no weight is touched: the embedding layer's class is swapped for one
 that puts the new rows where the new tokens stand, and swapped back; the tokenizers are copies. So
@@ -7,19 +7,17 @@ rows may be leaves that are being learned, and taking the words out restores the
 
 from __future__ import annotations
 
-import copy
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.text import Texts, Tokenizer, word_tokens
+from rankedit_recipes.diffusion.vectors import check_vectors, extended_tokenizer, vector_names
 
 # CLIP configurations of before 2023 say 2 here; their models then take the highest token number
 # for the end of the text, which a new word would be.
@@ -29,7 +27,7 @@ _LEGACY_EOS = 2
 class _WithNewWords(nn.Module):
     """What comes before an embedding layer's own class while new words are in."""
 
-    _new_rows: dict[int, Tensor]
+    _new_rows: dict[int, tuple[Tensor, int]]
     num_embeddings: int
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -37,7 +35,8 @@ class _WithNewWords(nn.Module):
         # below.
         known = tokens.where(tokens < self.num_embeddings, 0)
         found: Tensor = super().forward(known)
-        for token, row in self._new_rows.items():
+        for token, (rows, index) in self._new_rows.items():
+            row = rows if rows.ndim == 1 else rows[index]
             found = torch.where((tokens == token)[..., None], row.to(found), found)
         return found
 
@@ -51,11 +50,16 @@ def _with_new_words(base: type[nn.Module]) -> type[nn.Module]:
     return _classes[base]
 
 
-def check_trigger(texts: Texts, trigger: str) -> None:
+def check_trigger(texts: Texts, trigger: str, vectors: int = 1) -> None:
     """Refuse a word that cannot stand for something new.
 
     The vocabulary is asked, and the word must come back from a round trip through the tokenizer:
     `add_tokens` tells neither that a word exists nor that normalisation would change it.
+
+    Args:
+        texts: of the pipeline.
+        trigger: the word.
+        vectors: how many it has.
 
     Raises:
         PipelineError: empty, with white space, known already, or not found again in a text.
@@ -75,8 +79,8 @@ def check_trigger(texts: Texts, trigger: str) -> None:
                 f"diffusion: {trigger!r} is already a word of tokenizer{suffix}; choose one that "
                 f"it does not know, for example '<{trigger.strip('<>')}-1>'."
             )
-        _check_vectors(tokenizer, [trigger])
-        extended_tokenizer(tokenizer, [trigger])
+        check_vectors(tokenizer, {trigger: vectors})
+        extended_tokenizer(tokenizer, {trigger: vectors})
 
 
 def check_known(texts: Texts, category: str, role: str = "category") -> None:
@@ -99,60 +103,6 @@ def check_known(texts: Texts, category: str, role: str = "category") -> None:
             )
 
 
-def _is_whole(trigger: str) -> bool:
-    """Whether a word is found between other words only: "cat1" must not match in "cat10"."""
-    return trigger[0].isalnum() or trigger[-1].isalnum()
-
-
-def in_place_of(trigger: str, other: str, prompt: str) -> str:
-    """The prompt with another word where the tokenizer finds the new one."""
-    around = r"(?<!\w)%s(?!\w)" if _is_whole(trigger) else "%s"
-    return re.sub(around % re.escape(trigger), lambda _: other, prompt)
-
-
-def extended_tokenizer(tokenizer: Tokenizer, triggers: Sequence[str]) -> Tokenizer:
-    """A copy of a tokenizer that knows new words, each as one token.
-
-    Raises:
-        PipelineError: a word does not come back from a text that it is put in, or pipelines would
-            take it for a part of another word.
-    """
-    # A copy: a tokenizer that had a word added cannot forget it (transformers 5).
-    extended = copy.deepcopy(tokenizer)
-    for trigger in triggers:
-        extended.add_tokens(
-            [AddedToken(trigger, single_word=_is_whole(trigger), normalized=False, special=False)]
-        )
-        token = extended.get_vocab().get(trigger)
-        ids = extended(f"a {trigger} a").input_ids
-        # A number below the old length is an old word: a normaliser changed the new one into it.
-        if token is None or token < len(tokenizer) or list(ids).count(token) != 1:
-            raise PipelineError(
-                f"diffusion: the tokenizer does not give {trigger!r} back as one token, but as "
-                f"{extended.convert_ids_to_tokens(ids)}; choose another word, lower case with "
-                "brackets, such as '<bean>'."
-            )
-    return extended
-
-
-def _check_vectors(tokenizer: Tokenizer, triggers: Sequence[str]) -> None:
-    """Refuse words that look like the further vectors of another one.
-
-    diffusers writes a textual inversion of several vectors as `word`, `word_1`, `word_2`, and
-    replaces the first by all of them in every prompt (`maybe_convert_prompt`, 0.42).
-    """
-    known = {*tokenizer.get_added_vocab(), *triggers}
-    for trigger in triggers:
-        stem, mark, number = trigger.rpartition("_")
-        first = stem if mark and number.isdigit() and stem in known else ""
-        if first or f"{trigger}_1" in known:
-            raise PipelineError(
-                f"diffusion: {trigger!r} and {first or f'{trigger}_1'!r} cannot both be words: "
-                "pipelines take the one for a further vector of the other and put both into the "
-                f"prompt. Choose another word, such as '<{trigger.strip('<>').replace('_', '-')}>'."
-            )
-
-
 class NewWords:
     """Words in a pipeline, until they are taken out.
 
@@ -161,8 +111,8 @@ class NewWords:
 
     Args:
         texts: of the pipeline.
-        rows: by word one embedding for each text encoder; used as they are, so that rows that
-            require gradients receive them.
+        rows: by word one embedding for each text encoder, `[width]` or `[vectors, width]`; used as
+            they are, so that rows that require gradients receive them.
 
     Raises:
         PipelineError: a word that cannot be added, or rows of another number or width.
@@ -172,13 +122,14 @@ class NewWords:
         self._pipe = texts.pipe
         encoders = texts.encoders
         for trigger, given in rows.items():
-            check_trigger(texts, trigger)
             _check_rows(trigger, given, encoders)
+            check_trigger(texts, trigger, _vectors(given))
+        counts = {trigger: _vectors(given) for trigger, given in rows.items()}
         for _, _, tokenizer in encoders:
-            _check_vectors(tokenizer, list(rows))
+            check_vectors(tokenizer, counts)
         layers = [embedding_layers(encoder) for _, encoder, _ in encoders]
         _check_free(layers)
-        tokenizers = [extended_tokenizer(tokenizer, list(rows)) for *_, tokenizer in encoders]
+        tokenizers = [extended_tokenizer(tokenizer, counts) for *_, tokenizer in encoders]
         self._tokenizers: list[tuple[str, Tokenizer, Tokenizer]] = []
         self._layers: list[nn.Module] = []
         self._ends: list[tuple[Any, int]] = []
@@ -190,7 +141,11 @@ class NewWords:
                 self._tokenizers.append((name, old, new))
                 setattr(self._pipe, name, new)
                 vocabulary = new.get_vocab()
-                own = {vocabulary[trigger]: given[index] for trigger, given in rows.items()}
+                own = {
+                    vocabulary[name]: (given[index], number)
+                    for trigger, given in rows.items()
+                    for number, name in enumerate(vector_names(trigger, counts[trigger]))
+                }
                 for layer in layers[index]:
                     self._layers.append(_extend(layer, own))
                 self._mend_ends(encoder, old)
@@ -265,6 +220,11 @@ def _refuse_tokens(words: Sequence[str], *_: object, **__: object) -> int:
     )
 
 
+def _vectors(rows: Sequence[Tensor]) -> int:
+    """How many vectors a word has whose rows these are."""
+    return 1 if rows[0].ndim == 1 else len(rows[0])
+
+
 def _check_rows(trigger: str, rows: Sequence[Tensor], encoders: Sequence[Any]) -> None:
     widths = [embedding_width(encoder) for _, encoder, _ in encoders]
     given = [row.shape[-1] for row in rows]
@@ -273,9 +233,15 @@ def _check_rows(trigger: str, rows: Sequence[Tensor], encoders: Sequence[Any]) -
             f"diffusion: {trigger!r} has embeddings of widths {given}, but the pipeline's text "
             f"encoders have {widths}; they were learned for another kind of model."
         )
+    shapes = [list(row.shape) for row in rows]
+    if any(shape[:-1] != shapes[0][:-1] or len(shape) > 2 for shape in shapes):
+        raise PipelineError(
+            f"diffusion: {trigger!r} must have as many vectors in each text encoder, [width] or "
+            f"[vectors, width], got {shapes}."
+        )
 
 
-def _extend(layer: nn.Module, rows: dict[int, Tensor]) -> nn.Module:
+def _extend(layer: nn.Module, rows: dict[int, tuple[Tensor, int]]) -> nn.Module:
     _swap(layer, _with_new_words(type(layer)))
     layer.__dict__["_new_rows"] = rows
     return layer

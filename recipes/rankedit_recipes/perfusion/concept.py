@@ -19,6 +19,8 @@ from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import TEMPLATES
 
 FORMAT = "1"
+# Of words of several vectors, which readers of version 1 would refuse as several concepts.
+_SEVERAL = "2"
 _EMBEDDING = "embedding"
 
 
@@ -29,7 +31,8 @@ class Concept:
     Attributes:
         trigger: the word for it in prompts.
         category: what kind of thing it is, in words that the model knows.
-        key: `i* [in]`: the encoding at which the gate opens.
+        key: `i* [in]`: the encoding at which the gate opens. Of a word of several vectors here and
+            below one row for each, `[vectors, in]`.
         image: `i* A [in]`: its image under the metric of the statistics.
         targets: by name of a projection the learned output `[out]`. What is locked is made of the
             word that the trigger stands for when the concept is applied.
@@ -68,7 +71,7 @@ class Concept:
     preview: bytes = b""
 
     def save(self, path: str | PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
-        """Write one file: 29 KB for Stable Diffusion 1.5, 185 KB for XL.
+        """Write one file: 29 KB for Stable Diffusion 1.5, 185 KB for XL, for each vector.
 
         Args:
             path: the file; its folder must exist.
@@ -77,10 +80,10 @@ class Concept:
         gate = rk.Sigmoid(self.bias, self.temperature)
         items: dict[str, rk.GatedEdit | Tensor] = {
             name: rk.GatedEdit.from_images(
-                self.key[None],
-                target[None],
+                self.keys,
+                torch.atleast_2d(target),
                 # i* under the metric is kept, and no metric: 768² numbers of it would be 2.4 MB.
-                self.image[None],
+                torch.atleast_2d(self.image),
                 gate,
                 floor=self.floor,
                 statistics=self.statistics,
@@ -93,7 +96,8 @@ class Concept:
 
     def _metadata(self) -> dict[str, str]:
         texts = {
-            "perfusion": FORMAT,
+            "perfusion": FORMAT if self.vectors == 1 else _SEVERAL,
+            "vectors": "" if self.vectors == 1 else str(self.vectors),
             "trigger": self.trigger,
             "category": self.category,
             "adjective": self.adjective,
@@ -126,24 +130,17 @@ class Concept:
         first = next(iter(edits.values()))
         if not isinstance(first.gate, rk.Sigmoid):
             raise PerfusionError(f"Concept.load: '{path}' has a gate that is no sigmoid.")
-        # Locked keys are made of the model's own weights, so that concepts are joined where they
-        # are applied and never in a file.
-        joined = max(len(edit.keys) for edit in edits.values())
-        if joined > 1:
-            raise PerfusionError(
-                f"Concept.load: '{path}' has {joined} keys for one projection, but a concept file "
-                "holds one concept; give each concept's own file, and apply them together."
-            )
+        count = _check_vectors(path, texts, edits)
         # Notes have a prefix of their own, so that none can stand for a field.
         notes = {k.removeprefix("note."): v for k, v in texts.items() if k.startswith("note.")}
         templates = texts.get("templates")
         return cls(
             trigger=texts["trigger"],
             category=texts["category"],
-            key=first.keys[0],
-            image=first.images[0],
-            targets={name: edit.targets[0] for name, edit in edits.items()},
-            embeddings=_embeddings(path, loaded),
+            key=unstacked(first.keys),
+            image=unstacked(first.images),
+            targets={name: unstacked(edit.targets) for name, edit in edits.items()},
+            embeddings=_embeddings(path, loaded, count),
             adjective=texts.get("adjective", ""),
             lock=_lock(path, texts["lock"]),
             bias=float(first.gate.bias),
@@ -156,6 +153,16 @@ class Concept:
             notes=notes,
             preview=_preview(path, texts.get("preview", "")),
         )
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors its word has."""
+        return len(self.keys)
+
+    @property
+    def keys(self) -> Tensor:
+        """`i* [vectors, in]` of each of them."""
+        return torch.atleast_2d(self.key)
 
     @property
     def naming(self) -> Naming:
@@ -186,12 +193,35 @@ def _check_kind(path: str | PathLike[str], texts: Mapping[str, str], edits: Size
         raise PerfusionError(
             f"Concept.load: '{path}' is no concept file; `rankedit info {path}` says what it holds."
         )
-    if version != FORMAT or lacking or not edits:
+    if version not in (FORMAT, _SEVERAL) or lacking or not edits:
         raise PerfusionError(
-            f"Concept.load: '{path}' is no concept file of version {FORMAT}: its version is "
+            f"Concept.load: '{path}' is no concept file of version {_SEVERAL} or version {FORMAT}: "
+            f"its version is "
             f"{version!r}, it lacks {lacking or 'nothing'} and has {len(edits)} targets; write it "
             "again with this version of rankedit."
         )
+
+
+def _check_vectors(
+    path: str | PathLike[str], texts: Mapping[str, str], edits: Mapping[str, rk.GatedEdit]
+) -> int:
+    """How many vectors the word has; all projections must have a key for each."""
+    several = texts.get("vectors", "") if texts["perfusion"] == _SEVERAL else "1"
+    counts = {len(edit.keys) for edit in edits.values()}
+    if counts != {int(several) if several.isdecimal() else 0}:
+        # Locked keys are made of the model's own weights, so that concepts are joined where they
+        # are applied and never in a file.
+        raise PerfusionError(
+            f"Concept.load: '{path}' has {max(counts)} keys for one projection and a word of "
+            f"{several or 'unknown'} vectors, but a concept file holds one concept; give each "
+            "concept's own file, and apply them together."
+        )
+    return counts.pop()
+
+
+def unstacked(rows: Tensor) -> Tensor:
+    """A row for each vector; of a single one the vector itself."""
+    return rows[0] if len(rows) == 1 else rows
 
 
 def _sketch(path: str | PathLike[str], text: str) -> str:
@@ -202,12 +232,15 @@ def _sketch(path: str | PathLike[str], text: str) -> str:
         raise PerfusionError(f"Concept.load: '{path}' has a damaged sketch: {error}") from error
 
 
-def _embeddings(path: str | PathLike[str], items: Mapping[str, object]) -> tuple[Tensor, ...]:
+def _embeddings(
+    path: str | PathLike[str], items: Mapping[str, object], count: int
+) -> tuple[Tensor, ...]:
     rows: list[Tensor] = []
     while isinstance(row := items.get(f"{_EMBEDDING}.{len(rows)}"), Tensor):
-        if row.ndim != 1:
+        if row.ndim != (1 if count == 1 else 2) or (count > 1 and len(row) != count):
             raise PerfusionError(
-                f"Concept.load: '{path}': embeddings must be vectors, got {list(row.shape)}."
+                f"Concept.load: '{path}': embeddings must be "
+                f"{'vectors' if count == 1 else f'{count} rows'}, got {list(row.shape)}."
             )
         # The text encoder's table decides the precision when the word is put in.
         rows.append(row.float())

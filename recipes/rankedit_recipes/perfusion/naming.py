@@ -46,13 +46,18 @@ class Naming:
         return [template.replace("{}", f"{{}}{after}") for template in templates]
 
 
-def check_naming(texts: Texts, naming: Naming) -> None:
+def check_naming(texts: Texts, naming: Naming, vectors: int = 1) -> None:
     """Refuse words that nothing can be learned with.
+
+    Args:
+        texts: of the pipeline.
+        naming: the words.
+        vectors: how many the trigger has.
 
     Raises:
         PipelineError: the trigger is no new word, or the category or the adjective no known one.
     """
-    check_trigger(texts, naming.trigger)
+    check_trigger(texts, naming.trigger, vectors)
     check_known(texts, naming.category)
     if naming.adjective:
         check_known(texts, naming.adjective, "adjective")

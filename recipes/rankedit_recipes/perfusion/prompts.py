@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rankedit_recipes.diffusion.encoded import at_positions
 from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.text import word_tokens
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.naming import Naming
 
@@ -67,12 +68,24 @@ def origin_encoding(parts: Parts, naming: Naming, templates: Sequence[str]) -> T
 
 
 def word_encoding(parts: Parts, word: str, prompts: Sequence[str]) -> Tensor:
-    """The encoding `[in]` of a word that is in the pipeline, averaged over prompts with it.
+    """The encoding of a word that is in the pipeline, averaged over prompts with it.
+
+    Returns:
+        `[in]`, or `[vectors, in]` of a word of several vectors.
 
     Raises:
         PerfusionError: a prompt lacks it, or is cut off before it.
     """
-    return at_positions(*_read(parts, word, prompts)).float().mean(0)
+    vectors = len(word_tokens(parts.text.tokenizer, word))
+    read = at_vectors(*_read(parts, word, prompts), vectors).float().mean(0)
+    return read[0] if vectors == 1 else read
+
+
+def at_vectors(read: Tensor, places: Sequence[Sequence[int]], vectors: int) -> Tensor:
+    """Rows `[n, vectors, in]` of a word whose last token stands at the places of each prompt."""
+    before = range(vectors - 1, -1, -1)
+    rows = [at_positions(read, [[p - back for p in own] for own in places]) for back in before]
+    return torch.stack(rows, 1)
 
 
 def _read(parts: Parts, word: str, prompts: Sequence[str]) -> tuple[Tensor, list[list[int]]]:

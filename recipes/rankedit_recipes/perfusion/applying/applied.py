@@ -118,7 +118,7 @@ class Applied:
 
     def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
         """An edit of this pipeline with the gate's settings as they are now."""
-        numbers = columns(self._settings)
+        numbers = columns(self._settings, self._concepts)
         bias, temperature = numbers["bias"], numbers["temperature"]
         if bias.ndim > 1 or temperature.ndim > 1:
             raise PerfusionError(
@@ -165,7 +165,7 @@ class Applied:
         last = self._parts[-1]
         # Written into the tensors that are in the layers: compiled code reads them there.
         pictures = last.pictures if isinstance(last, Batches) else 1
-        numbers: dict[str, Any] = columns(settings, pictures)
+        numbers: dict[str, Any] = columns(settings, self._concepts, pictures)
         for part in self._parts:
             if isinstance(part, rk.Attachment):
                 part.set(**numbers)
@@ -174,8 +174,8 @@ class Applied:
         for kept in self._remembered:
             kept.forget()
 
-    def _listen(self, settings: Mapping[str, Settings]) -> None:
-        """Follow the batches of the pipeline's calls for as long as settings are by row."""
+    def _listen(self, settings: Mapping[str, Settings]) -> int:
+        """Follow the batches of the pipeline's calls while settings are by row; how many rows."""
         rows = row_count(value for own in settings.values() for value in vars(own).values())
         last = self._parts[-1]
         if isinstance(last, Batches):
@@ -187,6 +187,7 @@ class Applied:
             # Last, for it wraps `encode_prompt` and is taken away first.
             call = Batches(self._model.pipe, rows, lambda: self._publish(self._settings))
             self._parts.append(call)
+        return rows
 
     def load(self, concept: ConceptLike, **settings: Given) -> None:
         """Add a concept; those that are in keep their settings."""
@@ -246,14 +247,14 @@ class Applied:
         self._settings = settings
         # Locked keys are read before anything is installed: from the pipeline as it is.
         self.edits = joint_edits(self._model, concepts, settings, self._form)
-        strengths = torch.tensor([first_of(settings[c.trigger].strength) for c in concepts])
+        own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys
         weighted = {
-            name: Weighted(edit, strengths, keys if name in named else values)
+            name: Weighted(edit, torch.tensor(own), keys if name in named else values)
             for name, edit in self.edits.items()
         }
         self._parts.append(rk.attach(self._model.denoiser.module, weighted))
@@ -262,8 +263,7 @@ class Applied:
             # Last, for it wraps the `encode_prompt` that must know the new words.
             categories = {c.trigger: c.naming.origin for c in concepts}
             self._parts.append(GlobalLock(self._model, categories, self._similarity))
-        self._listen(settings)
-        if isinstance(self._parts[-1], Batches):
+        if self._listen(settings):
             self._publish(settings)
 
     def _similarity(self, read: Tensor) -> Tensor:

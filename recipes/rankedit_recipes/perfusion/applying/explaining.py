@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.vectors import vector_names
 from rankedit_recipes.perfusion.applying.apply import active
 from rankedit_recipes.perfusion.errors import PerfusionError
 
@@ -23,8 +24,9 @@ class Explanation:
         tokens: its tokens, padding included.
         shown: which of them are words or ends, `[tokens]`.
         triggers: words of the concepts.
-        similarity: to each concept, by kind of projection ("keys", "values") `[tokens, concepts]`.
+        similarity: to each key, by kind of projection ("keys", "values") `[tokens, keys]`.
         opening: of each gate, likewise.
+        keys: what each key belongs to: a concept's word, or one of the vectors of such a word.
     """
 
     prompt: str
@@ -33,22 +35,28 @@ class Explanation:
     triggers: tuple[str, ...]
     similarity: dict[str, Tensor]
     opening: dict[str, Tensor]
+    keys: tuple[str, ...]
 
     def leak(self, trigger: str, kind: str = "values") -> float:
-        """How far the gate of a concept opens, at most, at any other token."""
-        column = self.triggers.index(trigger)
-        others = [i for i, token in enumerate(self.tokens) if _plain(token) != trigger]
-        return float(self.opening[kind][others, column].max())
+        """How far a concept's gates open, at most, at any token that is not of its word."""
+        # Of a word of several vectors the keys stand side by side, the word's own name first.
+        first = self.keys.index(trigger)
+        count = 1
+        while f"{trigger}_{count}" in self.keys[first + count : first + count + 1]:
+            count += 1
+        own = self.keys[first : first + count]
+        others = [i for i, token in enumerate(self.tokens) if _plain(token) not in own]
+        return float(self.opening[kind][others, first : first + count].max())
 
     def table(self) -> Any:  # noqa: ANN401 - a table of rich
         """A table of rich: similarity and opening per token, concept and kind of projection."""
         from rich.table import Table
 
         table = Table(title=self.prompt)
-        table.add_column("token")
+        table.add_column("token", no_wrap=True)
         for kind in self.opening:
-            for trigger in self.triggers:
-                table.add_column(f"{trigger}\n{kind}\nsimilarity", justify="right")
+            for key in self.keys:
+                table.add_column(f"{key}\n{kind}\nsimilarity", justify="right")
                 table.add_column("\n\nopening", justify="right")
         for index, token in enumerate(self.tokens):
             if bool(self.shown[index]):
@@ -65,7 +73,7 @@ class Explanation:
     def _cells(self, index: int) -> list[str]:
         cells = []
         for kind, opening in self.opening.items():
-            for column in range(len(self.triggers)):
+            for column in range(len(self.keys)):
                 cells.append(f"{float(self.similarity[kind][index, column]):.2f}")
                 cells.append(f"{float(opening[index, column]):.3f}")
         return cells
@@ -76,14 +84,14 @@ class Explanation:
         from matplotlib.figure import Figure
 
         kept = [i for i in range(len(self.tokens)) if bool(self.shown[i])]
-        height = len(self.opening) * (1.3 + 0.35 * len(self.triggers))
+        height = len(self.opening) * (1.3 + 0.35 * len(self.keys))
         figure = Figure(figsize=(max(4.0, 0.55 * len(kept)), height), layout="constrained")
         axes = figure.subplots(len(self.opening), 1, squeeze=False)[:, 0]
         for panel, (kind, opening) in zip(axes, self.opening.items(), strict=True):
             grid = opening[kept].T.numpy()
             # One scale for all prompts, or a leak of 0.01 would shine where nothing is more open.
             panel.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-            panel.set_yticks(range(len(self.triggers)), self.triggers)
+            panel.set_yticks(range(len(self.keys)), self.keys)
             panel.set_xticks(range(len(kept)), [_plain(self.tokens[i]) for i in kept], rotation=45)
             panel.set_title(f"opening of the gate: {kind}", fontsize=9)
             for row in range(grid.shape[0]):
@@ -131,6 +139,11 @@ def explain(pipe: Pipeline, prompt: str, *, show: bool = True) -> Explanation:
         triggers=applied.triggers,
         similarity=similarity,
         opening=opening,
+        keys=tuple(
+            name
+            for word, concept in applied.concepts.items()
+            for name in vector_names(word, concept.vectors)
+        ),
     )
     if show:
         from rich.console import Console

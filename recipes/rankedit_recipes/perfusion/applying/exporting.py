@@ -24,11 +24,11 @@ _SDXL = ("clip_l", "clip_g")
 def export_embedding(concept: ConceptLike, path: str | PathLike[str]) -> None:
     """The word as a textual-inversion file, as `pipe.load_textual_inversion` takes it.
 
-    One tensor under the word itself; for models of two text encoders two, under the names
-    `clip_l` and `clip_g` that are usual for Stable Diffusion XL.
+    One tensor, a row for each vector, under the word itself; for models of two text encoders two,
+    under the names `clip_l` and `clip_g` that are usual for Stable Diffusion XL.
     """
     loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
-    rows = [row[None].contiguous() for row in loaded.embeddings]
+    rows = [torch.atleast_2d(row).contiguous() for row in loaded.embeddings]
     names = (loaded.trigger,) if len(rows) == 1 else _SDXL
     data = save(dict(zip(names, rows, strict=True)), {"format": "pt"})
     with atomic_write(path) as temporary:

@@ -135,12 +135,14 @@ def check(settings: Mapping[str, Settings]) -> None:
             )
 
 
-def columns(settings: Mapping[str, Settings], pictures: int = 1) -> dict[str, Tensor]:
-    """The settings as the joint edit has them: one number for each concept, in order.
+def columns(
+    settings: Mapping[str, Settings], concepts: Mapping[str, Concept], pictures: int = 1
+) -> dict[str, Tensor]:
+    """The settings as the joint edit has them: one number for each key, concept by concept.
 
-    Those that are by row are `[rows · pictures, concepts]`.
+    Those that are by row are `[rows · pictures, keys]`.
     """
-    own = list(settings.values())
+    own = [one for word, one in settings.items() for _ in range(concepts[word].vectors)]
     return {
         "bias": column([one.bias for one in own], pictures),
         "temperature": column([one.temperature for one in own], pictures),
@@ -170,11 +172,11 @@ def check_compatible(parts: Parts, concepts: Sequence[Concept]) -> None:
         # By what its own lock learned: whatever else is lacking is made of this model's weights.
         lacking = set(targets.learned(concept.lock)) - set(concept.targets)
         foreign = set(concept.targets) - {*targets.keys, *targets.values}
-        if lacking or foreign or len(concept.key) != targets.width:
+        if lacking or foreign or concept.keys.shape[1] != targets.width:
             raise PerfusionError(
                 f"apply: {concept.trigger!r} was learned on another kind of model: it has "
-                f"{len(concept.targets)} targets for an encoding {len(concept.key)} wide, but this "
-                f"one has {len(targets.values)} value projections that read {targets.width}."
+                f"{len(concept.targets)} targets for an encoding {concept.keys.shape[1]} wide, but "
+                f"this one has {len(targets.values)} value projections that read {targets.width}."
             )
         if concept in strange and not same_weights(concept.sketch, sketch):
             warnings.warn(
@@ -229,15 +231,15 @@ def joint_edits(
             if target is None:
                 with torch.no_grad():
                     # Made of this model's own weights: a fine-tuned copy has keys of its own.
-                    target = rk.linear_output(modules[name], category[None])[0]
+                    target = rk.linear_output(modules[name], category[None])
             own = settings[concept.trigger]
             # With one concept the paper's gate; else docs/decisions/a-key-for-every-place.md.
             gate = rk.JointSigmoid(first_of(own.bias), first_of(own.temperature))
             edit = rk.GatedEdit.from_images(
                 # On the CPU: `attach` brings the constants to each layer's device.
-                concept.key[None].cpu(),
-                target[None].float().cpu(),
-                concept.image[None].cpu(),
+                concept.keys.cpu(),
+                torch.atleast_2d(target).float().cpu().expand(concept.vectors, -1),
+                torch.atleast_2d(concept.image).cpu(),
                 gate,
                 normalised=form.normalised,
                 floor=floor,

@@ -21,7 +21,7 @@ import rankedit as rk
 from rankedit_recipes.diffusion.encoded import Encoded, encoded_of, negative_of
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import word_tokens
-from rankedit_recipes.diffusion.words import in_place_of
+from rankedit_recipes.diffusion.vectors import in_place_of
 
 # Prompts whose two encodings are kept: more than any batch; 40 MB for SDXL in 16 bit.
 _REMEMBERED = 64
@@ -149,14 +149,20 @@ class GlobalLock:
     def _sources(self, places: Mapping[str, list[int]], length: int) -> Tensor:
         """For each token of a prompt the one of the category's prompt that it corresponds to.
 
-        A category of several tokens moves what follows it; its last token stands for the concept.
+        A category of other tokens than the concept's moves what follows it; its last token stands
+        for all of the concept's.
         """
+        tokenizer = self._parts.text.tokenizer
         shift = torch.zeros(length, dtype=torch.long)
         for trigger, category in self._categories.items():
-            more = len(word_tokens(self._parts.text.tokenizer, category)) - 1
+            vectors = len(word_tokens(tokenizer, trigger))
+            more = len(word_tokens(tokenizer, category)) - vectors
             for place in places[trigger]:
                 shift[place:] += more
-        return (torch.arange(length) + shift).clamp_max(length - 1)
+                # Those before the last one of the concept's tokens lie so far before its place.
+                for back in range(1, vectors):
+                    shift[place - back] += more + back
+        return (torch.arange(length) + shift).clamp(0, length - 1)
 
     def exchanged(self, read: Tensor) -> Tensor:
         """`key_reads`, kept for as long as the same tensor comes: from all layers, in all steps."""

@@ -30,9 +30,9 @@ def export_to(
         yield f"{lora}: linearised edit; differs from the gated one by {_share(error)}"
         if error > _FAR:
             warnings.warn(
-                f"export: what the LoRA adds to prompts with the word differs by {_share(error)} "
-                "from what the concept adds: a LoRA has no gate, so that it also changes words "
-                "only like the new one, and pictures are less like the photos or the prompt. "
+                "export: what the LoRA adds to prompts with the word is far from what the concept "
+                "adds: a LoRA has no gate, so that it also changes words only like the new one, "
+                "and pictures are less like the photos or the prompt. "
                 f"Compare some before you pass it on; `rankedit perfusion generate {concept}` and "
                 "its --strength show the concept itself.",
                 rk.RankeditWarning,
@@ -53,8 +53,10 @@ def described(path: Path) -> Iterator[str]:
     yield f"  stands for {concept.naming.origin!r} of the model"
     yield f"  key lock: {concept.lock}; {concept.gate}"
     targets = counted(len(concept.targets), "learned target")
-    yield f"  {targets}; encoding {len(concept.key)} wide"
-    yield f"  embeddings: {', '.join(str(len(row)) for row in concept.embeddings)} wide"
+    yield f"  {targets}; encoding {concept.keys.shape[1]} wide"
+    several = f"{concept.vectors} of each, " if concept.vectors > 1 else ""
+    widths = ", ".join(str(row.shape[-1]) for row in concept.embeddings)
+    yield f"  embeddings: {several}{widths} wide"
     yield f"  base model {concept.base or 'unknown'}, statistics {concept.statistics or 'unknown'}"
     for name, text in concept.notes.items():
         yield f"  {name}: {text}"

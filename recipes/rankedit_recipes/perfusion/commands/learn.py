@@ -36,6 +36,7 @@ from rankedit_recipes.perfusion.commands.options import (
     Resume,
     Run,
     Seed,
+    Vectors,
 )
 from rankedit_recipes.perfusion.commands.words import concept_file, derived_placeholder
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -53,6 +54,7 @@ def learn(
     setting: Setting = None,
     steps: LearnSteps = None,
     size: LearnSize = None,
+    vectors: Vectors = None,
     seed: Seed = None,
     run: Run = None,
     resume: Resume = False,
@@ -76,7 +78,7 @@ def learn(
         word, file = _check_needed(photos, category, placeholder, out)
     with quiet_imports():
         from rankedit_recipes.perfusion.commands import opening, tasks
-    given = {"steps": steps, "size": size, "seed": seed}
+    given = {"steps": steps, "size": size, "seed": seed, "vectors": vectors}
     settings = tasks.settings(opening.open_config(config, model), setting or [], given)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)

@@ -96,6 +96,13 @@ Captions = Annotated[
 LearnSteps = Annotated[
     int | None, typer.Option(help="Steps of training.", show_default="see --print-config")
 ]
+Vectors = Annotated[
+    int | None,
+    typer.Option(
+        help="Vectors of the word, as textual inversion has several; more take more of a prompt.",
+        show_default="1",
+    ),
+]
 LearnSize = Annotated[
     int | None,
     typer.Option(help="Edge of training pictures in pixels.", show_default="the model's own"),

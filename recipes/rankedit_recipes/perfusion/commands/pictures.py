@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import rankedit as rk
 from rankedit.atomic import atomic_write
@@ -44,13 +45,20 @@ def pictures_to(
     sampling: Sampling,
     files: Sequence[Path],
 ) -> Iterator[Path]:
-    """Pictures of prompts, for each prompt all seeds, written to files; gives these."""
+    """Pictures of prompts, for each prompt all seeds, written to files; gives these.
+
+    Each file tells its prompt and seed in texts of PNG, `Description` and `Seed`.
+    """
     asked = [(prompt, seed) for prompt in prompts for seed in seeds]
     with apply(pipe, list(concepts), **settings):
         made = generate(pipe, [p for p, _ in asked], [s for _, s in asked], sampling)
-    for picture, file in zip(made, files, strict=True):
+    for picture, file, (prompt, seed) in zip(made, files, asked, strict=True):
+        # In the file, for its name has numbers only: prompts may be long and have any letter.
+        told = PngInfo()
+        told.add_itxt("Description", prompt)
+        told.add_itxt("Seed", str(seed))
         with atomic_write(file) as temporary:
-            picture.save(temporary, "PNG")
+            picture.save(temporary, "PNG", pnginfo=told)
         yield file
 
 

@@ -22,7 +22,7 @@ Precision = Literal["float32", "bfloat16"]
 _CHOICES = {"lock": Lock, "tokens": Tokens, "reduction": Reduction, "rates": Rates}
 _CHOICES["precision"] = Precision
 # Not patience, min_snr and size, for which 0 means something.
-_COUNTS = ("steps", "batch", "accumulate", "validate_every", "checkpoint_every")
+_COUNTS = ("steps", "vectors", "batch", "accumulate", "validate_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Config:
         validate_every: steps between validations, if there is a scorer.
         patience: validations without a better score after which to stop; 0 for never.
         checkpoint_every: steps between checkpoints, if there is a run folder.
+        vectors: how many the word has, each with its own embedding, key and values. They begin as
+            the last tokens of the word that they stand for; those beyond as its last one, with a
+            little noise. The paper has one.
     """
 
     steps: int = 200
@@ -99,6 +102,7 @@ class Config:
     validate_every: int = 25
     patience: int = 0
     checkpoint_every: int = 25
+    vectors: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
@@ -108,6 +112,7 @@ class Config:
                     f"{getattr(self, name)!r}."
                 )
         self._check_numbers()
+        self._check_vectors()
         wordless = [context for context in self.contexts if "{}" not in context]
         if wordless:
             raise PerfusionError(
@@ -144,6 +149,13 @@ class Config:
                     f"Config: {name} must be in [0, 1], got {getattr(self, name)}."
                 )
 
+    def _check_vectors(self) -> None:
+        if self.key_gradient and self.vectors > 1:
+            raise PerfusionError(
+                f"Config: key_gradient is for a word of one vector, got vectors = {self.vectors}; "
+                "leave it out, or set vectors to 1."
+            )
+
     def rate_at(self, step: int) -> float:
         """What the rates are multiplied by in a step: 1, and a straight fall to zero at the end."""
         # With (steps − step) the last step still has a rate: at 0 it would be a step for nothing.
@@ -152,16 +164,19 @@ class Config:
 
     def deciding(self) -> dict[str, str]:
         """What decides the result, as texts by name: all settings but how often it is kept."""
-        # Checkpoints may come more or less often without changing a single step.
-        return {
-            name: _toml(value) for name, value in asdict(self).items() if name != "checkpoint_every"
-        }
+        return {name: _toml(value) for name, value in self._deciding().items()}
+
+    def _deciding(self) -> dict[str, Any]:
+        # Checkpoints may come more or less often without changing a single step. One vector is
+        # not named: trainings and files of before there were several stay what they are.
+        left = {"checkpoint_every"} | ({"vectors"} if self.vectors == 1 else set())
+        return {name: value for name, value in asdict(self).items() if name not in left}
 
     def digest(self) -> str:
         """A hash of what decides the result."""
-        # Checkpoints may come more or less often; validations decide which state is kept.
-        deciding = {k: v for k, v in asdict(self).items() if k not in ("checkpoint_every",)}
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+        # Validations, too, for they decide which state is kept.
+        text = json.dumps(self._deciding(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:
         """The configuration as a TOML file that `from_toml` reads."""

@@ -13,12 +13,15 @@ from rankedit.edits import KeyOutputs
 from rankedit.shapes import Inputs, Outputs
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Texts, word_tokens
-from rankedit_recipes.diffusion.words import embedding_layers, embedding_of
+from rankedit_recipes.diffusion.words import NewWords, embedding_layers, embedding_of
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.locks import Lock
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.prompts import origin_encoding
+from rankedit_recipes.perfusion.prompts import filled, origin_encoding, word_encoding
+
+# Of the spread of token embeddings: vectors that begin as one token must be told apart.
+_NOISE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +75,10 @@ class Learner:
         config: how to learn.
 
     Attributes:
-        rows: embeddings of the word, one for each text encoder.
-        targets: the outputs that are learned, `[1, out]` by projection.
+        rows: embeddings of the word, `[width]` or `[vectors, width]`, one for each text encoder.
+        targets: the outputs that are learned, `[vectors, out]` by projection.
         locked: those that are not.
-        key: `i* [1, in]`.
+        key: `i* [vectors, in]`.
         optimiser: over `rows` and `targets`.
     """
 
@@ -85,13 +88,18 @@ class Learner:
         self.key = origin_encoding(parts, naming, config.templates)[None].to(device)
         with torch.no_grad():
             # Float32 whatever the weights are: small steps would be lost in bfloat16.
-            outputs = {n: rk.linear_output(m, self.key).float() for n, m in modules.items()}
+            outputs = {
+                n: rk.linear_output(m, self.key).float().repeat(config.vectors, 1)
+                for n, m in modules.items()
+            }
         learned = learned_names(parts, config.lock)
         self.targets = {n: y.clone().requires_grad_() for n, y in outputs.items() if n in learned}
         self.locked = {n: y for n, y in outputs.items() if n not in learned}
-        self.rows = [
-            row.to(device).requires_grad_() for row in _first_rows(parts.text, naming.origin)
-        ]
+        first = _first_rows(parts.text, naming.origin, config)
+        self.rows = [row.to(device).requires_grad_() for row in first]
+        if config.vectors > 1:
+            # Where each of them stands: at one key for all, no gate could tell them apart.
+            self.key = self._encoded(parts, naming).to(device)
         # No decay: it would pull the values towards zero and not towards the category's.
         self.optimiser = torch.optim.AdamW(self._groups(parts.text), weight_decay=0.0)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -101,6 +109,14 @@ class Learner:
             # solver.
             identity = torch.eye(metric.dim, dtype=torch.float64)
             self._inverse = metric.solve(identity).float().to(device)
+
+    def _encoded(self, parts: Parts, naming: Naming) -> Tensor:
+        words = NewWords(parts.text, {naming.trigger: self.rows})
+        try:
+            prompts = filled(self._config.templates, naming.phrase)
+            return word_encoding(parts, naming.trigger, prompts)
+        finally:
+            words.remove()
 
     def _groups(self, texts: Texts) -> list[dict[str, object]]:
         config = self._config
@@ -126,7 +142,7 @@ class Learner:
         return self._metric.fingerprint
 
     def image(self, key: Tensor) -> Tensor:
-        """`i* A [1, in]`; with the key's graph if gradients go through it."""
+        """`i* A [vectors, in]`; with the key's graph if gradients go through it."""
         if self._inverse is not None:
             return key @ self._inverse
         return self._metric.solve(key).float().to(key.device)
@@ -139,7 +155,9 @@ class Learner:
         """
         key = self.key if key is None else key
         image = self.image(key)
-        gate = rk.Sigmoid(self._config.bias, self._config.temperature)
+        # Several keys of one word are alike: as when concepts are joined, each its own coordinate.
+        kind = rk.Sigmoid if len(key) == 1 else rk.JointSigmoid
+        gate = kind(self._config.bias, self._config.temperature)
         gated = {
             name: rk.GatedEdit.from_images(key, target, image, gate, statistics=self.statistics)
             for name, target in {**self.locked, **self.targets}.items()
@@ -150,15 +168,15 @@ class Learner:
         return {name: ThroughKey(edit) for name, edit in gated.items()}
 
     def next_key(self, encodings: Tensor) -> Tensor:
-        """`p i* + (1 − p) mean(e) [1, in]` for encodings `[n, in]` at the concept's word."""
+        """`p i* + (1 − p) mean(e) [vectors, in]` for encodings `[n, vectors, in]` of the word."""
         momentum = self._config.key_momentum
-        return momentum * self.key + (1 - momentum) * encodings.float().mean(0, keepdim=True)
+        return momentum * self.key + (1 - momentum) * encodings.float().mean(0)
 
     def step(self, encodings: Tensor, step: int) -> None:
         """End of an optimiser step: parameters move by their gradients, the key by its average.
 
         Args:
-            encodings: `[n, in]` at the concept's word, of all parts of the batch.
+            encodings: `[n, vectors, in]` of the concept's word, of all parts of the batch.
             step: its number, which decides the rates.
         """
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
@@ -212,12 +230,24 @@ def learned_names(parts: Parts, lock: Lock) -> list[str]:
     return list(found.learned(lock))
 
 
-def _first_rows(texts: Texts, word: str) -> list[Tensor]:
-    """The embedding of a word in each text encoder; of a phrase, of its last token."""
-    return [
-        embedding_of(encoder, word_tokens(tokenizer, word)[-1])
-        for _, encoder, tokenizer in texts.encoders
-    ]
+def _first_rows(texts: Texts, word: str, config: Config) -> list[Tensor]:
+    """Embeddings of the last tokens of a word in each text encoder; then of its last, with noise.
+
+    `[width]` for one vector, which begins as the last token: of a phrase, that is its noun.
+    """
+    noise = torch.Generator().manual_seed(config.seed)
+    found = []
+    for _, encoder, tokenizer in texts.encoders:
+        tokens = word_tokens(tokenizer, word)[-config.vectors :]
+        rows = [embedding_of(encoder, token).cpu() for token in tokens]
+        if config.vectors > 1:
+            size = _NOISE * _embedding_spread(encoder)
+            while len(rows) < config.vectors:
+                rows.append(
+                    rows[len(tokens) - 1] + size * torch.randn(rows[0].shape, generator=noise)
+                )
+        found.append(rows[0] if config.vectors == 1 else torch.stack(rows))
+    return found
 
 
 def _embedding_spread(encoder: torch.nn.Module) -> float:

@@ -44,7 +44,8 @@ def check_words(parts: Parts, task: LearnTask) -> None:
         PerfusionError: the placeholder is no new word, the category or the adjective no known one,
             or the model has no levels for the coarse lock.
     """
-    check_naming(parts.text, Naming(task.placeholder, task.category, task.config.adjective))
+    naming = Naming(task.placeholder, task.category, task.config.adjective)
+    check_naming(parts.text, naming, task.config.vectors)
     # For its refusal.
     learned_names(parts, task.config.lock)
 
@@ -73,12 +74,13 @@ def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
     parts, config = Parts(pipe), task.config
     check_denoiser(parts)
     check_words(parts, task)
+    naming = Naming(task.placeholder, task.category, config.adjective)
     targets, denoiser, modules = parts.targets, parts.denoiser, parts.projections
     learned = learned_names(parts, config.lock)
     widths = {name: rk.Projection(modules[name]).out_features for name in learned}
     rows = sum(embedding_width(encoder.model) for encoder in parts.text.encoders)
     # Values, i* and its image under the metric, the word; two bytes each in 16 bit.
-    numbers = sum(widths.values()) + 2 * targets.width + rows
+    numbers = (sum(widths.values()) + 2 * targets.width + rows) * config.vectors
     masks = sum(photo.mask is not None for photo in task.photos)
     weights = sum(p.numel() * p.element_size() for p in denoiser.plain.parameters())
     size, part = denoiser.picture_size(config.size), config.batch // config.accumulate
@@ -89,6 +91,9 @@ def plan(pipe: Pipeline, task: LearnTask) -> Iterator[str]:
         f"{denoiser.name}: {len(targets.keys)} key and {len(targets.values)} value "
         f"projections of an encoding {targets.width} wide; pictures of {size} px"
     )
+    held = len(targets.keys) + len(targets.values) - len(learned)
+    others = f"; the other {held} follow the word {naming.origin!r}" if held else ""
+    yield f"lock {config.lock!r}: learned are the outputs of these {len(learned)}{others}"
     for name in learned:
         yield f"  {name}: {targets.width} to {widths[name]}"
     yield f"concept file: about {(2 * numbers + 64 * len(learned) + 1500) / 1024:.0f} KiB"

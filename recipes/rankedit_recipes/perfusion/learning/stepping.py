@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit_recipes.diffusion.encoded import Encoded, at_positions
+from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
@@ -23,7 +23,7 @@ from rankedit_recipes.perfusion.learning.loss import (
     train_steps,
 )
 from rankedit_recipes.perfusion.naming import Naming
-from rankedit_recipes.perfusion.prompts import filled
+from rankedit_recipes.perfusion.prompts import at_vectors, filled
 
 _DTYPES = {"bfloat16": torch.bfloat16}
 
@@ -101,7 +101,7 @@ class Stepper:
         return total
 
     def _encoded(self, prompts: Tensor) -> tuple[Encoded, Tensor]:
-        """The texts of a part of the batch, and their encodings `[n, in]` at the concept's word."""
+        """The texts of a part of the batch, and the encodings `[n, vectors, in]` of the word."""
         # Five templates for a batch of eight: each is encoded once.
         unique, back = prompts.unique(return_inverse=True)
         texts = [self._prompts[index] for index in unique]
@@ -112,7 +112,8 @@ class Stepper:
             with torch.set_grad_enabled(self._config.key_gradient):
                 read = self._parts.reads(encoded)
         places = self._parts.text.required_positions(texts, encoded, self._word)
-        encodings = at_positions(read[back], [places[index] for index in back])
+        at = [places[index] for index in back]
+        encodings = at_vectors(read[back], at, len(self._learner.key))
         if self._config.key_gradient:
             self.attached.detach()
             edits = self._learner.edits(self._learner.next_key(encodings))

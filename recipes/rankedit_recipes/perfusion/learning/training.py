@@ -24,7 +24,7 @@ from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.applying.applied import check_free
 from rankedit_recipes.perfusion.applying.apply import apply
 from rankedit_recipes.perfusion.applying.base import base_of, sketch_of
-from rankedit_recipes.perfusion.concept import Concept
+from rankedit_recipes.perfusion.concept import Concept, unstacked
 from rankedit_recipes.perfusion.learning.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents
@@ -82,7 +82,7 @@ def learn(
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
     parts = Parts(pipe)
-    check_naming(parts.text, naming)
+    check_naming(parts.text, naming, config.vectors)
     learned_names(parts, config.lock)  # refused now rather than after the statistics
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
@@ -258,9 +258,9 @@ class _Training:
             trigger=self._word,
             category=self._naming.category,
             adjective=self._naming.adjective,
-            key=key[0],
-            image=self._metric.solve(key).float()[0],
-            targets={n: t.detach().cpu()[0] for n, t in learner.targets.items()},
+            key=unstacked(key),
+            image=unstacked(self._metric.solve(key).float()),
+            targets={n: unstacked(t.detach().cpu()) for n, t in learner.targets.items()},
             embeddings=[row.detach().cpu() for row in learner.rows],
             lock=config.lock,
             bias=preset.bias,
@@ -274,7 +274,7 @@ class _Training:
         )
 
     def _kept_key(self) -> Tensor:
-        """`i* [1, in]` of the concept: the average of the training, or over all contexts."""
+        """`i* [vectors, in]` of the concept: the average of the training, or over all contexts."""
         config, phrase = self._config, self._naming.phrase
         if not config.contexts:
             return self._learner.key.detach()
@@ -282,7 +282,7 @@ class _Training:
         prompts = filled((*config.templates, *config.contexts), phrase)
         words = NewWords(self._parts.text, {self._word: self._learner.rows})
         try:
-            return word_encoding(self._parts, self._word, prompts)[None]
+            return torch.atleast_2d(word_encoding(self._parts, self._word, prompts))
         finally:
             words.remove()
 
