@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_a_batch_with_strengths_is_as_many_calls(family, guidance):
 
 
 @pytest.mark.parametrize("lock", ["local", "global"])
-@pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl"])
+@pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl", "pixart"])
 def test_two_pictures_of_each_prompt(family, lock):
     pipe, bean, mug = made(family)
     with apply(pipe, [bean, mug], bias=0.3, lock=lock) as applied:
@@ -200,6 +201,59 @@ def test_lists_are_read_in_one_way_only():
             explain(pipe, "a <bean>", show=False)
         load(pipe, mug, strength=[1, 2, 3])
         assert applied.settings["<bean>"].bias == (0.5, 0.6, 0.7)
+
+
+def _perturbed(pipe):
+    from diffusers import StableDiffusionPAGPipeline
+
+    parts = {**pipe.components, "requires_safety_checker": False}
+    return StableDiffusionPAGPipeline(**parts, pag_applied_layers=["down"]), {"pag_scale": 2.0}
+
+
+def _from_images(pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    parts = {**pipe.components, "requires_safety_checker": False}
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return StableDiffusionImg2ImgPipeline(**parts), {"image": image, "strength": 0.9}
+
+
+@pytest.mark.parametrize("kind", [_perturbed, _from_images])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_other_pipelines_repeat_their_batches_in_other_ways(kind, guidance):
+    other, more = kind(pipelines.stable_diffusion())
+    other.set_progress_bar_config(disable=True)
+    bean, prompts, strengths = made("stable_diffusion")[1], ["a <bean>", "my <bean>"], [0.2, 1.6]
+
+    def run(prompts, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        size = {} if "image" in more else {"height": 16, "width": 16}
+        return other(
+            prompts, generator=generators, num_inference_steps=2, output_type="np",
+            num_images_per_prompt=2, guidance_scale=guidance, **size, **more,
+        ).images  # fmt: skip
+
+    with apply(other, bean, bias=0.3) as applied:
+        singles = []
+        for row, prompt in enumerate(prompts):
+            applied.set(strength=strengths[row])
+            singles.append(run([prompt], [2 * row, 2 * row + 1]))
+        applied.set(strength=strengths)
+        close(run(prompts, range(4)), np.concatenate(singles))
+
+
+def test_a_copied_pipeline_with_rows_leaves_the_original_alone():
+    pipe, bean, _ = made("stable_diffusion")
+    prompts = ["a <bean>", "my <bean>"]
+    with apply(pipe, bean, strength=[0.2, 1.6]):
+        wanted = pictures(pipe, prompts, range(2))
+        twin = copy.deepcopy(pipe)
+        close(pictures(twin, prompts, range(2)), wanted)
+        assert twin.encode_prompt.__self__ is twin
+        close(pictures(pipe, prompts, range(2)), wanted)
+        own = pipe.encode_prompt
+        pipe.encode_prompt = type(pipe).encode_prompt.__get__(pipe)  # by somebody else
+    assert vars(pipe).pop("encode_prompt") is not own
 
 
 def test_rows_stay_when_a_setting_changes_within_a_call():

@@ -163,6 +163,11 @@ def test_vectors_that_are_words_of_the_tokenizer_already_are_refused(taken):
     apply(pipe, random_concept(pipe, "<pea>", vectors=3)).detach()
 
 
+def test_more_vectors_than_a_prompt_has_room_for_are_refused(pipe):
+    with pytest.raises(PipelineError, match=r"cannot have 23 vectors.*cuts prompts at 24 tokens"):
+        taught(pipe, vectors=23)
+
+
 def test_rows_of_different_numbers_are_refused():
     texts = Parts(pipe_of("stable_diffusion_xl")).text
     for rows in ([torch.zeros(2, 32), torch.zeros(3, 64)], [torch.zeros(32), torch.zeros(2, 64)]):

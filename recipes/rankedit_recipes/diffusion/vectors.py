@@ -103,6 +103,11 @@ def check_vectors(tokenizer: Tokenizer, words: Mapping[str, int]) -> None:
     """
     known = {*tokenizer.get_added_vocab(), *words}
     for trigger, count in words.items():
+        if count > 1 and count + 2 > tokenizer.model_max_length:
+            raise PipelineError(
+                f"diffusion: {trigger!r} cannot have {count} vectors: the tokenizer cuts prompts "
+                f"at {tokenizer.model_max_length} tokens, of which two mark the ends; choose fewer."
+            )
         stem, mark, number = trigger.rpartition("_")
         first = stem if mark and number.isdigit() and stem in known else ""
         # One more than it has, for pipelines go on counting.

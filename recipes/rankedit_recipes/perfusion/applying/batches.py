@@ -6,6 +6,7 @@ repeats it whole. What stands in the layers is that batch's: one number for each
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -87,17 +88,21 @@ class Batches:
         self._seen = (0, 0)
         self._own = "encode_prompt" in vars(pipe)
         self._encode = pipe.encode_prompt
-        signature = inspect.signature(self._encode)
+        self._signature = inspect.signature(self._encode)
+        functools.update_wrapper(self, self._encode)
+        pipe.encode_prompt = self
 
-        @functools.wraps(self._encode)
-        def encode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
-            result = self._encode(*args, **kwargs)
-            # Recipes read prompts of their own beside the calls that settings are for.
-            if not encoding_for_recipe():
-                self._called(signature.bind(*args, **kwargs).arguments, len(result[0]))
-            return result
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
+        """`encode_prompt`, and a look at what it was called with."""
+        result = self._encode(*args, **kwargs)
+        # Recipes read prompts of their own beside the calls that settings are for.
+        if not encoding_for_recipe():
+            self._called(self._signature.bind(*args, **kwargs).arguments, len(result[0]))
+        return result
 
-        pipe.encode_prompt = encode
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:  # noqa: ANN401 - a method
+        # A copied pipeline has edits of its own, which are not for this one to change.
+        return copy.deepcopy(self._encode, memo)
 
     @property
     def pictures(self) -> int:
@@ -108,6 +113,8 @@ class Batches:
 
     def remove(self) -> None:
         """Restore the pipeline."""
+        if vars(self._pipe).get("encode_prompt") is not self:
+            return  # another one was put there meanwhile
         if self._own:
             self._pipe.encode_prompt = self._encode
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, Number]:
         if unknown:
             raise PerfusionError(f"apply: no concept has the word {unknown[0]!r}, but {words}.")
         return {word: number_of(given) for word, given in numbers.items()}
-    listed = numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers
+    listed: Any = numbers.tolist() if hasattr(numbers, "tolist") else numbers
     if isinstance(listed, (int, float)):
         return dict.fromkeys(words, float(listed))
     if len(listed) == len(words):
@@ -111,7 +112,7 @@ def _by_word(numbers: Numbers, words: Sequence[str]) -> Mapping[str, Number]:
             f"apply: expected one number, or one for each of {words}, got {list(listed)}; for a "
             f"number for each row of a batch name the concept: {{{words[0]!r}: [...]}}."
         )
-    return {words[0]: number_of(listed)}  # type: ignore[arg-type]
+    return {words[0]: number_of(listed)}
 
 
 def check(settings: Mapping[str, Settings]) -> None:
