@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from rankedit import AttachError, JointSigmoid, Projection, ShapeError, Sigmoid
+from rankedit import AttachError, JointSigmoid, LowRank, Projection, ShapeError, Sigmoid
 from rankedit.models.patching import attach
 from tests.patching_cases import KINDS, gated, low_rank, residual
 
@@ -189,3 +189,25 @@ class TestRefused:
         with attach(layer, other) as attachment:
             attachment.set(strength=STRENGTHS)
             torch.testing.assert_close(given, layer(x))
+
+
+class _Repeated(LowRank):
+    """An edit whose rows are repeated as often as the batch has them."""
+
+    def rows_for(self, setting, count):
+        return setting.repeat(count // len(setting), 1)
+
+
+def test_an_edit_may_put_its_batches_together_itself():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(4, 3), torch.randn(4, 5, 4)
+    edit = _Repeated(torch.randn(3, 1), torch.randn(1, 4))
+    with torch.no_grad(), attach(layer, edit) as attached:
+        wanted = []
+        for row, strength in enumerate([0.5, 2.0, 0.5, 2.0]):
+            attached.set(strength=strength)
+            wanted.append(layer(x[row : row + 1]))
+        attached.set(strength=torch.tensor([0.5, 2.0]))
+        torch.testing.assert_close(layer(x), torch.cat(wanted))
+        with pytest.raises(ShapeError, match="'strength' was given 2 numbers"):
+            layer(x[:3])

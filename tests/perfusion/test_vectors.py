@@ -419,7 +419,7 @@ def test_several_vectors_begin_as_the_words_tokens_and_then_with_noise(pipe):
 def test_settings_of_several_vectors():
     with pytest.raises(PerfusionError, match="vectors must be at least 1, got 0"):
         Config(vectors=0)
-    with pytest.raises(PerfusionError, match="key_gradient is for a word of one vector"):
+    with pytest.raises(PerfusionError, match="vectors must be 1 with key_gradient, got 2"):
         Config(vectors=2, key_gradient=True)
     with pytest.raises(PerfusionError, match="vectors must be of type int"):
         Config().changed({"vectors": 2.0})

@@ -152,8 +152,8 @@ class Config:
     def _check_vectors(self) -> None:
         if self.key_gradient and self.vectors > 1:
             raise PerfusionError(
-                f"Config: key_gradient is for a word of one vector, got vectors = {self.vectors}; "
-                "leave it out, or set vectors to 1."
+                f"Config: vectors must be 1 with key_gradient, got {self.vectors}; leave one of "
+                "them out."
             )
 
     def rate_at(self, step: int) -> float:
