@@ -55,7 +55,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(mode)
         sync(temporary)
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         # After a rename nothing is there any more; after a failure this is the litter. The lock
         # goes last: whoever finds none takes the temporary file for litter.
@@ -104,8 +104,8 @@ def sync(file: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; only POSIX can open a folder."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable; only POSIX can open a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

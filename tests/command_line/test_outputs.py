@@ -119,6 +119,41 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_name(here, 
     assert names() == ["model"]
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_between_the_renames_loses_neither_folder(here, monkeypatch, at):
+    target, rename, calls = Path("model"), Path.rename, []
+    target.mkdir()
+    (target / "old").write_text("")
+
+    def interrupted(self, other):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_aside(target) as aside:
+        (aside / "new").write_text("")
+    assert names(target) == ["old"]
+    assert names() == ["model"]
+
+
+def test_an_old_folder_that_cannot_be_put_back_stays_beside(here, monkeypatch):
+    target, rename = Path("model"), Path.rename
+    target.mkdir()
+    (target / "old").write_text("")
+
+    def refusing(self, other):
+        if Path(other) == target:
+            raise OSError("no")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OSError, match="no"), folder_aside(target) as aside:
+        (aside / "new").write_text("")
+    assert "old" in [file.name for folder in here.iterdir() for file in folder.iterdir()]
+
+
 def test_names_of_pictures():
     assert [str(f) for f in picture_files(Path("p"), 2, range(3, 5))] == [
         "p/00-seed3.png", "p/00-seed4.png", "p/01-seed3.png", "p/01-seed4.png",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
+from rankedit.atomic import sync, sync_folder
 from rankedit_recipes.command_line.errors import CommandError
 
 Paths = Mapping[str, Path | None]
@@ -120,16 +121,19 @@ def folder_aside(path: str | PathLike[str]) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        for file in aside.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                sync(file)
         # A folder that is not empty cannot be replaced in one step: two renames, which are undone.
         if target.exists():
             target.rename(old)
-        try:
-            aside.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        aside.rename(target)
+        sync_folder(target.parent)
     finally:
+        # Whatever came between the two, Ctrl-C too: what was there goes only when its successor has
+        # the name.
+        if old.exists() and not target.exists():
+            old.rename(target)
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
 

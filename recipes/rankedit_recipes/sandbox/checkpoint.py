@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rankedit.atomic import sync_folder
+
 # Two, so that there is one to go on from where the newest is broken.
 KEPT = 2
 """Checkpoints that stay; older ones are removed."""
@@ -157,6 +159,8 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
     # The note comes last. A file without one does not count, so that a kill in between leaves the
     # checkpoint before this one.
     write_text(file.with_suffix(".json"), json.dumps({"step": state.step, "sha256": digest}))
+    # Before older ones go: a power cut may undo a rename, and keep what was removed after it.
+    sync_folder(folder)
     # Files of later steps are broken, or the run would have begun there: they must not push this
     # one out.
     known = [other for other in sorted(folder.glob("step-*.safetensors")) if other <= file]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rankedit.atomic import sync_folder
+
 from .renderer import render
 from .scenes import Scene, draw_scene, rng_of
 
@@ -125,6 +127,7 @@ def drawn_pictures(
         written = zip(*(part.files for part in parts), strict=True)
         for file, kept in zip(files, written, strict=True):
             _write(file, (np.load(one) for one in kept), count)
+        sync_folder(folder)  # the new names too, before what they were made of goes
         shutil.rmtree(scratch)
     return Drawn(*(np.load(file, mmap_mode="r") for file in files))
 
