@@ -1,12 +1,15 @@
 """Statistics of the user's own text: one pass, resumable, with provenance, refused elsewhere."""
 
+import errno
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError, Statistics
+from rankedit_recipes.language.commands import measuring, opening
 from rankedit_recipes.language.editing import Engine
 from rankedit_recipes.language.texts import read_texts
 
@@ -113,6 +116,108 @@ def test_a_crash_loses_nothing(tmp_path, stop):
         assert torch.equal(resumed[name].matrix, whole[name].matrix)
         assert resumed[name].provenance == whole[name].provenance
     assert resumed.changes == whole.changes
+    assert not list(tmp_path.iterdir())
+
+
+def counted(model):
+    """Forwards of the model from now on."""
+    calls = []
+    model.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("stop", ["before", "after"])
+def test_a_failure_while_a_part_is_saved_loses_nothing(tmp_path, monkeypatch, number, stop):
+    """The checkpoint of a pass stays until what came of it is on the disk."""
+    model, names = family("llama")
+    whole, file = collected(model, batch=2), tmp_path / "partial"
+
+    def failing(items, path, **options):
+        if path.name != f"partial.part{number}":
+            return rk_save(items, path, **options)
+        if stop == "after":
+            rk_save(items, path, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    rk_save = rk.save
+    with monkeypatch.context() as patch:
+        patch.setattr("rankedit_recipes.language.passes.rk.save", failing)
+        with pytest.raises(OSError, match="No space left"):
+            collected(model, batch=2, checkpoint=rk.Checkpoint(file, seconds=1000))
+    calls = counted(model)
+    resumed = collected(model, batch=2, checkpoint=file)
+    # Two find the blocks; what was done is not done again: 7 batches, then the last tenth.
+    assert len(calls) == 2 + (1 if number == 0 else 0)
+    for name in names:
+        assert torch.equal(resumed[name].matrix, whole[name].matrix)
+    assert resumed.changes == whole.changes
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_stays_until_the_result_is_saved(tmp_path, monkeypatch):
+    model, names = family("llama")
+    opened = opening.Opened("tiny", model, tokenizer())
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    out = tmp_path / "statistics.safetensors"
+
+    def stats():
+        sizes = measuring.Sizes(batch=4)
+        return list(measuring.stats_to(opened, [tmp_path / "texts.txt"], None, sizes, out))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Statistics, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            stats()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "statistics.partial.part0",
+        "statistics.partial.part1",
+        "texts.txt",
+    ]
+    calls = counted(model)
+    stats()
+    assert len(calls) == 2
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["statistics.safetensors", "texts.txt"]
+    assert list(language.load_statistics(out, model)) == names
+
+
+def test_a_part_of_another_model_length_or_layer_is_refused(tmp_path):
+    model, _ = family("llama")
+    file = tmp_path / "partial"
+    keep = rk.Checkpoint(file, keep=True)
+    kept = collected(model, checkpoint=keep, layers=[0], length=8).kept
+    assert [path.name for path in kept] == ["partial.part0", "partial.part1"]
+    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers or leng"):
+        collected(model, checkpoint=keep, layers=[0], length=9)
+    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers or leng"):
+        collected(model, checkpoint=keep, layers=[1], length=8)
+    model.model.embed_tokens.weight.data[0, 0] += 1
+    with pytest.raises(LanguageError, match=r"part0' is of another model"):
+        collected(model, checkpoint=keep, layers=[0], length=8)
+    model.model.embed_tokens.weight.data[0, 0] -= 1
+    data = bytearray(kept[0].read_bytes())
+    data[-5] ^= 4
+    kept[0].write_bytes(data)
+    with pytest.raises(LanguageError, match=r"part0' is damaged: .*Remove it to collect that part"):
+        collected(model, checkpoint=keep, layers=[0], length=8)
+
+
+def test_ctrl_c_names_the_checkpoint_that_the_call_takes(tmp_path):
+    model, _ = family("llama")
+    calls = []
+
+    def interrupted(*_):
+        calls.append(1)
+        if len(calls) == 2 + 29 + 2:  # in the last tenth
+            raise KeyboardInterrupt
+
+    model.model.embed_tokens.register_forward_hook(interrupted)
+    file = tmp_path / "partial"
+    checkpoint = rk.Checkpoint(file, seconds=0)
+    with pytest.raises(KeyboardInterrupt, match=re.escape(f"checkpoint='{file}', to go on")):
+        collected(model, TEXTS * 2, batch=1, checkpoint=checkpoint, layers=[0])
+    assert (tmp_path / "partial.last").exists()
+    assert len(collected(model, TEXTS * 2, batch=1, checkpoint=checkpoint, layers=[0])) == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.layers import Layers, all_blocks, blocks_at
 from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.model.tokens import Tokenizer
+from rankedit_recipes.language.passes import Passes
 from rankedit_recipes.language.texts import Batches, Texts, read_texts
 
 # The last tenth of the data is what convergence is judged by.
@@ -33,13 +33,23 @@ class Statistics(dict[str, rk.SecondMoment]):
 
     Attributes:
         changes: by projection, `‖C − C'‖_F/‖C‖_F` with C' from the first nine tenths of the data.
+        kept: files from which the same collection would go on; see `remove_checkpoint`.
     """
 
     def __init__(
-        self, moments: Mapping[str, rk.SecondMoment], changes: Mapping[str, float] | None = None
+        self,
+        moments: Mapping[str, rk.SecondMoment],
+        changes: Mapping[str, float] | None = None,
+        kept: Sequence[Path] = (),
     ) -> None:
         super().__init__(moments)
         self.changes = dict(changes or {})
+        self.kept = tuple(kept)
+
+    def remove_checkpoint(self) -> None:
+        """Remove what a collection with `Checkpoint(keep=True)` left, once the result is saved."""
+        for file in self.kept:
+            file.unlink(missing_ok=True)
 
     def save(self, path: str | PathLike[str], model: nn.Module) -> None:
         """Write the statistics to a file, with marks of the model that they are of."""
@@ -100,7 +110,8 @@ def collect_statistics(
         length: texts are cut to so many tokens; the model's own limit, at most 1024, if None.
         checkpoint: file for what is done so far (or a `rankedit.Checkpoint`, which also says how
             often), next to which others of the same beginning are made. After a crash the same
-            call goes on there. They are removed at the end.
+            call goes on there. They are removed at the end; with `Checkpoint(keep=True)` they stay
+            until `Statistics.remove_checkpoint`, for what is in memory only can still be lost.
         corpus: a name of the text, for the record.
         progress: show it.
 
@@ -125,84 +136,18 @@ def collect_statistics(
     limit = length or _longest(model)
     # Both parts have at least one text; a single text has no last tenth.
     first = max(1, len(listed) - max(1, len(listed) // _TENTH)) if len(listed) > 1 else 1
+    # No more than `passes.PARTS`.
     passes = [listed[:first], listed[first:]] if len(listed) > 1 else [listed]
     kept = rk.Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
-    collector = _Collector(model, names, provenance, kept, progress=progress)
+    collector = Passes(model, names, provenance, limit, kept, progress=progress)
     parts = [
         collector.collect(number, Batches(part, tokenizer, batch, limit, embedding_device(model)))
         for number, part in enumerate(passes)
     ]
-    return collector.joined(parts)
-
-
-@dataclass(frozen=True)
-class _Collector:
-    """The passes over the parts of the data, the first of which is kept if the second stops."""
-
-    model: nn.Module
-    names: Sequence[str]
-    provenance: rk.Provenance
-    checkpoint: rk.Checkpoint | None
-    progress: bool
-
-    def collect(self, number: int, batches: Batches) -> dict[str, rk.SecondMoment]:
-        """One part of the data, from where an earlier run stopped."""
-        # What a pass gave is kept until the other one is done too: a crash between costs nothing.
-        done = self._file(f".part{number}")
-        if done is not None and done.exists():
-            return self._kept(done)
-        moments = rk.collect(
-            self.model,
-            list(self.names),
-            batches,
-            provenance=self.provenance,
-            checkpoint=self.checkpoint,
-            progress=self.progress,
-        )
-        if done is not None:
-            rk.save(moments, done)
-        return moments
-
-    def _kept(self, file: Path) -> dict[str, rk.SecondMoment]:
-        kept = rk.load(file)
-        moments = {n: m for n, m in kept.items() if isinstance(m, rk.SecondMoment)}
-        same = ("model", "tokenizer", "corpus")
-        wrong = [
-            name
-            for name in self.names
-            if name not in moments
-            or any(
-                getattr(moments[name].provenance, field) != getattr(self.provenance, field)
-                for field in same
-            )
-        ]
-        if wrong:
-            raise LanguageError(
-                f"collect_statistics: '{file}' is of another model, tokenizer or text; make the "
-                "call that it belongs to, or remove it."
-            )
-        return {name: moments[name] for name in self.names}
-
-    def joined(self, parts: Sequence[Mapping[str, rk.SecondMoment]]) -> Statistics:
-        """The sums over all parts; what was kept is not needed any more."""
-        moments = {name: parts[0][name].clone() for name in self.names}
-        changes = {}
-        for part in parts[1:]:
-            for name, moment in moments.items():
-                before, corpus = moment.matrix, moment.provenance.corpus
-                moment.merge_(part[name])
-                # Merging joins the names of the parts, which are one corpus here.
-                moment.provenance = replace(moment.provenance, corpus=corpus)
-                after = moment.matrix
-                changes[name] = float((after - before).norm() / after.norm())
-        for number in range(len(parts)):
-            file = self._file(f".part{number}")
-            if file is not None:
-                file.unlink(missing_ok=True)
-        return Statistics(moments, changes)
-
-    def _file(self, suffix: str) -> Path | None:
-        return None if self.checkpoint is None else Path(f"{self.checkpoint.path}{suffix}")
+    found = Statistics(*collector.joined(parts), kept=collector.files())
+    if kept is not None and not kept.keep:
+        found.remove_checkpoint()
+    return found
 
 
 def load_statistics(

@@ -152,10 +152,11 @@ def stats_to(
         layers=layers,
         batch=sizes.batch,
         length=sizes.length or None,
-        # Beside the result, where the same command finds it again.
-        checkpoint=out.with_suffix(".partial"),
+        # Beside the result, where the same command finds it again, until the result is saved.
+        checkpoint=rk.Checkpoint(out.with_suffix(".partial"), keep=True),
         corpus=", ".join(map(str, paths)) or opened.name,
     )
     found.save(out, opened.model)
+    found.remove_checkpoint()
     yield from found.describe().splitlines()
     yield f"{out}: {out.stat().st_size:,} bytes"
