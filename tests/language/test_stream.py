@@ -180,6 +180,7 @@ def test_a_folder_is_the_stream(tmp_path):
     assert [f.name for f in sorted(folder.iterdir())] == [
         "facts-000000.safetensors",
         "stream.json",
+        "stream.lock",
     ]
     width = sum(key.shape[1] for key in [*facts.keys.values(), *facts.lacking.values()])
     assert (folder / "facts-000000.safetensors").stat().st_size < 3 * 4 * width + 1024

@@ -142,6 +142,9 @@ class Settings:
         A soft method leaves a part of what lacks to the blocks above. The fewer there are, the more
         each must meet: the weight is lowered in proportion.
         """
+        # Not by w·3/3, which is not w for every w: a stream would not know its own metric again.
+        if count == self.layers:
+            return self
         return replace(self, weight=self.weight * count / self.layers, layers=count)
 
     def shares(self, contexts: int) -> torch.Tensor:

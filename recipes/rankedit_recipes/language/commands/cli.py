@@ -136,7 +136,7 @@ def undo(
     model: Model = SANDBOX,
     method: OwnMethod = "",
     statistics: Stats = None,
-    last: Annotated[int, typer.Option(help="Instead of names: the latest so many.")] = 0,
+    last: Annotated[int, typer.Option(min=0, help="Instead of names: the latest so many.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the edits that are left, to this file.", show_default="none"),

@@ -30,6 +30,12 @@ REMEDIES = (
     (r"see its attributes", "see --print-config"),
     (r"Settings: ", "language: settings: "),
     (r"from_toml: ", "language: --config "),
+    (r"Open it again with Stream\.open and repeat the call", "Give the same command again"),
+    (r"and make the call again", "and give the same command again"),
+    (
+        r"keep the stream in memory \(folder=None\) and save its edits",
+        "leave out --stream, and keep the edits with --out",
+    ),
     (r"make the same call again, with checkpoint=\S+,", "give the same command again"),
     (
         r"pass what solves again, as method=, or on the command line as --method",

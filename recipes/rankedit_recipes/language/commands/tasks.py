@@ -192,8 +192,11 @@ def undo_in(
     method: str = "",
 ) -> Iterator[str]:
     """Take facts out of a stream."""
-    if bool(names) == bool(last):
-        raise LanguageError("undo: give names of facts, or --last N; not both, not neither.")
+    # Of a list, the last -1 are all but the first.
+    if bool(names) == bool(last) or last < 0:
+        raise LanguageError(
+            "undo: give names of facts, or --last N with N at least 1; not both, not neither."
+        )
     manifest = Folder(folder).read()
     if manifest is None:
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
+from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
 
 # Keys closer than this, as a cosine under the metric, move each other's values.
@@ -62,6 +64,27 @@ def parallel_keys(
         # Each pair of new keys once, and none with itself.
         if i < len(there) + j
     ]
+
+
+def refuse_same(conflicts: Sequence[FactConflict]) -> None:
+    """Refuse to add what is there already, and warn of keys that are nearly parallel.
+
+    Raises:
+        LanguageError: some are about what the stream has already.
+    """
+    same = [conflict for conflict in conflicts if conflict.kind == "same"]
+    if same:
+        raise LanguageError(
+            f"Stream.add: {len(same)} requests are about what the stream has already, such as "
+            f"{shown(same)}; use replace, or undo the old ones first."
+        )
+    if conflicts:
+        warnings.warn(
+            f"Stream.add: {len(conflicts)} pairs of facts have nearly parallel keys and move "
+            f"each other's values: {shown(conflicts)}",
+            rk.RankeditWarning,
+            stacklevel=3,
+        )
 
 
 def shown(conflicts: Sequence[FactConflict]) -> str:

@@ -1,80 +1,54 @@
 """The folder in which a stream of edits is kept: one JSON file, and keys and values beside it.
 
-`stream.json` says what the stream is and which facts it has; it is replaced in one step.
-`facts-000000.safetensors` and so on hold keys and values of the facts that were added together, and
-never change. A file is written before `stream.json` names it: a crash in between leaves a file that
-nothing refers to, which the next addition overwrites.
+    stream.json                  what the stream is, its facts, and digests of every file
+    facts-000000.safetensors ... keys and values of the facts that were added together
+    stream.lock                  empty; who writes holds it
+
+A change is written under the lock, after `stream.json` was found to be the one that the change was
+made to: first the new file, under a number that none ever had; then `stream.json`, which is
+replaced in one step; then what no fact needs any more is removed. Whatever is interrupted, and
+wherever, `stream.json` is the old one or the new one, and all that it names is there.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import NamedTuple
 
 import rankedit as rk
-from rankedit.atomic import atomic_write
+from rankedit.atomic import atomic_write, remove_stale
+from rankedit.files.storage import open_regular
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.spreading import Facts
-from rankedit_recipes.language.settings import Settings
+from rankedit_recipes.language.streams.locking import LOCK, locked
+from rankedit_recipes.language.streams.manifest import (
+    Manifest,
+    decoded,
+    encoded,
+    name_of,
+    number_of,
+)
+from rankedit_recipes.language.streams.rows import digest_of, fact_in, load_rows, tensors_of
 
-VERSION = 1
 _NAME = "stream.json"
+# What a process that was killed while it wrote leaves behind; see `rankedit.atomic`.
+_ASIDE = re.compile(r"\.(facts-[0-9]+\.safetensors|stream\.json)\..*\.rankedit-(?:tmp|lock)")
+# A writer that is busy all the time lets a reader through sooner.
+_TRIES = 20
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a stream is, and which facts it has.
+class Contents(NamedTuple):
+    """A stream as it is read: what it says, and its facts one by one in the order of entry."""
 
-    Attributes:
-        settings: the method.
-        layers: the edited projections, from the lowest.
-        prefixes: what stands before the prompts.
-        base: by projection, a fingerprint of its weights.
-        metrics: by projection, a fingerprint of what a change costs.
-        tokenizer: a mark of the vocabulary.
-        requests: the facts, in the order of entry.
-        solver: `Settings.solver`; where it is not empty, `settings` has no solve of its own as it
-            is read, and what solves must be passed again: a file names no code that is run.
-        extra: settings that only the class of a method of one's own knows.
-        places: for each fact by name, the file with its keys and values, and its row there.
-    """
-
-    settings: Settings
-    layers: list[str]
-    prefixes: list[str]
-    base: dict[str, str]
-    metrics: dict[str, str]
-    tokenizer: str
-    requests: list[Request]
-    solver: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    places: Mapping[str, tuple[int, int]] | None = None
-
-    def check(self, actual: Manifest, path: Path) -> None:
-        """Refuse to go on with another model, tokenizer or statistics.
-
-        Raises:
-            LanguageError: says what differs.
-        """
-        # In this order: with another model the statistics differ too, and the model is what to say.
-        for name, what in (
-            ("base", "model"),
-            ("tokenizer", "tokenizer"),
-            ("metrics", "statistics"),
-        ):
-            if getattr(self, name) != getattr(actual, name):
-                raise LanguageError(
-                    f"Stream.open: '{path}' is a stream of edits of another {what}: expected "
-                    f"{getattr(self, name)}, got {getattr(actual, name)}; open it with the "
-                    f"{what} it began with."
-                )
+    manifest: Manifest
+    facts: list[Facts]
 
 
 class Folder:
@@ -86,155 +60,205 @@ class Folder:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        self._places: dict[str, tuple[int, int]] = {}
-        self._next = 0
+
+    # ------------------------------------------------------------------ reading
 
     def read(self) -> Manifest | None:
-        """What is there; None if nothing is.
+        """What the stream says; None if nothing is there. Its facts are not looked at.
 
         Raises:
             LanguageError: damaged, of another version, or a folder of something else.
         """
         file = self.path / _NAME
-        if not file.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise LanguageError(
-                    f"Stream.open: '{self.path}' holds something else than a stream; name an empty "
-                    "folder or a new one."
-                )
+        data = self._bytes()
+        if data is None:
+            self._check_empty()
             return None
         try:
-            manifest = _decoded(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return decoded(data)
+        # What was changed by hand lacks fields, or has others than `Request` takes.
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # The parser of headers of safetensors files speaks of these.
+            why = str(error).replace("the header", "it").rstrip(".")
             raise LanguageError(
-                f"Stream.open: '{file}' is damaged or of another version: {error}."
+                f"Stream.open: '{file}' is damaged or of another version: {why}. Take the folder "
+                "from a copy, or begin a stream in another one."
             ) from error
-        self._places = dict(manifest.places or {})
-        # Above what is referred to, not above what is there: files of a crash are overwritten.
-        self._next = 1 + max((number for number, _ in self._places.values()), default=-1)
-        return manifest
 
-    def begin(self, manifest: Manifest) -> None:
-        """Make the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write(manifest)
-
-    def add(self, facts: Facts, manifest: Manifest) -> None:
-        """Write facts that the manifest has already."""
-        tensors: dict[str, Tensor] = {}
-        for number, name in enumerate(manifest.layers):
-            tensors[f"keys.{number}"] = facts.keys[name]
-            tensors[f"lacking.{number}"] = facts.lacking[name]
-        # Before `stream.json` names it; see the top of the file.
-        rk.save(tensors, self._file(self._next))
-        for row, request in enumerate(facts.requests):
-            self._places[request.label] = (self._next, row)
-        self._next += 1
-        self.write(manifest)
-
-    def write(self, manifest: Manifest) -> None:
-        """Replace `stream.json`, in one step, and drop files of which nothing is left."""
-        # Files are never rewritten: rows that were undone stay while the file has others.
-        kept = {request.label: self._places[request.label] for request in manifest.requests}
-        gone = {number for number, _ in self._places.values()}
-        gone -= {number for number, _ in kept.values()}
-        self._places = kept
-        text = json.dumps(_encoded(replace(manifest, places=kept)), ensure_ascii=False, indent=1)
-        with atomic_write(self.path / _NAME) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        # After the new `stream.json` is in place: what it refers to is always there.
-        for number in gone:
-            self._file(number).unlink(missing_ok=True)
-
-    def facts(self, manifest: Manifest) -> Iterator[Facts]:
-        """The facts one by one, in the order of entry.
+    def contents(self) -> Contents | None:
+        """The stream with its facts; None if nothing is there.
 
         Raises:
-            LanguageError: a file is missing or holds something else.
+            LanguageError: as for `read`, or a file is missing or not what the stream wrote.
         """
-        # In the order of entry, which files do not have; each is read once.
-        files: dict[int, dict[str, Any]] = {}
-        for request in manifest.requests:
-            number, row = self._places[request.label]
-            if number not in files:
-                files[number] = self._load(number, len(manifest.layers))
-            rows = slice(row, row + 1)
-            named = list(enumerate(manifest.layers))
-            yield Facts(
-                (request,),
-                {name: files[number][f"keys.{i}"][rows] for i, name in named},
-                {name: files[number][f"lacking.{i}"][rows] for i, name in named},
-                {},
-            )
+        for _ in range(_TRIES):
+            manifest = self.read()
+            if manifest is None:
+                return None
+            try:
+                return self._loaded(manifest)
+            except LanguageError:
+                # Readers need no lock, so that they may look at folders that they cannot write to.
+                # Files never change: what fails while `stream.json` stays the same is damaged.
+                if self._mark() == manifest.mark:
+                    raise
+        raise LanguageError(
+            f"Stream.open: '{self.path}' is being changed all the time; wait until the process "
+            "that writes to it has finished, and open it again."
+        )
 
-    def _load(self, number: int, layers: int) -> dict[str, Any]:
-        file = self._file(number)
+    def _loaded(self, manifest: Manifest) -> Contents:
+        digests, files = dict(manifest.digests), {}
+        for number in sorted(manifest.numbers):
+            files[number], found = load_rows(self._file(number), len(manifest.layers))
+            # Version 1 has none: what is there now is what will be held to.
+            if digests.setdefault(number, found) != found:
+                raise LanguageError(
+                    f"Stream.open: '{self._file(number)}' is not what the stream wrote: it is "
+                    "damaged, or of another stream. Take the folder from a copy."
+                )
+        facts = []
+        for request in manifest.requests:
+            number, row = manifest.places[request.label]
+            facts.append(fact_in(files[number], row, request, manifest.layers))
+        return Contents(replace(manifest, digests=digests), facts)
+
+    # ------------------------------------------------------------------ writing
+
+    def begin(self, manifest: Manifest) -> Manifest:
+        """Make the folder; gives what was written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, "Stream.open"):
+            if self._mark():
+                raise self._changed("Stream.open")
+            written: list[Manifest] = []
+            self._replace(replace(manifest, generation=0), written.append)
+            return written[0]
+
+    def write(
+        self,
+        call: str,
+        old: Manifest,
+        requests: Sequence[Request],
+        facts: Facts | None,
+        done: Callable[[Manifest], object],
+    ) -> None:
+        """Change what is there.
+
+        Args:
+            call: for messages.
+            old: as the folder was read or written by the caller; refused if it is another now.
+            requests: the facts that there shall be, in the order of entry.
+            facts: those of them that are new, with their keys and values.
+            done: called with what was written, once it is on the disk; also where an exception
+                comes after that.
+
+        Raises:
+            LanguageError: somebody else wrote to the folder, or it cannot be locked.
+            OSError: the disk is full, ...; the stream is as it was.
+        """
+        with locked(self.path, call):
+            if self._mark() != old.mark:
+                raise self._changed(call)
+            try:
+                self._write(old, requests, facts, done)
+            finally:
+                self._sweep()
+
+    def _write(
+        self,
+        old: Manifest,
+        requests: Sequence[Request],
+        facts: Facts | None,
+        done: Callable[[Manifest], object],
+    ) -> None:
+        # Also above what a killed process left: no number is ever given twice.
+        number = max([old.next, *(1 + there for there in self._numbers())])
+        places, digests = dict(old.places), dict(old.digests)
+        if facts is not None:
+            rk.save(tensors_of(facts, old.layers), self._file(number))
+            digests[number] = digest_of(self._file(number))
+            places |= {r.label: (number, row) for row, r in enumerate(facts.requests)}
+            number += 1
+        # Files are never rewritten: rows that were undone stay while the file has others.
+        new = replace(
+            old,
+            requests=requests,
+            places={request.label: places[request.label] for request in requests},
+            generation=old.generation + 1,
+            next=number,
+        )
+        digests = {n: digest for n, digest in digests.items() if n in new.numbers}
+        self._replace(replace(new, digests=digests), done)
+
+    def _replace(self, manifest: Manifest, done: Callable[[Manifest], object]) -> None:
+        data = encoded(manifest)
+        # Before it takes the place of one that can be read.
+        written = decoded(data)
         try:
-            loaded = rk.load(file)
+            with atomic_write(self.path / _NAME) as temporary:
+                temporary.write_bytes(data)
+        finally:
+            # Ctrl-C, or an error of the disk, may come between the new name and the end of this.
+            if self._mark() == written.mark:
+                done(written)
+
+    def _sweep(self) -> None:
+        """Remove what no fact needs, and what killed processes left."""
+        # By what `stream.json` says now, whatever came before. What cannot be removed now is so at
+        # the next change.
+        with contextlib.suppress(OSError, LanguageError):
+            manifest = self.read()
+            if manifest is None:
+                return
+            for number in self._numbers() - manifest.numbers:
+                self._file(number).unlink(missing_ok=True)
+            for entry in list(self.path.iterdir()):
+                aside = _ASIDE.fullmatch(entry.name)
+                if aside:
+                    remove_stale(self.path / aside[1])
+
+    # ------------------------------------------------------------------ what is there
+
+    def _bytes(self) -> bytes | None:
+        try:
+            with open_regular(self.path / _NAME) as (stream, _):
+                return stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except (OSError, rk.EditFileError) as error:
-            raise LanguageError(f"Stream.open: '{file}' cannot be read: {error}") from error
-        expected = {f"{kind}.{i}" for kind in ("keys", "lacking") for i in range(layers)}
-        if set(loaded) != expected or not all(isinstance(t, Tensor) for t in loaded.values()):
             raise LanguageError(
-                f"Stream.open: '{file}' must hold {sorted(expected)}, got {sorted(loaded)[:8]}."
-            )
-        return dict(loaded)
+                f"Stream.open: '{self.path / _NAME}' cannot be read: {error}"
+            ) from error
+
+    def _mark(self) -> str:
+        """The digest of `stream.json`; empty if there is none."""
+        data = self._bytes()
+        return "" if data is None else hashlib.sha256(data).hexdigest()
+
+    def _numbers(self) -> set[int]:
+        found = (number_of(entry.name) for entry in self.path.iterdir())
+        return {number for number in found if number is not None}
 
     def _file(self, number: int) -> Path:
-        return self.path / f"facts-{number:06}.safetensors"
+        return self.path / name_of(number)
 
+    def _check_empty(self) -> None:
+        if not self.path.exists():
+            return
+        # A process that was killed while it began the stream leaves its lock, and what it wrote.
+        if self.path.is_dir() and all(
+            entry.name == LOCK or _ASIDE.fullmatch(entry.name) for entry in self.path.iterdir()
+        ):
+            return
+        raise LanguageError(
+            f"Stream.open: '{self.path}' holds something else than a stream; name an empty folder "
+            "or a new one."
+        )
 
-def _encoded(manifest: Manifest) -> dict[str, Any]:
-    places = manifest.places or {}
-    facts = [
-        {**asdict(request), "label": request.label, "place": list(places[request.label])}
-        for request in manifest.requests
-    ]
-    settings = manifest.settings.to_dict()
-    if manifest.solver:
-        # Readers that know no methods of one's own refuse an unknown setting.
-        settings["solver"] = manifest.solver
-    return {
-        "version": VERSION,
-        "settings": settings,
-        "layers": manifest.layers,
-        "prefixes": manifest.prefixes,
-        "base": manifest.base,
-        "metrics": manifest.metrics,
-        "tokenizer": manifest.tokenizer,
-        "facts": facts,
-    }
-
-
-def _decoded(document: dict[str, Any]) -> Manifest:
-    if document["version"] != VERSION:
-        raise ValueError(f"version {document['version']!r}, expected {VERSION}")
-    requests, places = [], {}
-    for fact in document["facts"]:
-        number, row = map(int, fact.pop("place"))
-        # It follows from the rest, and is written for people who read the file.
-        fact.pop("label")
-        request = Request(**fact)
-        # Negative ones count from the end in Python: another fact's row, or none.
-        if number < 0 or row < 0 or request.label in places:
-            raise ValueError(f"fact {request.label!r} has no place of its own")
-        requests.append(request)
-        places[request.label] = (number, row)
-    settings = dict(document["settings"])
-    solver, extra = str(settings.pop("solver", "")), {}
-    if solver:
-        # `Settings` refuses what it does not know; the class of the method will know these.
-        known = {each.name for each in fields(Settings)}
-        extra = {name: settings.pop(name) for name in settings.keys() - known}
-    return Manifest(
-        settings=Settings.from_dict(settings),
-        solver=solver,
-        extra={n: tuple(v) if isinstance(v, list) else v for n, v in extra.items()},
-        layers=[str(name) for name in document["layers"]],
-        prefixes=[str(text) for text in document["prefixes"]],
-        base={str(k): str(v) for k, v in document["base"].items()},
-        metrics={str(k): str(v) for k, v in document["metrics"].items()},
-        tokenizer=str(document["tokenizer"]),
-        requests=requests,
-        places=places,
-    )
+    def _changed(self, call: str) -> LanguageError:
+        return LanguageError(
+            f"{call}: '{self.path}' was changed since it was opened here, by another process or "
+            "another Stream; nothing was written. Open it again with Stream.open and repeat the "
+            "call."
+        )

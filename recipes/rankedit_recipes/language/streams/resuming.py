@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from torch import nn
 
-from rankedit_recipes.language.editing import settings_of
+from rankedit_recipes.language.editing import Engine, settings_of
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.methods.own import Method
 from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.searching.contexts import checked_prefixes
 from rankedit_recipes.language.settings import Settings
-from rankedit_recipes.language.streams.folder import Manifest
+from rankedit_recipes.language.statistics import tokenizer_digest
+from rankedit_recipes.language.streams.manifest import Manifest
+
+
+def begun_with(engine: Engine, base: Mapping[str, str]) -> Manifest:
+    """What a stream of this engine begins with, and has no facts yet.
+
+    Args:
+        engine: model, tokenizer, method and statistics.
+        base: by projection, from the lowest, a fingerprint of its weights.
+    """
+    return Manifest(
+        settings=engine.settings,
+        solver=engine.settings.solver,
+        layers=list(base),
+        prefixes=list(engine.prefixes),
+        base=dict(base),
+        metrics={name: engine.metrics[name].fingerprint for name in base},
+        tokenizer=tokenizer_digest(engine.tokenizer),
+    )
 
 
 def settings_to_go_on(manifest: Manifest, path: Path, method: Method | None) -> Settings:

@@ -12,31 +12,38 @@ the edit is the one of a single batch over what is there in the end; undoing lea
 
 from __future__ import annotations
 
-import warnings
+import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 import rankedit as rk
-from rankedit_recipes.language.editing import Engine, check_requests, enter
+from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.methods.own import Method
 from rankedit_recipes.language.model.layers import Layers
-from rankedit_recipes.language.model.original import Original
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.spreading import Facts
-from rankedit_recipes.language.statistics import Statistics, tokenizer_digest
+from rankedit_recipes.language.statistics import Statistics
 from rankedit_recipes.language.streams.conflicts import (
     PARALLEL,
     FactConflict,
     parallel_keys,
+    refuse_same,
     same_facts,
-    shown,
 )
-from rankedit_recipes.language.streams.folder import Folder, Manifest
-from rankedit_recipes.language.streams.resuming import check_places, settings_to_go_on
+from rankedit_recipes.language.streams.folder import Folder
+from rankedit_recipes.language.streams.held import Held
+from rankedit_recipes.language.streams.manifest import Manifest
+from rankedit_recipes.language.streams.original import Original
+from rankedit_recipes.language.streams.resuming import (
+    begun_with,
+    check_places,
+    settings_to_go_on,
+)
 
 # Facts that are searched for, and written, at a time.
 _CHUNK = 64
@@ -49,20 +56,28 @@ class Stream:
     The model must be as it was when the stream began whenever facts are added: detach the edits
     first. Make one with `open`, or from an engine for a stream that is kept in memory only.
 
+    Threads may share one. Of several processes that opened one folder, the one that writes second
+    is refused, and has to open it again.
+
     Args:
         engine: model, tokenizer, method and statistics.
-        folder: where to keep it.
+        folder: where to keep it; begun, or gone on with. None for memory only.
+
+    Raises:
+        LanguageError: as for `open`.
     """
 
-    def __init__(self, engine: Engine, folder: Folder | None = None) -> None:
+    def __init__(self, engine: Engine, folder: str | PathLike[str] | None = None) -> None:
         if not engine.settings.consistent:
             raise LanguageError("Stream: consistent=False edits one fact at a time; see `edit`.")
         self.engine = engine
-        self._folder = folder
-        self._ledgers = engine.ledgers()
-        self._requests: dict[str, Request] = {}
-        self._keys: dict[str, Tensor] = {}
-        self._original = Original(engine.model, engine.metrics)
+        self._held = Held(engine)
+        self._original = Original(engine.model, [block.down for block in engine.chosen])
+        self._folder = None if folder is None else Folder(folder)
+        # Around everything that changes the stream: a change is made to what the last one left.
+        self._lock = threading.RLock()
+        if self._folder is not None:
+            self._manifest = self._kept_in(self._folder)
 
     @classmethod
     def open(
@@ -94,41 +109,48 @@ class Stream:
             LanguageError: the folder is of another model, tokenizer, statistics, method, layers or
                 prefixes, or damaged.
         """
-        kept = None if folder is None else Folder(folder)
-        manifest = None if kept is None else kept.read()
-        if kept is not None and manifest is not None:
-            check_places(manifest, kept.path, model, layers, prefixes)
-            method = settings_to_go_on(manifest, kept.path, method)
+        manifest = None if folder is None else Folder(folder).read()
+        if folder is not None and manifest is not None:
+            check_places(manifest, Path(folder), model, layers, prefixes)
+            method = settings_to_go_on(manifest, Path(folder), method)
             layers, prefixes = manifest.layers, manifest.prefixes
         engine = Engine.build(
             model, tokenizer, "memit" if method is None else method, statistics, layers=layers,
             prefixes=prefixes, progress=progress,
         )  # fmt: skip
-        stream = cls(engine, kept)
-        if kept is None:
-            return stream
-        if manifest is None:
-            kept.begin(stream.manifest())
-        else:
-            manifest.check(stream.manifest(), kept.path)
-            stream._restore(kept, manifest)
-        return stream
+        return cls(engine, folder)
+
+    def _kept_in(self, folder: Folder) -> Manifest:
+        """Begin the stream in a folder, or take over what is there."""
+        noted = begun_with(self.engine, self._original.base)
+        contents = folder.contents()
+        if contents is None:
+            return folder.begin(noted)
+        manifest, facts = contents
+        # Asked again by `open`'s own engine: the folder may have been begun anew meanwhile.
+        settings_to_go_on(manifest, folder.path, self.engine.settings)
+        check_places(manifest, folder.path, self.engine.model, None, self.engine.prefixes)
+        manifest.check(noted, folder.path)
+        self._original.check("Stream.open")
+        for fact in facts:
+            self._held.exchange((), fact)
+        return manifest
 
     # ------------------------------------------------------------------ reading
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._held.requests)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._requests
+        return name in self._held.requests
 
     def names(self) -> list[str]:
         """Names of the facts, in the order of entry."""
-        return list(self._requests)
+        return list(self._held.requests)
 
     def requests(self) -> list[Request]:
         """The facts, in the order of entry."""
-        return list(self._requests.values())
+        return list(self._held.requests.values())
 
     def edits(self) -> dict[str, rk.LowRank]:
         """The edits that make all facts true; empty if there is none.
@@ -136,7 +158,8 @@ class Stream:
         Raises:
             SolveError: facts with the same key contradict each other, in a method of equalities.
         """
-        return {name: ledger.edit() for name, ledger in self._ledgers.items() if len(ledger)}
+        with self._lock:
+            return {n: ledger.edit() for n, ledger in self._held.ledgers.items() if len(ledger)}
 
     def attach(self, *, strength: float = 1.0) -> rk.Attachment:
         """Put the edits into the model; detach them before facts are added."""
@@ -154,12 +177,12 @@ class Stream:
             threshold: cosine from which keys count as parallel.
         """
         self._original.check("Stream.conflicts")
-        new = [r for r in requests if self._requests.get(r.label) != r]
-        found = same_facts(self._requests, new)
+        new = [r for r in requests if self._held.requests.get(r.label) != r]
+        found = same_facts(self._held.requests, new)
         if not new:
             return found
         named = [request.label for request in new]
-        others = {name: key for name, key in self._keys.items() if name not in named}
+        others = {name: key for name, key in self._held.keys.items() if name not in named}
         metric = self.engine.metrics[self.engine.chosen[0].down]
         keys = dict(zip(named, self.engine.keys(new), strict=True))
         return found + parallel_keys(others, keys, metric, threshold)
@@ -176,33 +199,21 @@ class Stream:
 
         Raises:
             LanguageError: a request has the subject and relation, or the name, of another fact
-                (`replace` exchanges it). Nothing is added then.
+                (`replace` exchanges it), or as for `undo`. Nothing is added then.
 
         Warns:
             RankeditWarning: keys nearly parallel to those of other facts; see `conflicts`.
         """
         check_requests(requests)
-        new = [request for request in requests if self._requests.get(request.label) != request]
-        if not new:
-            return []
-        conflicts = self.conflicts(new)
-        same = [conflict for conflict in conflicts if conflict.kind == "same"]
-        if same:
-            raise LanguageError(
-                f"Stream.add: {len(same)} requests are about what the stream has already, such as "
-                f"{shown(same)}; use replace, or undo the old ones first."
-            )
-        if conflicts:
-            warnings.warn(
-                f"Stream.add: {len(conflicts)} pairs of facts have nearly parallel keys and move "
-                f"each other's values: {shown(conflicts)}",
-                rk.RankeditWarning,
-                stacklevel=2,
-            )
-        for start in range(0, len(new), _CHUNK):
-            facts, _ = self.engine.facts(new[start : start + _CHUNK])
-            self.enter(facts)
-        return [request.label for request in new]
+        with self._lock:
+            new = [r for r in requests if self._held.requests.get(r.label) != r]
+            if not new:
+                return []
+            refuse_same(self.conflicts(new))
+            for start in range(0, len(new), _CHUNK):
+                facts, _ = self.engine.facts(new[start : start + _CHUNK])
+                self._change("Stream.add", (), facts)
+            return [request.label for request in new]
 
     def enter(self, facts: Facts) -> None:
         """Add facts whose keys and values are known; see `Engine.facts`.
@@ -210,14 +221,7 @@ class Stream:
         Raises:
             SolveError: a name is taken.
         """
-        self._original.check("Stream.enter")
-        enter(self._ledgers, facts, self.engine.model)
-        first = self.engine.chosen[0].down
-        for number, request in enumerate(facts.requests):
-            self._requests[request.label] = request
-            self._keys[request.label] = facts.keys[first][number]
-        if self._folder is not None:
-            self._folder.add(facts, self.manifest())
+        self._change("Stream.enter", (), facts)
 
     def undo(self, *names: str) -> list[Request]:
         """Take facts out, as if they had never been there; without names, the latest one.
@@ -226,24 +230,20 @@ class Stream:
             What was taken out.
 
         Raises:
-            LanguageError: no fact of this name; nothing is taken out then.
+            LanguageError: no fact of this name, a model that is edited, or a folder that somebody
+                else has written to; nothing is taken out then.
         """
-        chosen = names or tuple(self.names()[-1:])
-        unknown = [name for name in chosen if name not in self._requests]
-        if unknown or not chosen:
-            raise LanguageError(
-                f"Stream.undo: no fact is called {(unknown or ['anything'])[0]!r}; the stream has "
-                f"{len(self)}, such as {self.names()[:_SHOWN]}."
-            )
-        gone = []
-        for name in dict.fromkeys(chosen):
-            for ledger in self._ledgers.values():
-                ledger.remove(name)
-            gone.append(self._requests.pop(name))
-            self._keys.pop(name)
-        if self._folder is not None:
-            self._folder.write(self.manifest())
-        return gone
+        with self._lock:
+            chosen = list(dict.fromkeys(names or self.names()[-1:]))
+            unknown = [name for name in chosen if name not in self._held.requests]
+            if unknown or not chosen:
+                raise LanguageError(
+                    f"Stream.undo: no fact is called {(unknown or ['anything'])[0]!r}; the stream "
+                    f"has {len(self)}, such as {self.names()[:_SHOWN]}."
+                )
+            gone = [self._held.requests[name] for name in chosen]
+            self._change("Stream.undo", chosen, None)
+            return gone
 
     def replace(self, request: Request) -> Request:
         """Exchange the fact of the same name, or of the same subject and relation.
@@ -252,49 +252,42 @@ class Stream:
             The one that was there.
 
         Raises:
-            LanguageError: there is none.
+            LanguageError: there is none, it would contradict a second one, or as for `undo`.
         """
-        same = same_facts(self._requests, [request])
-        if not same:
-            raise LanguageError(
-                f"Stream.replace: no fact is called {request.label!r} or is about "
-                f"{request.key}; use add."
-            )
-        self._original.check("Stream.replace")
-        facts, _ = self.engine.facts([request])  # before anything is given up
-        (old,) = self._remove(same[0].first)
-        self.enter(facts)
-        return old
+        with self._lock:
+            there = dict(self._held.requests)
+            same = same_facts(there, [request])
+            if not same:
+                raise LanguageError(
+                    f"Stream.replace: no fact is called {request.label!r} or is about "
+                    f"{request.key}; use add."
+                )
+            old = there.pop(same[0].first)
+            # The name may be that of one fact, and subject and relation those of another.
+            also = same_facts(there, [request])
+            if also:
+                raise LanguageError(
+                    f"Stream.replace: {request.label!r} would take the place of {old.label!r}, and "
+                    f"{also[0].first!r} has the same subject and relation; undo that one first."
+                )
+            self._original.check("Stream.replace")
+            facts, _ = self.engine.facts([request])
+            self._change("Stream.replace", [old.label], facts)
+            return old
 
-    def _remove(self, name: str) -> list[Request]:
-        """Take a fact out of memory; what is on disk changes when its successor is entered."""
-        folder, self._folder = self._folder, None
-        try:
-            return self.undo(name)
-        finally:
-            self._folder = folder
+    def _change(self, call: str, gone: Sequence[str], facts: Facts | None) -> None:
+        """Take facts out and put others in: on the disk first, then in memory."""
 
-    # ------------------------------------------------------------------ keeping
+        def done(manifest: Manifest | None) -> None:
+            self._held.exchange(gone, facts)
+            # Last: if this is not reached, the next change is refused, for the folder has changed.
+            if manifest is not None:
+                self._manifest = manifest
 
-    def manifest(self) -> Manifest:
-        """Everything about the stream but keys and values."""
-        engine = self.engine
-        names = [block.down for block in engine.chosen]
-        return Manifest(
-            settings=engine.settings,
-            solver=engine.settings.solver,
-            layers=names,
-            prefixes=list(engine.prefixes),
-            base={name: rk.fingerprint(engine.model.get_submodule(name))[:16] for name in names},
-            metrics={name: engine.metrics[name].fingerprint for name in names},
-            tokenizer=tokenizer_digest(engine.tokenizer),
-            requests=self.requests(),
-        )
-
-    def _restore(self, folder: Folder, manifest: Manifest) -> None:
-        kept, self._folder = self._folder, None
-        try:
-            for facts in folder.facts(manifest):
-                self.enter(facts)
-        finally:
-            self._folder = kept
+        with self._lock:
+            self._original.check(call)
+            requests = self._held.after(gone, facts)
+            if self._folder is None:
+                done(None)
+            else:
+                self._folder.write(call, self._manifest, requests, facts, done)
