@@ -194,13 +194,14 @@ class Folder:
     def _replace(self, manifest: Manifest, done: Callable[[Manifest], object]) -> None:
         data = encoded(manifest)
         # Before it takes the place of one that can be read.
-        written = decoded(data)
+        written, whole = decoded(data), False
         try:
             with atomic_write(self.path / _NAME) as temporary:
                 temporary.write_bytes(data)
+            whole = True
         finally:
             # Ctrl-C, or an error of the disk, may come between the new name and the end of this.
-            if self._mark() == written.mark:
+            if whole or self._mark() == written.mark:
                 done(written)
 
     def _sweep(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 import rankedit as rk
 from rankedit.interrupt import completely
+from rankedit.shapes import check_rows
 from rankedit_recipes.language.editing import Engine, enter
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
@@ -56,17 +57,34 @@ class Held:
                     f"Stream.enter: {request.label!r} is in the stream already; use replace, or "
                     "another name."
                 )
+        self._check_shapes(facts)
         # What ledgers would refuse is refused by empty ones, before anything is written.
         enter(self._engine.ledgers(), facts, self._engine.model)
         return left + list(facts.requests)
 
-    def exchange(self, gone: Sequence[str], facts: Facts | None) -> None:
-        """Take facts out, and put others in; whole, also where a signal raises in between."""
-        self._whole = False
+    def _check_shapes(self, facts: Facts) -> None:
+        for name in self.ledgers:
+            view = rk.Projection(self._engine.model.get_submodule(name))
+            for kind, rows, width in (
+                ("keys", facts.keys, view.in_features),
+                ("lacking", facts.lacking, view.out_features),
+            ):
+                # One number would do for a row where they are added.
+                check_rows("Stream.enter", f"{kind} of {name!r}", rows.get(name), width, len(facts))
+
+    def exchange(
+        self, gone: Sequence[str], facts: Facts | None, then: Callable[[], object] | None = None
+    ) -> None:
+        """Take facts out, put others in, and do what belongs to it; whole, under signals too."""
         # Each may be repeated: what is there by then is taken out again, and put in anew.
         names = [*gone, *(request.label for request in (facts.requests if facts else ()))]
-        completely([lambda: self._remove(names), lambda: self._enter(facts)])
-        self._whole = True
+        completely([
+            lambda: setattr(self, "_whole", False),
+            lambda: self._remove(names),
+            lambda: self._enter(facts),
+            then or (lambda: None),
+            lambda: setattr(self, "_whole", True),
+        ])  # fmt: skip
 
     def _remove(self, names: Sequence[str]) -> None:
         for name in names:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rankedit.interrupt import completely
 from rankedit_recipes.language.errors import LanguageError
 
 try:
@@ -39,49 +40,63 @@ def locked(folder: Path, call: str) -> Iterator[None]:
             f"{call}: '{folder}' cannot be locked: streams in folders need fcntl.flock, which this "
             "operating system lacks; keep the stream in memory (folder=None) and save its edits."
         )
-    descriptor = _acquired(folder / LOCK, call)
+    lock = _Lock(folder / LOCK, call)
     try:
+        lock.acquire()
         yield
     finally:
-        # By name: a child process that was forked meanwhile would hold what is only closed here.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        lock.release()
 
 
-def _acquired(file: Path, call: str) -> int:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        descriptor = _tried(file, call)
-        if descriptor is not None:
-            return descriptor
-        if time.monotonic() > deadline:
+class _Lock:
+    """A file that is locked; known by its descriptor before it is, so that none is left behind."""
+
+    def __init__(self, file: Path, call: str) -> None:
+        self._file, self._call = file, call
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not self._tried():
+            self.release()
+            if time.monotonic() > deadline:
+                raise LanguageError(
+                    f"{self._call}: another process has held '{self._file}' for {_PATIENCE:.0f} "
+                    "seconds; nothing was written. Wait until it has finished, or end it, and make "
+                    "the call again."
+                )
+            time.sleep(_PAUSE)
+
+    def _tried(self) -> bool:
+        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Somebody may have removed the file meanwhile; the next writer would lock another one.
+            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             raise LanguageError(
-                f"{call}: another process has held '{file}' for {_PATIENCE:.0f} seconds; nothing "
-                "was written. Wait until it has finished, or end it, and make the call again."
-            )
-        time.sleep(_PAUSE)
-
-
-def _tried(file: Path, call: str) -> int | None:
-    """A descriptor that holds the lock; None if somebody else does."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Somebody may have removed the file meanwhile; the next writer would lock another one.
-        if os.path.samestat(os.fstat(descriptor), file.stat()):
-            return descriptor
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        pass
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in _NO_LOCKS:
-            raise LanguageError(
-                f"{call}: '{file}' cannot be locked ({error.strerror}), and without a lock two "
-                "writers would lose facts; keep the stream on a file system that has locks."
+                f"{self._call}: '{self._file}' cannot be locked ({error.strerror}), and without a "
+                "lock two writers would lose facts; keep the stream where there are locks."
             ) from error
-        raise
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+
+    def release(self) -> None:
+        # By name: a child process that was forked meanwhile would hold what is only closed here.
+        completely([self._unlock, self._close])
+
+    def _unlock(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        # Ctrl-C may come between the end of the work and the call that ends the lock.
+        self.release()

@@ -278,16 +278,14 @@ class Stream:
     def _change(self, call: str, gone: Sequence[str], facts: Facts | None) -> None:
         """Take facts out and put others in: on the disk first, then in memory."""
 
-        def done(manifest: Manifest | None) -> None:
-            self._held.exchange(gone, facts)
-            # Last: if this is not reached, the next change is refused, for the folder has changed.
-            if manifest is not None:
-                self._manifest = manifest
+        def done(manifest: Manifest) -> None:
+            # If this is not reached, the next change is refused: the folder is another one then.
+            self._held.exchange(gone, facts, lambda: setattr(self, "_manifest", manifest))
 
         with self._lock:
             self._original.check(call)
             requests = self._held.after(gone, facts)
             if self._folder is None:
-                done(None)
+                self._held.exchange(gone, facts)
             else:
                 self._folder.write(call, self._manifest, requests, facts, done)
