@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,19 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from rankedit_recipes.language import LanguageError, Request
 from rankedit_recipes.language.commands import tasks
+from rankedit_recipes.language.commands.remedies import REMEDIES
 from rankedit_recipes.language.streams import locking, manifest
 from rankedit_recipes.language.streams.folder import Folder
 
 import rankedit as rk
 from tests.language.stand_in import (
+    IN,
     KINDS,
     NAMES,
+    OUT,
     Change,
     begun,
     draws,
@@ -122,7 +127,7 @@ def test_threads_share_a_stream(tmp_path):
 
     def add(who):
         try:
-            for number in range(10):
+            for number in range(5):
                 stream.add([request(f"{who}-{number}")])
         except BaseException as error:
             failed.append(error)
@@ -133,7 +138,7 @@ def test_threads_share_a_stream(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed
-    assert len(stream) == 34
+    assert len(stream) == 19
     assert kept(tmp_path) == kept_of(stream.requests())
     assert state(stream) == state_of(stream.requests())
 
@@ -537,12 +542,19 @@ def attached(stream):
     stream.attach()
 
 
-def gated(stream):
-    """An edit that hides from every input but one."""
-    edit = stream.edits()["low"]
-    key = edit.down[:1] * 1e3
-    gate = rk.gates.Sigmoid(bias=0.999, temperature=1e-3)
-    rk.attach(stream.engine.model, {"low": rk.GatedEdit.from_edit(edit, key, gate)})
+def hidden(stream):
+    """An edit with a dead zone, which no input but its key gets out of."""
+    key, value = torch.full((1, IN), 100.0), torch.ones(1, OUT)
+    edit = rk.GatedEdit(key, value, rk.Metric.identity(IN), normalised=True, floor=0.999)
+    rk.attach(stream.engine.model, {"low": edit})
+
+
+def adapted(stream):
+    """Something that is no edit of this library, and leaves the weights as they are."""
+
+    low = stream.engine.model["low"]
+    forward = low.forward
+    low.forward = lambda x: forward(x) + 0.01 * x[..., :OUT]
 
 
 def one_weight(stream):
@@ -553,7 +565,7 @@ def half(stream):
     stream.engine.model["low"].weight.data = stream.engine.model["low"].weight.data.half().float()
 
 
-@pytest.mark.parametrize("edited", [fused, attached, one_weight, half])
+@pytest.mark.parametrize("edited", [fused, attached, hidden, adapted, one_weight, half])
 @pytest.mark.parametrize("memory", [True, False])
 def test_no_change_is_made_to_a_model_that_is_another(tmp_path, edited, memory):
     stream = begun(None if memory else tmp_path)
@@ -571,7 +583,7 @@ def test_no_change_is_made_to_a_model_that_is_another(tmp_path, edited, memory):
             change()
     assert stream.names() == [f"fact {number}" for number in range(4)]
     assert files(tmp_path) == before
-    if edited in (fused, attached):
+    if edited in (fused, attached, hidden):
         rk.unfuse_(model) if edited is fused else rk.detach_all(model)
         assert stream.undo("fact 0") == [request(0)]
         if not memory:
@@ -683,6 +695,18 @@ def test_a_method_of_any_weight_knows_its_own_metric_again():
         assert settings.shared_by(3).shared_by(3) == settings
         shared = settings.shared_by(2)
         assert shared.shared_by(2) == shared
+
+
+def test_the_command_line_advises_commands(tmp_path):
+    begun(tmp_path)
+    stale = opened(tmp_path)
+    opened(tmp_path).undo()
+    with pytest.raises(LanguageError) as caught:
+        stale.undo()
+    said = str(caught.value)
+    for pattern, instead in REMEDIES:
+        said = re.sub(pattern, instead, said)
+    assert said.endswith("nothing was written. Give the same command again.")
 
 
 def test_undo_takes_no_negative_number(tmp_path):
