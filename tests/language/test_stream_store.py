@@ -313,7 +313,7 @@ def interrupted(change, stream, at, watched):
 @pytest.mark.parametrize("kind", KINDS)
 # The trace raises in finalisers as well, where Python only tells of it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(3, marks=pytest.mark.slow)])
 def test_ctrl_c_anywhere_leaves_memory_and_disk_as_one(tmp_path, monkeypatch, kind, step):
     """Whatever line it comes at; a handle that is behind the disk is refused, never believed."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power cut here
@@ -342,7 +342,7 @@ def test_ctrl_c_anywhere_leaves_memory_and_disk_as_one(tmp_path, monkeypatch, ki
         shutil.rmtree(folder)
     assert at > 200
     # Between the new name and the change in memory, which is whole or not at all, are few lines.
-    assert refused <= 2 + lines // (50 * step)
+    assert refused <= 2 + 20 // step
 
 
 def test_what_cannot_be_removed_now_is_removed_at_the_next_change(tmp_path, monkeypatch):

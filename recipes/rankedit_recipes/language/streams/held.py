@@ -47,7 +47,8 @@ class Held:
                 "Stream: a change of this stream was interrupted twice, and what it has in memory "
                 "is not known; open it again."
             )
-        left = [request for name, request in self.requests.items() if name not in gone]
+        out = set(gone)
+        left = [request for name, request in self.requests.items() if name not in out]
         if facts is None:
             return left
         names = {request.label for request in left}

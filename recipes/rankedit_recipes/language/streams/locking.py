@@ -51,9 +51,10 @@ def locked(folder: Path, call: str) -> Iterator[None]:
 class _Lock:
     """A file that is locked; known by its descriptor before it is, so that none is left behind."""
 
+    _descriptor: int | None = None
+
     def __init__(self, file: Path, call: str) -> None:
         self._file, self._call = file, call
-        self._descriptor: int | None = None
 
     def acquire(self) -> None:
         deadline = time.monotonic() + _PATIENCE
