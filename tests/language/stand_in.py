@@ -4,19 +4,26 @@ What a folder keeps and a ledger solves does not depend on where keys and values
 the tests of the store take milliseconds where a search for values would take seconds.
 """
 
+import json
+import os
 import random
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import torch
 from rankedit_recipes.language import METHODS, Request, Stream
 from rankedit_recipes.language.editing import Engine
 from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.searching.spreading import Facts
+from rankedit_recipes.language.streams import manifest
 from rankedit_recipes.language.streams.folder import Folder
 from torch import nn
 
 import rankedit as rk
 
+ROOT = Path(__file__).parents[2]
 IN, OUT = 6, 4
 NAMES = ("low", "high")
 
@@ -145,3 +152,35 @@ def begun(folder, count=4):
 
 def draws(seed=0):
     return random.Random(seed)
+
+
+def attack(mode, folder, count):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tests" / "language" / "attack_store.py"
+    command = [sys.executable, str(script), mode, str(folder), str(count)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def document_of(folder):
+    return json.loads((folder / "stream.json").read_text())
+
+
+def write(folder, document, *, signed=True):
+    """Put a document in the place of the folder's, with a digest of its own."""
+    if signed:
+        document = {**document, "digest": manifest._digest(document)}
+    (folder / "stream.json").write_text(json.dumps(document))
+
+
+def as_version_1(folder):
+    """The folder's document as version 1 had it."""
+    document = document_of(folder)
+    for name in ("digest", "generation", "next", "files"):
+        del document[name]
+    return {**document, "version": 1}

@@ -135,6 +135,15 @@ class Folder:
             self._replace(replace(manifest, generation=0), written.append)
             return written[0]
 
+    def check(self, call: str, old: Manifest) -> None:
+        """Refuse what would be made to another stream than the caller has read or written.
+
+        Raises:
+            LanguageError: somebody else wrote to the folder.
+        """
+        if self._mark() != old.mark:
+            raise self._changed(call)
+
     def write(
         self,
         call: str,
@@ -158,8 +167,7 @@ class Folder:
             OSError: the disk is full, ...; the stream is as it was.
         """
         with locked(self.path, call):
-            if self._mark() != old.mark:
-                raise self._changed(call)
+            self.check(call, old)
             try:
                 self._write(old, requests, facts, done)
             finally:

@@ -209,6 +209,7 @@ class Stream:
             new = [r for r in requests if self._held.requests.get(r.label) != r]
             if not new:
                 return []
+            self._check_current("Stream.add")
             refuse_same(self.conflicts(new))
             for start in range(0, len(new), _CHUNK):
                 facts, _ = self.engine.facts(new[start : start + _CHUNK])
@@ -270,10 +271,16 @@ class Stream:
                     f"Stream.replace: {request.label!r} would take the place of {old.label!r}, and "
                     f"{also[0].first!r} has the same subject and relation; undo that one first."
                 )
+            self._check_current("Stream.replace")
             self._original.check("Stream.replace")
             facts, _ = self.engine.facts([request])
             self._change("Stream.replace", [old.label], facts)
             return old
+
+    def _check_current(self, call: str) -> None:
+        """Refuse before anything is searched for what would be refused after it."""
+        if self._folder is not None:
+            self._folder.check(call, self._manifest)
 
     def _change(self, call: str, gone: Sequence[str], facts: Facts | None) -> None:
         """Take facts out and put others in: on the disk first, then in memory."""
