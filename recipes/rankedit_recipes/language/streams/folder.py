@@ -129,8 +129,8 @@ class Folder:
         """Make the folder; gives what was written."""
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path, "Stream.open"):
-            if self._mark():
-                raise self._changed("Stream.open")
+            # Another process may have begun it meanwhile; what is new here has no mark.
+            self.check("Stream.open", manifest)
             written: list[Manifest] = []
             self._replace(replace(manifest, generation=0), written.append)
             return written[0]
@@ -142,7 +142,11 @@ class Folder:
             LanguageError: somebody else wrote to the folder.
         """
         if self._mark() != old.mark:
-            raise self._changed(call)
+            raise LanguageError(
+                f"{call}: '{self.path}' was changed since it was opened here, by another process "
+                "or another Stream; nothing was written. Open it again with Stream.open and repeat "
+                "the call."
+            )
 
     def write(
         self,
@@ -263,11 +267,4 @@ class Folder:
         raise LanguageError(
             f"Stream.open: '{self.path}' holds something else than a stream; name an empty folder "
             "or a new one."
-        )
-
-    def _changed(self, call: str) -> LanguageError:
-        return LanguageError(
-            f"{call}: '{self.path}' was changed since it was opened here, by another process or "
-            "another Stream; nothing was written. Open it again with Stream.open and repeat the "
-            "call."
         )
