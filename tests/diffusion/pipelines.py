@@ -209,14 +209,22 @@ def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def pixart(seed: int = 0, *, sized: bool = False) -> PixArtAlphaPipeline:
+class AsIs(PixArtAlphaPipeline):
+    """Leaves captions as they are, as PixArt does where ftfy or bs4 is not installed."""
+
+    def _text_preprocessing(self, text: object, clean_caption: bool = False) -> list[str]:
+        return super()._text_preprocessing(text, clean_caption=False)
+
+
+def pixart(seed: int = 0, *, sized: bool = False) -> AsIs:
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     encoder = T5EncoderModel(
         T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     ).eval()
     transformer = PixArtTransformer2DModel(
-        sample_size=8,
+        # By this number the pipeline knows the models that are told sizes (diffusers 0.42).
+        sample_size=128 if sized else 8,
         num_layers=2,
         patch_size=2,
         attention_head_dim=8,
@@ -228,7 +236,7 @@ def pixart(seed: int = 0, *, sized: bool = False) -> PixArtAlphaPipeline:
         norm_type="ada_norm_single",
         use_additional_conditions=sized,
     ).eval()
-    pipe = PixArtAlphaPipeline(
+    pipe = AsIs(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=autoencoder(),

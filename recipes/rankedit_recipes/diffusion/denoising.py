@@ -1,31 +1,25 @@
-"""Running the denoiser of a pipeline by itself: for probing and for training.
-
-Denoisers are told apart by the arguments of their `forward`, not by their names.
-"""
+"""Running the denoiser of a pipeline by itself: for probing and for training."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from rankedit_recipes.diffusion.encoded import Encoded
+from rankedit_recipes.diffusion import unet
+from rankedit_recipes.diffusion.asked import asked_denoiser
+from rankedit_recipes.diffusion.calling import Calling, calling, smallest
+from rankedit_recipes.diffusion.encoded import Encoded, Heard
 from rankedit_recipes.diffusion.errors import PipelineError
+from rankedit_recipes.diffusion.layout import Layout, layout
+from rankedit_recipes.diffusion.recording import unanswered
 from rankedit_recipes.diffusion.text import Pipeline
 
-_KNOWN = {
-    "sample",
-    "hidden_states",
-    "timestep",
-    "encoder_hidden_states",
-    "encoder_attention_mask",
-    "pooled_projections",
-    "added_cond_kwargs",
-}
+# Shapes of what denoisers give at their smallest size.
+_given: WeakKeyDictionary[Calling, torch.Size] = WeakKeyDictionary()
 
 
 class Denoiser:
@@ -79,27 +73,28 @@ class Denoiser:
         """Precision of its weights."""
         return next(self.plain.parameters()).dtype
 
-    def _arguments(self) -> dict[str, inspect.Parameter]:
-        # Of the class: hooks of offloading put a forward of their own on the instance.
-        return dict(inspect.signature(type(self.plain).forward).parameters)
+    @property
+    def recorded(self) -> bool:
+        """Whether its pipeline is asked how it is called; not for Stable Diffusion's U-Net."""
+        return asked_denoiser(self.pipe) is not None
 
-    def check_callable(self) -> None:
-        """Refuse denoisers that take more than latents, time and text.
+    @property
+    def _least(self) -> Calling:
+        return smallest(self.pipe, self.module)
+
+    def check_one(self) -> None:
+        """Refuse pipelines with a second denoiser, which would not be edited.
 
         Raises:
-            PipelineError: names the argument, and why it stands in the way.
+            PipelineError: there is one.
         """
-        for name, parameter in self._arguments().items():
-            if name in ("txt_ids", "img_ids"):
-                raise self.joint_attention(f"its forward takes {name!r}: one sequence of both")
-            needed = parameter.default is inspect.Parameter.empty
-            usual = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and name != "self"
-            if needed and usual and name not in _KNOWN:
-                raise PipelineError(
-                    f"diffusion: {self.name} takes {name!r}, which this recipe does not know how "
-                    "to give; pipelines with cross-attention on a text (Stable Diffusion 1.5, "
-                    "2.1, XL, PixArt, Sana) are supported."
-                )
+        second = getattr(self.pipe, "transformer_2", None)
+        if isinstance(second, nn.Module):
+            raise PipelineError(
+                f"diffusion: {type(self.pipe).__name__} denoises with two networks in turn "
+                "(transformer and transformer_2), and what is put into one does not act in the "
+                "steps of the other; not supported."
+            )
 
     def joint_attention(self, why: str) -> PipelineError:
         """The error for models in which text and picture attend to each other as one sequence."""
@@ -110,8 +105,10 @@ class Denoiser:
             "of captions alone do not describe what the projections read."
         )
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Channels, height and width of the latents for a picture of that size."""
+        if self.recorded:
+            return tuple(self._layout(height).shape)
         factor = int(self.pipe.vae_scale_factor)
         vae = self.pipe.vae.config
         # A denoiser for inpainting takes more channels than latents have.
@@ -119,67 +116,120 @@ class Denoiser:
         return channels, height // factor, width // factor
 
     def picture_size(self, asked: int = 0) -> int:
-        """Edge of pictures in pixels: what was asked for, or what the model was made for."""
+        """Edge of pictures in pixels: what was asked for, or what the model was made for.
+
+        Raises:
+            PipelineError: the pipeline does not tell.
+        """
         if asked:
             return asked
-        sample = self.config.sample_size
-        edge = sample if isinstance(sample, int) else min(sample)
-        return int(edge) * int(self.pipe.vae_scale_factor)
+        sample = getattr(self.config, "sample_size", None)
+        if sample is not None:
+            edge = sample if isinstance(sample, int) else min(sample)
+            return int(edge) * int(self.pipe.vae_scale_factor)
+        known = inspect.signature(type(self.pipe).__call__).parameters
+        defaults = [getattr(known.get(name), "default", None) for name in ("height", "width")]
+        edges = [edge for edge in defaults if isinstance(edge, int)]
+        if not edges:
+            raise PipelineError(
+                f"diffusion: {type(self.pipe).__name__} does not tell how large its pictures are; "
+                "give a size in pixels."
+            )
+        return min(edges)
+
+    def _layout(self, size: int) -> Layout:
+        self.check_one()
+        called = calling(self.pipe, self.module, size)
+        return layout(called, self._given_shape(called))
+
+    def _given_shape(self, called: Calling) -> torch.Size:
+        """Shape of what the denoiser gives for a picture, without the batch."""
+        # A small picture is enough: outputs differ from inputs in their number of channels.
+        least = self._least
+        if least not in _given:
+            call = least.asking.first_calls(["a"])[0]
+            with torch.no_grad():
+                given = self.forward(*self.probe_inputs(0, 0), least.encoded(call, Heard()))
+            _given[least] = given.shape[1:]
+        small, output, read = least.latents.shape[1:], _given[least], called.latents.shape[1:]
+        return torch.Size(
+            n * made // given for n, made, given in zip(read, output, small, strict=True)
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the pipeline computes, offloading included."""
+        device = getattr(self.pipe, "_execution_device", None)
+        return torch.device(device if device is not None else self.pipe.device)
+
+    def picture_of(self, pixels: Tensor, size: int) -> Tensor:
+        """Pixels `[batch, 3, height, width]` as the autoencoder takes them: films have frames."""
+        return pixels[:, :, None] if self.recorded and self._layout(size).framed else pixels
+
+    def scaled(self, found: Tensor, size: int) -> Tensor:
+        """The autoencoder's latents as they are learned on, float32."""
+        if self.recorded:
+            return self._layout(size).scaled(found)
+        vae = self.pipe.vae.config
+        # Not all autoencoders of diffusers 0.42 have this setting, and for some it is None.
+        shift = getattr(vae, "shift_factor", None) or 0.0
+        scaled: Tensor = (found.float() - shift) * vae.scaling_factor
+        return scaled
 
     def run(
         self, latents: Tensor, time: Tensor, text: Encoded, *, size: int | None = None
     ) -> Tensor:
-        """What the denoiser gives for noisy latents `[batch, ...]` at times `[batch]`.
+        """What the scheduler is given for noisy latents `[batch, ...]` at its times `[batch]`.
 
         Models that also give a variance give it in further channels, which are left out.
 
         Args:
-            latents: noisy latents.
+            latents: noisy latents, as `scaled` gives them.
             time: one time for each.
             text: one prompt for each.
             size: edge of the picture in pixels, for models that are told; from the latents if
                 None.
         """
-        known, config = self._arguments(), self.config
-        first = "sample" if "sample" in known else "hidden_states"
-        # Sana may be told its times in other units, which its pipeline multiplies by before the
-        # call.
-        scale = getattr(config, "timestep_scale", None) or 1.0
-        given: dict[str, Any] = {
-            first: latents,
-            "timestep": time if scale == 1.0 else time * scale,
-            "encoder_hidden_states": text.embeds.to(latents.dtype),
-        }
-        if "encoder_attention_mask" in known and text.mask is not None:
-            given["encoder_attention_mask"] = text.mask
-        if "pooled_projections" in known:
-            given["pooled_projections"] = text.pooled
-        if "added_cond_kwargs" in known:
-            given["added_cond_kwargs"] = self._conditions(latents, text, size)
-            if self.pictured:
-                given["added_cond_kwargs"]["image_embeds"] = self._no_pictures(latents)
-        output: Tensor = self.module(**given, return_dict=False)[0]
+        if not self.recorded:
+            return self._unet(latents, time, text, size)
+        size = size or latents.shape[-1] * int(getattr(self.pipe, "vae_scale_factor", 0))
+        if not size:
+            raise PipelineError(
+                f"diffusion: {type(self.pipe).__name__} does not tell how large a picture its "
+                "latents are of; give its size in pixels."
+            )
+        placed = self._layout(size)
+        if latents.shape[1:] != placed.shape:
+            raise PipelineError(
+                f"diffusion: latents {list(placed.shape)} are expected for pictures of {size} px, "
+                f"got {list(latents.shape[1:])}; give the size in pixels."
+            )
+        called = calling(self.pipe, self.module, size)
+        args, kwargs = called.arguments(placed.read(latents), placed.timed(time), text)
+        with unanswered():
+            output: Tensor = self.module(*args, **kwargs)[0]
+        return placed.given(output)
+
+    def forward(self, latents: Tensor, time: Any, text: Encoded) -> Tensor:  # noqa: ANN401
+        """What the denoiser gives for what `probe_inputs` gave, and one prompt for each."""
+        if not self.recorded:
+            return self._unet(latents, time, text, None)
+        args, kwargs = self._least.arguments(latents, time, text)
+        with unanswered():
+            output: Tensor = self.module(*args, **kwargs)[0]
+        return output
+
+    def _unet(self, latents: Tensor, time: Tensor, text: Encoded, size: int | None) -> Tensor:
+        edges = [size or edge * int(self.pipe.vae_scale_factor) for edge in latents.shape[-2:]]
+        given = unet.arguments(self.plain, latents, time, text, edges)
+        output: Tensor = self.module(**given)[0]
         channels = latents.shape[1]
-        return output if config.in_channels != channels else output[:, :channels]
+        return output if self.config.in_channels != channels else output[:, :channels]
 
     @property
     def pictured(self) -> bool:
         """Whether an IP-Adapter is loaded, so that pictures are read beside the text."""
-        return getattr(self.config, "encoder_hid_dim_type", None) == "ip_image_proj"
-
-    def _no_pictures(self, latents: Tensor) -> list[Tensor]:
-        """Zeros for each IP-Adapter's picture, in the shape that its projection takes."""
-        from diffusers.models.embeddings import ImageProjection, IPAdapterFaceIDImageProjection
-
-        plain: Any = self.plain
-        pictures = []
-        for layer in plain.encoder_hid_proj.image_projection_layers:
-            width = next(m.in_features for m in layer.modules() if isinstance(m, nn.Linear))
-            # These two read one vector of a picture, all others its sequence of patches.
-            one = isinstance(layer, (ImageProjection, IPAdapterFaceIDImageProjection))
-            shape = (len(latents), 1, width) if one else (len(latents), 1, 1, width)
-            pictures.append(latents.new_zeros(shape))
-        return pictures
+        return unet.pictured(self.plain)
 
     def forget_caches(self) -> None:
         """Empty what diffusers keeps of earlier calls, such as keys and values of the text.
@@ -191,77 +241,30 @@ class Denoiser:
         if callable(reset) and hasattr(self.plain, "_diffusers_hook"):
             reset()
 
-    def _conditions(self, latents: Tensor, text: Encoded, size: int | None) -> dict[str, Any]:
-        """Pooled text and sizes, as Stable Diffusion XL takes them; sizes alone for PixArt."""
-        edges = [size or edge * int(self.pipe.vae_scale_factor) for edge in latents.shape[-2:]]
-        if text.pooled is None:
-            # Only the PixArt models for 1,024 pixels were trained on sizes; others refuse them.
-            if not getattr(self.plain, "use_additional_conditions", False):
-                return {"resolution": None, "aspect_ratio": None}
-            shapes = {"resolution": edges, "aspect_ratio": [edges[0] / edges[1]]}
-            return {
-                name: torch.tensor([row] * len(latents)).to(latents) for name, row in shapes.items()
-            }
-        # The size of the original, the corner it was cut at, the size wanted: nothing is cut off.
-        times = torch.tensor([[*edges, 0, 0, *edges]], device=latents.device, dtype=latents.dtype)
-        return {
-            "text_embeds": text.pooled.to(latents.dtype),
-            "time_ids": times.expand(len(latents), -1),
-        }
+    def probe_inputs(self, seed: int, late: int, count: int = 1) -> tuple[Tensor, Any]:
+        """Small random latents and a time, as the denoiser is given them; for `forward`.
 
-    def probe_latents(self, seed: int, device: torch.device) -> Tensor:
-        """Small random latents with as many channels as the denoiser takes."""
+        Args:
+            seed: of the latents.
+            late: 0 for one end of the times, 1 for one far from it.
+            count: size of the batch.
+        """
         generator = torch.Generator().manual_seed(seed)
-        # Eight is the least edge that three halvings of a U-Net leave whole.
-        edge = 8
-        patches = int(getattr(self.config, "patch_size", None) or 1)
-        # Positions of transformers are those of the size that they were made for.
-        if patches > 1 or "hidden_states" in self._arguments():
-            edge = int(getattr(self.config, "sample_size", edge))
-        shape = (1, int(self.config.in_channels), edge, edge)
+        device, config = self._device, self.config
+        if self.recorded:
+            least = self._least
+            shape, dtype = least.latents.shape[1:], least.latents.dtype
+            time: Any = least.moment(late, count)
+        else:
+            # Eight is the least edge that three halvings of a U-Net leave whole.
+            shape, dtype = torch.Size((int(config.in_channels), 8, 8)), _float(self.dtype)
+            # So far apart that their embeddings differ by more than rounding in half precision.
+            time = torch.full((count,), 499.0 * late + 1, device=device)
         # Drawn on the CPU: the same numbers on all devices.
-        return torch.randn(shape, generator=generator).to(device, _float(self.dtype))
+        latents = torch.randn((1, *shape), generator=generator).to(device, dtype)
+        return latents.expand(count, *shape), time
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:
     # Weights may be stored in what nothing is computed in, such as float8 or packed integers.
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float64) else torch.float32
-
-
-class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward that has done its work
-    """Raised to end a forward once what is wanted of it is known."""
-
-
-def ended_when(run: Callable[[], object], module: nn.Module) -> Tensor:
-    """What a module reads in a forward, which ends there.
-
-    Raises:
-        PipelineError: the forward never comes to the module.
-    """
-    seen: list[Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _Reached
-
-    # What comes behind the module would be computed for nothing.
-    with hooked(module, stop):
-        try:
-            run()
-        except _Reached:
-            return seen[0]
-    raise PipelineError(
-        f"diffusion: the denoiser does not call {type(module).__name__} as it was expected to; it "
-        "may have been fused or replaced after the targets were found."
-    )
-
-
-@contextmanager
-def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward pre-hook for the length of the block, before all others."""
-    # Before a global lock's hook, which exchanges what key projections read.
-    handle = module.register_forward_pre_hook(hook, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rankedit_recipes.diffusion.recording import ONE_FRAME
 from rankedit_recipes.diffusion.text import Pipeline
 
 
@@ -35,7 +37,7 @@ class Sampling:
 def generate(
     pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling | None = None
 ) -> list[Image.Image]:
-    """One picture for each pair of a prompt and its seed.
+    """One picture for each pair of a prompt and its seed; of a film its first frame.
 
     Args:
         pipe: the pipeline, with concepts in it or without.
@@ -45,6 +47,8 @@ def generate(
     """
     sampling = sampling or Sampling()
     edges = {"height": sampling.size, "width": sampling.size} if sampling.size else {}
+    known = inspect.signature(type(pipe).__call__).parameters
+    frames = {name: count for name, count in ONE_FRAME.items() if name in known}
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), sampling.batch):
         part = slice(start, start + sampling.batch)
@@ -56,8 +60,9 @@ def generate(
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             output_type="pil",
-            **edges,
-            **sampling.extra,
+            **{**frames, **edges, **sampling.extra},
         )
-        pictures += result.images
+        # Films come as lists of frames, of which one is asked for.
+        films = getattr(result, "frames", None)
+        pictures += result.images if films is None else [film[0] for film in films]
     return pictures

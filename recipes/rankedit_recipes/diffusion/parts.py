@@ -7,8 +7,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rankedit_recipes.diffusion.denoising import Denoiser, ended_when
+from rankedit_recipes.diffusion.denoising import Denoiser
 from rankedit_recipes.diffusion.encoded import Encoded
+from rankedit_recipes.diffusion.stopping import ended_when
 from rankedit_recipes.diffusion.targets import Targets, probed
 from rankedit_recipes.diffusion.text import Pipeline, Texts
 
@@ -69,9 +70,8 @@ class Parts:
         first = self.projections[self.targets.keys[0]]
         count = len(encoded.embeds)
         # Any picture and time will do: what is read depends on the text alone, or it was not found.
-        latents = self.denoiser.probe_latents(0, self.device).expand(count, -1, -1, -1)
-        time = torch.ones(count, device=latents.device)
-        read = ended_when(lambda: self.denoiser.run(latents, time, encoded), first)
+        latents, time = self.denoiser.probe_inputs(0, 0, count)
+        read = ended_when(lambda: self.denoiser.forward(latents, time, encoded), first)
         return read.reshape(count, -1, read.shape[-1])
 
 

@@ -53,6 +53,8 @@ def second_moment(
     if not captions:
         raise PipelineError("second_moment: captions must have at least one text, got none.")
     parts = Parts(pipe)
+    # First, for its refusal: of a family that cannot be worked with, not of what it lacks.
+    width = parts.targets.width
     provenance = rk.Provenance(
         model=parts.denoiser.name,
         weights=_weights(parts),
@@ -65,7 +67,7 @@ def second_moment(
     )
     if file is not None and file.exists():
         return _cached(file, provenance)
-    moment = rk.SecondMoment(parts.targets.width, provenance=provenance)
+    moment = rk.SecondMoment(width, provenance=provenance)
     steps = -(-len(captions) // BATCH)
     with torch.no_grad(), show_progress("statistics", steps, shown=progress) as advance:
         for start in range(0, len(captions), BATCH):

@@ -8,7 +8,7 @@ attention is a weighted mean of values; the other one makes the keys, through a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,28 +70,22 @@ def probed(texts: Texts, denoiser: Denoiser) -> Targets:
     Raises:
         PipelineError: text and picture attend jointly, or nothing reads the text by itself.
     """
-    denoiser.check_callable()
-    # Two of everything: what changes with the text alone is static for a prompt. Times lie far
-    # apart, so that their embeddings differ by more than rounding in half precision.
-    latents = [denoiser.probe_latents(seed, texts.device) for seed in (0, 1)]
-    times = [torch.full((1,), time, device=latents[0].device) for time in (1.0, 500.0)]
+    denoiser.check_one()
+    # Two of everything: what changes with the text alone is static for a prompt.
     encoded = [texts.encode([prompt]) for prompt in ("a", "a photo of the night by the sea")]
-    inputs: dict[str, Any] = {"latents": latents[0], "time": times[0], "text": encoded[0]}
-    readings = rk.probe(
-        denoiser.plain,
-        inputs,
-        {"picture": {"latents": latents[1], "time": times[1]}, "text": {"text": encoded[1]}},
-        call=denoiser.run,
-    )
+    (picture, early), (other, late) = (denoiser.probe_inputs(i, i) for i in (0, 1))
+    inputs: dict[str, Any] = {"latents": picture, "time": early, "text": encoded[0]}
+    vary = {"picture": {"latents": other}, "time": {"time": late}, "text": {"text": encoded[1]}}
+    readings = rk.probe(denoiser.plain, inputs, vary, call=denoiser.forward)
     static = [name for name, reading in readings.items() if reading.changes == {"text"}]
     # Static projections are more than keys and values (caption projections, modulations): only
     # pairs that feed one attention count.
     calls = _Calls(denoiser.plain, static)
     with calls:
-        denoiser.run(**inputs)
-    pairs = [pair for siblings in calls.families() for pair in calls.pairs(siblings)]
+        denoiser.forward(**inputs)
+    pairs = calls.all_pairs()
     if not pairs:
-        raise _nothing(denoiser, readings)
+        raise _nothing(denoiser, readings, inputs, calls)
     inputs_read = [calls.read[key] for key, _ in pairs]
     if any(not torch.equal(inputs_read[0], read) for read in inputs_read[1:]):
         raise PipelineError(
@@ -100,6 +94,13 @@ def probed(texts: Texts, denoiser: Denoiser) -> Targets:
         )
     keys, values = zip(*pairs, strict=True)
     read, given = inputs_read[0], encoded[0].embeds
+    if read.shape[-2] != given.shape[-2]:
+        raise PipelineError(
+            f"diffusion: {denoiser.name} is not supported: its keys read {read.shape[-2]} vectors "
+            f"of a prompt whose encoding has {given.shape[-2]} tokens, such as the encodings of "
+            "two text encoders one behind the other. A word then has several encodings in one "
+            "prompt, which one key direction cannot stand for."
+        )
     direct = read.shape == given.shape and torch.equal(read, given.to(read))
     places = [calls.places(key) for key in keys]
     finest = tuple(key for key, n in zip(keys, places, strict=True) if n == max(places))
@@ -148,16 +149,36 @@ class _Calls:
         channels = picture.shape[1 if picture.ndim == 4 else -1]
         return picture[0].numel() // channels
 
+    def all_pairs(self) -> list[tuple[str, str]]:
+        """Key and value projections that were called, of every attention that has one of each."""
+        return [pair for siblings in self.families() for pair in self.pairs(siblings)]
+
     def families(self) -> list[list[str]]:
         """Projections by parent, where several of one parent read the same tensor."""
+        groups = self._by_parent().values()
+        return [group for group in groups if len(group) > 1 and self._same(group)]
+
+    def _by_parent(self) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
         for name in self.read:
             groups.setdefault(name.rpartition(".")[0], []).append(name)
-        return [group for group in groups.values() if len(group) > 1 and self._same(group)]
+        return groups
 
     def _same(self, names: list[str]) -> bool:
         first = self.read[names[0]]
         return all(torch.equal(first, self.read[name]) for name in names[1:])
+
+    def fused(self, pictures: Iterable[str]) -> list[str]:
+        """Projections that attention reads the text through alone, and through a softmax.
+
+        Args:
+            pictures: projections that read the picture; attention has one.
+        """
+        asking = {name.rpartition(".")[0] for name in pictures} & self._parents.keys()
+        alone = [names[0] for names in self._by_parent().values() if len(names) == 1]
+        # Not of the model itself: everything behind its own layers bends what it gives.
+        inside = [name for name in alone if "." in name and name.rpartition(".")[0] in asking]
+        return [name for name in inside if (self._curvature(name) or 0.0) > _AFFINE]
 
     def pairs(self, siblings: list[str]) -> list[tuple[str, str]]:
         """The key and the value projection of one attention, if there is one of each."""
@@ -200,13 +221,48 @@ class _Calls:
         return float((plus + minus - 2 * middle).norm()) / span if span else None
 
 
-def _nothing(denoiser: Denoiser, readings: Mapping[str, rk.Reading]) -> PipelineError:
-    both = [name for name, reading in readings.items() if len(reading.changes) > 1]
+def _nothing(
+    denoiser: Denoiser,
+    readings: Mapping[str, rk.Reading],
+    inputs: Mapping[str, Any],
+    calls: _Calls,
+) -> PipelineError:
+    """Why no keys and values are made of the text alone."""
+    timed = [n for n, reading in readings.items() if {"text"} < reading.changes <= {"text", "time"}]
+    others = _Calls(denoiser.plain, timed)
+    with others:
+        denoiser.forward(**inputs)
+    pairs = others.all_pairs()
+    # In the first block of a joint model text rows have not met the picture yet.
+    pattern = {_pattern(key) for key, _ in pairs}
+    joint = [n for n, r in readings.items() if "picture" in r.changes and _pattern(n) in pattern]
+    if joint:
+        return denoiser.joint_attention(f"text rows read the picture, such as {joint[0]!r}")
+    if pairs:
+        return PipelineError(
+            f"diffusion: {denoiser.name} is not supported: its keys read the time step beside the "
+            f"text ({pairs[0][0]!r}). A prompt then has other keys in every step, so that there is "
+            "no fixed encoding of the category to lock a key to."
+        )
+    fused = calls.fused(n for n, reading in readings.items() if "picture" in reading.changes)
+    if fused:
+        return PipelineError(
+            f"diffusion: {denoiser.name} is not supported: one projection ({fused[0]!r}) makes "
+            "keys and values together, so that values cannot be learned while keys are locked. If "
+            "they were fused (fuse_qkv_projections), unfuse them first."
+        )
+    both = [n for n, reading in readings.items() if {"text", "picture"} <= reading.changes]
     if both:
         return denoiser.joint_attention(
-            f"no keys and values are made of the text alone; {both[-1]!r} reads both"
+            f"text rows read the picture; {both[-1]!r} reads both, and no keys and values are made "
+            "of the text alone"
         )
     return PipelineError(
         f"diffusion: no projection of {denoiser.name} reads the text by itself. If keys and "
         "values were fused (fuse_qkv_projections), unfuse them first."
     )
+
+
+def _pattern(name: str) -> str:
+    """A name without the numbers of blocks."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))

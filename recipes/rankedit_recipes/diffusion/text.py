@@ -1,24 +1,28 @@
 """From prompts to what a denoiser is given, and where a word stands in it.
 
-Everything goes through the pipeline's own `encode_prompt`, so that clip skip, two text encoders,
-prompt cleaning and any sequence length are what they are at generation.
+Everything goes through the pipeline itself, so that clip skip, two text encoders, prompt cleaning
+and any sequence length are what they are at generation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from rankedit_recipes.diffusion.encoded import Encoded, encoded_of
+from rankedit_recipes.diffusion.asked import asked_denoiser
+from rankedit_recipes.diffusion.calling import smallest
+from rankedit_recipes.diffusion.encoded import Encoded, Heard, encoded_of
 from rankedit_recipes.diffusion.errors import PipelineError
 
 Pipeline = Any  # any diffusers pipeline that turns a prompt into prompt embeddings
 Tokenizer = Any
+Given: TypeAlias = tuple[Any, ...]  # arguments of a call of an encoder
+Names: TypeAlias = dict[str, Any]
 Tokens = Literal["all", "eos", "content"]
 _for_recipe = contextvars.ContextVar("for_recipe", default=False)
 
@@ -61,17 +65,21 @@ class Texts:
         Raises:
             PipelineError: the pipeline has none.
         """
+        found = self._found()
+        if not found:
+            raise PipelineError(
+                f"diffusion: {type(self.pipe).__name__} has no text encoder; load it with its "
+                "text_encoder and tokenizer, and pass prompt embeddings only when generating."
+            )
+        return found
+
+    def _found(self) -> list[Encoder]:
         found = []
         for suffix in ("", "_2", "_3"):
             model = getattr(self.pipe, f"text_encoder{suffix}", None)
             tokenizer = getattr(self.pipe, f"tokenizer{suffix}", None)
             if model is not None and tokenizer is not None:
                 found.append(Encoder(suffix, model, tokenizer))
-        if not found:
-            raise PipelineError(
-                f"diffusion: {type(self.pipe).__name__} has no text encoder; load it with its "
-                "text_encoder and tokenizer, and pass prompt embeddings only when generating."
-            )
         return found
 
     @property
@@ -97,45 +105,67 @@ class Texts:
             raise PipelineError(
                 f"encode: a list of at least one prompt is expected, got {prompts!r}."
             )
-        needed = {}
-        # Stable Diffusion 3 has no defaults for the prompts of its other encoders (diffusers 0.36).
-        if len(self.encoders) == 3 or hasattr(self.pipe, "tokenizer_3"):
-            needed = {"prompt_2": None, "prompt_3": None}
         before = _for_recipe.set(True)
         try:
-            with self.heard() as tokens:
-                result = self.pipe.encode_prompt(
-                    prompt=list(prompts),
-                    device=self.device,
-                    num_images_per_prompt=1,
-                    do_classifier_free_guidance=False,
-                    **needed,
-                )
+            return self._encoded(prompts)
         finally:
             _for_recipe.reset(before)
+
+    def _encoded(self, prompts: Sequence[str]) -> Encoded:
+        denoiser = asked_denoiser(self.pipe)
+        if denoiser is not None:
+            return self._as_generating(denoiser, prompts)
+        with self.heard() as tokens:
+            result = self.pipe.encode_prompt(
+                prompt=list(prompts),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
         return encoded_of(result, tokens)
 
+    def _as_generating(self, denoiser: torch.nn.Module, prompts: Sequence[str]) -> Encoded:
+        """What the denoiser is given of prompts, by the pipeline's own call.
+
+        Pipelines differ in how they encode prompts, and change them on the way.
+        """
+        known = smallest(self.pipe, denoiser)
+        with self.heard() as tokens:
+            call = known.asking.first_calls(prompts)[0]
+        encoded = known.encoded(call, tokens)
+        learning = torch.is_grad_enabled() and any(map(_learned, self._found()))
+        if learning and not encoded.embeds.requires_grad:
+            raise PipelineError(
+                f"encode: {type(self.pipe).__name__} encodes prompts without gradients, so that "
+                "no word can be learned on it."
+            )
+        return encoded
+
     @contextlib.contextmanager
-    def heard(self) -> Iterator[list[Tensor]]:
-        """Notes what the text encoders are given first, in their order, until the block ends.
+    def heard(self) -> Iterator[Heard]:
+        """Notes what the text encoders are given first, and give, until the block ends.
 
         First, because pipelines encode the prompts before the negative ones.
         """
-        tables: list[Tensor] = []
-        found: dict[str, Tensor] = {}
+        heard = Heard()
+        found: dict[str, tuple[Tensor, list[Tensor]]] = {}
         with contextlib.ExitStack() as stack:
-            for suffix, model, _ in self.encoders:
+            for suffix, model, _ in self._found():
 
-                def note(_: object, args: Any, kwargs: Any, suffix: str = suffix) -> None:  # noqa: ANN401
+                def note(
+                    _: object, args: Given, kwargs: Names, output: object, at: str = suffix
+                ) -> None:
                     given = kwargs.get("input_ids", args[0] if args else None)
-                    if isinstance(given, Tensor):
-                        found.setdefault(suffix, given.detach().cpu())
+                    if isinstance(given, Tensor) and at not in found:
+                        found[at] = (given.detach().cpu(), list(_vectors(output)))
 
-                handle = model.register_forward_pre_hook(note, with_kwargs=True)
+                handle = model.register_forward_hook(note, with_kwargs=True)
                 stack.callback(handle.remove)
-            yield tables
+            yield heard
         # In the encoders' order, which need not be that of their calls.
-        tables += [found[suffix] for suffix in sorted(found)]
+        for suffix in sorted(found):
+            heard.append(found[suffix][0])
+            heard.hidden.append(found[suffix][1])
 
     def positions(self, encoded: Encoded, words: str) -> list[list[int]]:
         """Where a word stands in what cross-attention reads, for each prompt; every occurrence.
@@ -176,9 +206,20 @@ class Texts:
             if not places:
                 raise PipelineError(
                     f"diffusion: {words!r} is not among the {encoded.embeds.shape[1]} tokens that "
-                    f"are read of the prompt {prompt!r}; put it in, or nearer to the beginning."
+                    f"are read of the prompt {prompt!r}; put it in, or nearer to the beginning. "
+                    "Pipelines that clean captions take words in brackets out: use one without."
                 )
         return found
+
+    def lost(self, words: Sequence[str]) -> list[str]:
+        """Words in the pipeline that it takes out of prompts before it encodes them.
+
+        Stable Diffusion takes none out and is not asked.
+        """
+        if asked_denoiser(self.pipe) is None:
+            return []
+        with torch.no_grad():
+            return [w for w in words if not self.positions(self.encode([f"a {w}"]), w)[0]]
 
     def token_mask(self, encoded: Encoded, tokens: Tokens) -> Tensor:
         """Which positions count, `[batch, tokens]` boolean.
@@ -214,21 +255,30 @@ class Texts:
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
     def _read_tokens(self, encoded: Encoded) -> list[Tensor]:
-        """Tokens by encoder at the positions that are read, `[batch, length]`."""
-        length = encoded.embeds.shape[1]
+        """Tokens by encoder at the positions that are read, `[batch, tokens]`."""
         if not encoded.tokens:
             raise PipelineError(
-                f"diffusion: {type(self.pipe).__name__} was not seen to call its text encoder, so "
-                "that it is not known where words stand; give prompts and not embeddings."
+                f"diffusion: {type(self.pipe).__name__} was not seen to make its embeddings of "
+                "what its text encoder gave, so that it is not known where words stand; give "
+                "prompts and not embeddings."
             )
-        # Sana puts instructions before the prompt and reads the beginning and the last places only
-        # (diffusers 0.42); others read all.
-        return [
-            table
-            if table.shape[1] <= length
-            else torch.cat([table[:, :1], table[:, 1 - length :]], 1)
-            for table in encoded.tokens
-        ]
+        return list(encoded.tokens)
+
+
+def _vectors(output: object) -> Iterator[Tensor]:
+    """What a text encoder gives with a vector for each token."""
+    if isinstance(output, Tensor):
+        if output.ndim == 3:
+            yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for inner in output.values() if isinstance(output, Mapping) else output:
+            yield from _vectors(inner)
+
+
+def _learned(encoder: Encoder) -> bool:
+    """Whether a word of an encoder is being learned; see `words`."""
+    rows = vars(encoder.model.get_input_embeddings()).get("_new_rows", {})
+    return any(row.requires_grad for row in rows.values())
 
 
 def word_tokens(tokenizer: Tokenizer, words: str) -> list[int]:

@@ -53,7 +53,7 @@ def cached_latents(parts: Parts, photos: Sequence[Photo], size: int) -> Latents:
     pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
     digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
     # One by one: the autoencoder needs far more memory than a step of learning.
-    latents = torch.cat([_encoded(parts, picture[None]) for picture in pictures])
+    latents = torch.cat([_encoded(parts, picture[None], size) for picture in pictures])
     # A soft mask of the paper's kind: divided by its own largest entry, no threshold.
     small = interpolate(masks, latents.shape[-2:], mode="area")
     small = small / small.amax((-3, -2, -1), keepdim=True).clamp_min(1e-6)
@@ -104,11 +104,12 @@ def _mask(photo: Photo) -> Tensor:
     return torch.from_numpy(np.asarray(photo.mask, dtype=np.float32) / 255)[None]
 
 
-def _encoded(parts: Parts, picture: Tensor) -> Tensor:
+def _encoded(parts: Parts, picture: Tensor, size: int) -> Tensor:
     vae: Any = parts.pipe.vae
     dtype = next(vae.parameters()).dtype
     # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
     upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+    picture = parts.denoiser.picture_of(picture, size)
     try:
         if upcast:
             vae.to(torch.float32)
@@ -119,7 +120,4 @@ def _encoded(parts: Parts, picture: Tensor) -> Tensor:
             vae.to(dtype)
     # The mode and not a draw: the same photo gives the same latents, and there is less noise.
     found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-    # Not all autoencoders of diffusers 0.42 have this setting, and for some it is None.
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    scaled: Tensor = (found.float() - shift) * vae.config.scaling_factor
-    return scaled
+    return parts.denoiser.scaled(found, size)

@@ -44,10 +44,10 @@ def check_words(parts: Parts, task: LearnTask) -> None:
         PerfusionError: the placeholder is no new word, the category or the adjective no known one,
             or the model has no levels for the coarse lock.
     """
+    # For its refusal, of models before words; see `learn`.
+    learned_names(parts, task.config.lock)
     naming = Naming(task.placeholder, task.category, task.config.adjective)
     check_naming(parts.text, naming, task.config.vectors)
-    # For its refusal.
-    learned_names(parts, task.config.lock)
 
 
 def check_denoiser(parts: Parts) -> None:
@@ -114,8 +114,8 @@ def _forward_seconds(parts: Parts, size: int, batch: int) -> float:
     times = torch.ones(batch, dtype=torch.long, device=device)
     with torch.no_grad():
         text = parts.text.encode(["a"]).rows([0] * batch)
-        denoiser.run(latents, times, text)  # the first pass also sets things up
+        denoiser.run(latents, times, text, size=size)  # the first pass also sets things up
         start = time.perf_counter()
         # A number waits for the accelerator; without it only the launch would be timed.
-        float(denoiser.run(latents, times, text).sum())
+        float(denoiser.run(latents, times, text, size=size).sum())
     return time.perf_counter() - start

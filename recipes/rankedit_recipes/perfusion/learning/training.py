@@ -82,8 +82,10 @@ def learn(
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
     parts = Parts(pipe)
+    # Refused now rather than after the statistics; a family that is not supported before words, for
+    # its tokenizer may be none that they can be put into.
+    learned_names(parts, config.lock)
     check_naming(parts.text, naming, config.vectors)
-    learned_names(parts, config.lock)  # refused now rather than after the statistics
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
         statistics = second_moment(pipe, statistics, tokens=config.tokens, progress=progress)
