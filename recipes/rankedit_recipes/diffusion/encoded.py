@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,16 @@ def _at(table: Tensor, hidden: Sequence[Tensor], embeds: Tensor) -> Tensor | Non
         if known.any(1).all():
             return torch.where(known, table.gather(1, place.cpu()), _NONE)
     return None
+
+
+def vectors_in(output: object) -> Iterator[Tensor]:
+    """What a text encoder gives with a vector for each token."""
+    if isinstance(output, Tensor):
+        if output.ndim == 3:
+            yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for inner in output.values() if isinstance(output, Mapping) else output:
+            yield from vectors_in(inner)
 
 
 def encoded_of(result: Sequence[Any], tokens: Sequence[Tensor] = ()) -> Encoded:

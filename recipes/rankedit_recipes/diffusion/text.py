@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rankedit_recipes.diffusion.asked import asked_denoiser
 from rankedit_recipes.diffusion.calling import smallest
-from rankedit_recipes.diffusion.encoded import Encoded, Heard, encoded_of
+from rankedit_recipes.diffusion.encoded import Encoded, Heard, encoded_of, vectors_in
 from rankedit_recipes.diffusion.errors import PipelineError
 
 Pipeline = Any  # any diffusers pipeline that turns a prompt into prompt embeddings
@@ -157,7 +157,7 @@ class Texts:
                 ) -> None:
                     given = kwargs.get("input_ids", args[0] if args else None)
                     if isinstance(given, Tensor) and at not in found:
-                        found[at] = (given.detach().cpu(), list(_vectors(output)))
+                        found[at] = (given.detach().cpu(), list(vectors_in(output)))
 
                 handle = model.register_forward_hook(note, with_kwargs=True)
                 stack.callback(handle.remove)
@@ -265,20 +265,10 @@ class Texts:
         return list(encoded.tokens)
 
 
-def _vectors(output: object) -> Iterator[Tensor]:
-    """What a text encoder gives with a vector for each token."""
-    if isinstance(output, Tensor):
-        if output.ndim == 3:
-            yield output
-    elif isinstance(output, (Mapping, list, tuple)):
-        for inner in output.values() if isinstance(output, Mapping) else output:
-            yield from _vectors(inner)
-
-
 def _learned(encoder: Encoder) -> bool:
     """Whether a word of an encoder is being learned; see `words`."""
     rows = vars(encoder.model.get_input_embeddings()).get("_new_rows", {})
-    return any(row.requires_grad for row in rows.values())
+    return any(row.requires_grad for row, _ in rows.values())
 
 
 def word_tokens(tokenizer: Tokenizer, words: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
@@ -251,7 +250,6 @@ class Applied:
         own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
-        self._warn_of_lost(list(rows))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys
@@ -267,18 +265,6 @@ class Applied:
             self._parts.append(GlobalLock(self._model, categories, self._similarity))
         if self._listen(settings):
             self._publish(settings)
-
-    def _warn_of_lost(self, words: Sequence[str]) -> None:
-        lost = self._model.text.lost(words)
-        if lost:
-            # PixArt and others clean captions, if ftfy and bs4 are installed (diffusers 0.42).
-            warnings.warn(
-                f"apply: this pipeline takes {' and '.join(lost)} out of prompts before it encodes "
-                "them, so that pictures will not have the concept; rename it to a word without "
-                "brackets (Concept.renamed), or call the pipeline with clean_caption=False.",
-                rk.RankeditWarning,
-                stacklevel=4,
-            )
 
     def _similarity(self, read: Tensor) -> Tensor:
         return next(iter(self.edits.values())).similarity(read)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import get_args
 
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline
 from rankedit_recipes.perfusion.applying.applied import Applied, ConceptLike, check_free, in_use
+from rankedit_recipes.perfusion.applying.base import warn_of_lost
 from rankedit_recipes.perfusion.applying.batches import Given
 from rankedit_recipes.perfusion.applying.joining import GateForm, Numbers, settings_of
 from rankedit_recipes.perfusion.concept import Concept
@@ -79,6 +81,7 @@ def apply(
     # Entered only after it worked: what failed must not look as if it were in.
     applied.replace_all(loaded, settings_of(loaded, lock, bias, temperature, strength))
     in_use[pipe] = applied
+    warn_of_lost(Parts(pipe), applied.triggers)
     return applied
 
 
@@ -112,6 +115,7 @@ def load(pipe: Pipeline, concept: ConceptLike, **settings: Given) -> Applied:
         return apply(pipe, concept, **settings)  # type: ignore[arg-type]
     applied = in_use[pipe]
     applied.load(concept, **settings)
+    warn_of_lost(Parts(pipe), applied.triggers[-1:])
     return applied
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 
 import rankedit as rk
 from rankedit_recipes.diffusion.parts import Parts
@@ -33,3 +35,17 @@ def sketch_of(parts: Parts) -> str:
 def same_weights(one: str, other: str) -> bool:
     """Whether two sketches are of the same weights, each in a precision of its own."""
     return bool(one and other) and rk.Sketch.parse(one).distance(rk.Sketch.parse(other)) < ROUNDING
+
+
+def warn_of_lost(parts: Parts, words: Sequence[str]) -> None:
+    """Tell of words that the pipeline takes out of prompts."""
+    lost = parts.text.lost(words)
+    if lost:
+        # PixArt and others clean captions, if ftfy and bs4 are installed (diffusers 0.42).
+        warnings.warn(
+            f"apply: this pipeline takes {' and '.join(lost)} out of prompts before it encodes "
+            "them, so that pictures will not have the concept; rename it to a word without "
+            "brackets (Concept.renamed), or call the pipeline with clean_caption=False.",
+            rk.RankeditWarning,
+            stacklevel=3,
+        )

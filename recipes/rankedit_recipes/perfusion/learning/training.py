@@ -82,9 +82,7 @@ def learn(
     config = config or Config()
     naming = Naming(placeholder, category, config.adjective)
     parts = Parts(pipe)
-    # Refused now rather than after the statistics; a family that is not supported before words, for
-    # its tokenizer may be none that they can be put into.
-    learned_names(parts, config.lock)
+    learned_names(parts, config.lock)  # refused now; before words, which need a known tokenizer
     check_naming(parts.text, naming, config.vectors)
     loaded = load_photos(photos)
     if not isinstance(statistics, rk.SecondMoment):
