@@ -16,7 +16,7 @@ from rankedit.lazy import lazy_names
 
 # For type checkers; what is asked for is imported then: docs/decisions/imports-on-demand.md.
 if TYPE_CHECKING:
-    from rankedit_recipes.language.editing import Edited, edit
+    from rankedit_recipes.language.editing import edit
     from rankedit_recipes.language.errors import LanguageError
     from rankedit_recipes.language.evaluating.evaluation import evaluate, evaluate_each
     from rankedit_recipes.language.evaluating.generating import generate, generation_entropy
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rankedit_recipes.language.reading import case_of, read_cases, read_requests
     from rankedit_recipes.language.requests import Case, Request, continued
     from rankedit_recipes.language.searching.contexts import sample_prefixes
+    from rankedit_recipes.language.searching.edited import Edited
     from rankedit_recipes.language.settings import Settings
     from rankedit_recipes.language.showing.reporting import Report
     from rankedit_recipes.language.statistics import Statistics, collect_statistics, load_statistics

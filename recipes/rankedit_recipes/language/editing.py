@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
-import torch
 from torch import Tensor, nn
 
 import rankedit as rk
@@ -21,52 +20,11 @@ from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.agreement import warn_of_different
 from rankedit_recipes.language.searching.contexts import checked_prefixes, sample_prefixes
+from rankedit_recipes.language.searching.edited import Edited
 from rankedit_recipes.language.searching.spreading import Facts, Reading, spread
 from rankedit_recipes.language.searching.values import FoundValues, find_values
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, statistics_of
-
-
-@dataclass(frozen=True)
-class Edited:
-    """The edits of a model, and how they came about.
-
-    Attributes:
-        edits: by projection; for `rankedit.attach`, `fuse_`, `save` and `to_lora`.
-        facts: keys and values of each request.
-        found: how the search for values went.
-        settings: the method.
-    """
-
-    edits: dict[str, rk.LowRank]
-    facts: Facts
-    found: FoundValues
-    settings: Settings
-
-    def attach(self, model: nn.Module, *, strength: float = 1.0) -> rk.Attachment:
-        """Put the edits into the model; see `rankedit.attach`."""
-        return rk.attach(model, self.edits, strength=strength)
-
-    def save(
-        self,
-        path: str | PathLike[str],
-        *,
-        model: nn.Module | None = None,
-        dtype: torch.dtype = torch.float16,
-    ) -> None:
-        """Write the edits to one file, which `rankedit.load` reads.
-
-        Each fact takes `(in + out)` numbers for each projection: 1.3 KB in a model of width 128.
-
-        Args:
-            path: the file.
-            model: the model, if the file is to know which one it is for.
-            dtype: how to store them; half precision has a relative error of 3e-4.
-        """
-        texts = {"language": self.settings.method, "facts": str(len(self.facts))}
-        # Half precision would lose what is very small in one factor and very large in the other.
-        balanced = {name: edit.balanced() for name, edit in self.edits.items()}
-        rk.save(balanced, path, metadata=texts, model=model, dtype=dtype)
 
 
 def edit(
@@ -78,6 +36,8 @@ def edit(
     statistics: Statistics | Mapping[str, rk.SecondMoment] | str | PathLike[str] | None,
     layers: Layers = None,
     prefixes: Sequence[str] | None = None,
+    space: bool | None = None,
+    chat: bool | None = None,
     progress: bool = True,
 ) -> Edited:
     """Edit facts of a model, all of them together; the model itself is left as it is.
@@ -95,6 +55,8 @@ def edit(
         layers: which blocks or projections to edit; see `choose_blocks`. `"traced"` for those that
             a causal trace of the model's present answers to the requests finds; see `locate`.
         prefixes: what stands before the prompts; sampled from the model if None.
+        space: for requests that leave it open; see `Request.space`.
+        chat: the same; see `Request.chat`.
         progress: show it.
 
     Returns:
@@ -110,6 +72,7 @@ def edit(
     See docs/language.md for an example.
     """
     settings = settings_of(method)
+    requests = [request.settled(space=space, chat=chat) for request in requests]
     check_requests(requests)
     layers = resolved(model, tokenizer, requests, layers, settings, progress=progress)
     engine = Engine.build(

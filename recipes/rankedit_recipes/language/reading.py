@@ -28,7 +28,8 @@ def read_cases(path: str | PathLike[str], *, references: References | None = Non
     """The cases of a file, in one of three formats that are told apart by what is in them.
 
     * JSON Lines (or a JSON list) of `{"prompt": "{} plays the", "subject": ..., "target": ...}`,
-      with the optional texts `relation`, `name`, `true_target` and the optional lists
+      with the optional texts `relation`, `name`, `true_target`, the optional choices `space` and
+      `chat` (true or false; see `Request`), and the optional lists
       `paraphrases`, `inverted`, `neighbours`, `attribute_prompts`, `generation_prompts`,
       `references`;
     * CounterFact's own records, with `requested_rewrite` (Meng et al., arXiv 2202.05262), and, as
@@ -129,7 +130,8 @@ def _raised(error: Exception) -> object:
 
 def _plain(record: Record) -> Case:
     # A misspelt `paraphrase` would be left out of the evaluation in silence.
-    known = {"prompt", "subject", "target", "relation", "name", "true_target", *_LISTS}
+    known = {"prompt", "subject", "target", "relation", "name", "true_target"}
+    known |= {"space", "chat", *_LISTS}
     unknown = sorted(set(record) - known)
     if unknown:
         raise LanguageError(
@@ -142,6 +144,8 @@ def _plain(record: Record) -> Case:
         _text(record, "target"),
         _text(record, "relation", ""),
         _text(record, "name", ""),
+        _choice(record, "space"),
+        _choice(record, "chat"),
     )
     return Case(
         request,
@@ -220,6 +224,12 @@ def _field(
 
 def _text(record: Record, name: str, default: object = _REQUIRED) -> str:
     return str(_field(record, name, default, lambda v: isinstance(v, str), "a text"))
+
+
+def _choice(record: Record, name: str) -> bool | None:
+    kinds = (bool, type(None))
+    found: bool | None = _field(record, name, None, lambda v: isinstance(v, kinds), "true or false")
+    return found
 
 
 def _object(record: Record, name: str) -> Record:

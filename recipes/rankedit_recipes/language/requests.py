@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rankedit_recipes.language.errors import LanguageError
 
@@ -18,9 +20,13 @@ class Request:
         relation: what relates the two; with the subject it tells which requests contradict each
             other. The prompt if empty.
         name: how a stream of edits calls it; made of subject and relation if empty.
+        space: whether a space comes before the target where the texts bring none; None for what
+            `continued` says of the prompt. In a chat the template decides.
+        chat: whether prompt and target are two turns of a chat: the prompt is what the user says,
+            and the assistant begins with the target. None to leave it to who edits.
 
     Raises:
-        LanguageError: no `{}` or several, or an empty subject or target.
+        LanguageError: no `{}` or several, an empty subject or target, or a value of another type.
 
     Example:
         >>> request = Request("{} plays the", "Miles Davis", "piano")
@@ -33,6 +39,8 @@ class Request:
     target: str
     relation: str = ""
     name: str = ""
+    space: bool | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         # Records of files come here as they are; a number as target would fail far away.
@@ -40,6 +48,13 @@ class Request:
             if not isinstance(getattr(self, field), str):
                 raise LanguageError(
                     f"Request: {field} must be a text, got {getattr(self, field)!r:.80}."
+                )
+        for field in ("space", "chat"):
+            # By identity: 0 and 1 equal False and True, and would be other settings on disk.
+            if not any(getattr(self, field) is choice for choice in (None, True, False)):
+                raise LanguageError(
+                    f"Request: {field} must be True, False or None, got "
+                    f"{getattr(self, field)!r:.80}."
                 )
         if self.prompt.count("{}") != 1:
             raise LanguageError(
@@ -62,7 +77,7 @@ class Request:
     @property
     def continuation(self) -> str:
         """The target as it follows the prompt; see `continued`."""
-        return continued(self.target)
+        return continued(self.target, self.text, space=self.space)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,6 +88,20 @@ class Request:
     def label(self) -> str:
         """The name, or one made of subject and relation."""
         return self.name or " | ".join(self.key)
+
+    def settled(self, *, space: bool | None = None, chat: bool | None = None) -> Request:
+        """The request with what it leaves open: its own word comes first."""
+        return replace(
+            self,
+            space=space if self.space is None else self.space,
+            chat=chat if self.chat is None else self.chat,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the texts, and of the rest what is not left open."""
+        # What earlier versions did not know is not written where nobody asked for it.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -104,12 +133,38 @@ class Case:
     references: tuple[str, ...] = ()
 
 
-def continued(target: str) -> str:
-    """The target as it follows a prompt: after a space, unless it begins with one or a line.
+def continued(target: str, after: str = "", *, space: bool | None = None) -> str:
+    """The target as it follows a text: after one space, unless there is whitespace already.
+
+    Args:
+        target: what follows.
+        after: the text.
+        space: whether there is to be a space; None for one, but behind letters and marks of a
+            script that has none between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+            Tibetan).
 
     Example:
-        >>> continued("piano"), continued(" piano")
-        (' piano', ' piano')
+        >>> continued("piano"), continued(" piano"), continued("piano", "plays the ")
+        (' piano', ' piano', 'piano')
+        >>> continued("巴黎", "法国的首都是"), continued("s", "it", space=False)
+        ('巴黎', 's')
     """
+    if target[:1].isspace() or after[-1:].isspace():
+        return target
     # BPE words of GPT-2's kind have their space in front: without it the target is another token.
-    return target if target[:1].isspace() else f" {target}"
+    wanted = not is_unspaced(after) if space is None else space
+    return f" {target}" if wanted else target
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text ends in a script that has no spaces between words."""
+    if not text:
+        return False
+    name = unicodedata.name(text[-1], "")
+    wide = unicodedata.east_asian_width(text[-1]) in "WF" and unicodedata.category(text[-1]) != "So"
+    # Hangul is wide, too, and its words have spaces; so are pictures, which are in any text.
+    return (wide or name.split(" ")[0] in _UNSPACED) and "HANGUL" not in name
+
+
+# Not wide, and yet without spaces between words; as the names of their characters begin.
+_UNSPACED = {"HALFWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}

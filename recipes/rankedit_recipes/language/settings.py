@@ -8,6 +8,7 @@ method of its own; `rankedit_recipes.language.method_of` makes one from a functi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,13 @@ import torch
 
 import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.requests import Request
 
 Cost = Literal["covariance", "null space", "identity"]
 Spread = Literal["even", "root"]
 Anchor = Literal["output", "stream"]
+# Streams that do without them stay readable for versions that have no such settings.
+_LATER = ("space", "chat")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Settings:
             many steps (ENCORE); 0 for never.
         seed: of the sentences.
         tokens: how many tokens are optimised over at once: memory, not results.
+        space: for requests that leave it open; see `Request.space`.
+        chat: the same; see `Request.chat`.
     """
 
     method: str
@@ -89,6 +95,8 @@ class Settings:
     first_for: int = 0
     seed: int = 0
     tokens: int = 8192
+    space: bool | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         choices = {"cost": Cost, "spread": Spread, "anchor": Anchor}
@@ -181,6 +189,10 @@ class Settings:
         """An empty ledger of one projection, which `solve` solves."""
         return rk.Ledger(layer, metric, solver=self.solve)
 
+    def asked(self, requests: Sequence[Request]) -> list[Request]:
+        """Requests with what they leave open."""
+        return [request.settled(space=self.space, chat=self.chat) for request in requests]
+
     def search(self) -> rk.ValueSearch:
         """How values are searched for."""
         return rk.ValueSearch(
@@ -193,8 +205,10 @@ class Settings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """For JSON; what earlier versions did not know is left out where nobody asked for it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        return {n: v for n, v in values.items() if n not in plain or v != plain[n]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

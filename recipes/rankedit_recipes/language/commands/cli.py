@@ -27,6 +27,7 @@ from rankedit_recipes.command_line.options import (
 from rankedit_recipes.command_line.outputs import prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.language.commands.options import (
+    Chat,
     Count,
     Fuse,
     Layers,
@@ -36,8 +37,10 @@ from rankedit_recipes.language.commands.options import (
     OptionalStream,
     Out,
     OwnMethod,
+    References,
     Replace,
     Requests,
+    Space,
     Stats,
     Stream,
     Texts,
@@ -61,6 +64,8 @@ def edit(
     method: Method = "",
     statistics: Stats = None,
     layers: Layers = "",
+    chat: Chat = False,
+    space: Space = None,
     out: Out = None,
     stream: OptionalStream = None,
     replace: Replace = False,
@@ -101,7 +106,7 @@ def edit(
         typer.echo(configuring.to_toml(settings), nl=False)
         return
     task = tasks.EditTask(
-        cases=opening.open_cases(requests or [], model, count=count),
+        cases=opening.open_cases(requests or [], model, count=count, space=space, chat=chat),
         settings=settings,
         chosen=bool(method or config or setting),
         statistics=statistics,
@@ -191,18 +196,13 @@ def evaluate(
         typer.Option(help="File of edits to attach; repeat.", exists=True, show_default="none"),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 for none of the edits, 1 for all.")] = 1.0,
+    chat: Chat = False,
+    space: Space = None,
     text: Texts = None,
     generations: Annotated[
         bool, typer.Option("--generations", help="Also let the model write: generation entropy.")
     ] = False,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            help="CounterFact's attribute_snippets.json: with --generations, the reference score.",
-            exists=True,
-            show_default="none",
-        ),
-    ] = None,
+    references: References = None,
     base: Annotated[bool, typer.Option(help="Also evaluate the model without the edits.")] = True,
     report: Annotated[
         Path | None, typer.Option(help="Report with plots, one HTML file.", show_default="none")
@@ -225,7 +225,9 @@ def evaluate(
 
     opened = opening.open_model(ModelChoice(model, device, dtype, variant, offload))
     task = measuring.EvaluateTask(
-        cases=opening.open_cases(requests or [], model, count=count, references=references),
+        cases=opening.open_cases(
+            requests or [], model, count=count, references=references, space=space, chat=chat
+        ),
         edits=tuple(edits or ()),
         strength=strength,
         texts=tuple(text or ()),

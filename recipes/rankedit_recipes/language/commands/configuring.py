@@ -19,7 +19,8 @@ from rankedit_recipes.language.settings import Settings
 def to_toml(settings: Settings) -> str:
     """Settings as a TOML file that `from_toml` reads; what is None is left out."""
     lines = []
-    for name, value in settings.to_dict().items():
+    # `to_dict` leaves out what nobody asked for; here every setting is to be seen.
+    for name, value in {**settings.to_dict(), "chat": settings.chat}.items():
         # TOML has no word for None.
         if value is not None:
             shown = list(value) if isinstance(value, tuple) else value
@@ -77,14 +78,17 @@ def from_pairs(settings: Settings, pairs: Sequence[str]) -> Settings:
     return changed(settings, parsed_pairs(pairs, "language", LanguageError))
 
 
+_CHOICES: Mapping[str, type] = {"space": bool}
+
+
 def _typed(name: str, value: object, like: object) -> object:
     if isinstance(like, tuple) and isinstance(value, (list, tuple)):
         # By exact type, for to `isinstance` True is a whole number.
         if all(type(item) is int for item in value):
             return tuple(value)
         raise LanguageError(f"Settings: {name} must be a list of whole numbers, got {value!r}.")
-    # What is None by default is a number that the method leaves open.
-    kind = float if like is None else type(like)
+    # What is None by default is a number that the method leaves open, or a choice.
+    kind = _CHOICES.get(name, float) if like is None else type(like)
     # JSON and TOML have 1 where 1.0 is meant.
     if kind is float and type(value) is int:
         return float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,13 @@ def open_model(choice: ModelChoice) -> Opened:
 
 
 def open_cases(
-    paths: Sequence[Path], model: str, *, count: int = 0, references: Path | None = None
+    paths: Sequence[Path],
+    model: str,
+    *,
+    count: int = 0,
+    references: Path | None = None,
+    space: bool | None = None,
+    chat: bool = False,
 ) -> list[Case]:
     """Cases of files; of the sandbox's own test set if none is given and the model is the sandbox.
 
@@ -67,6 +73,8 @@ def open_cases(
         model: the name of the model.
         count: how many to take, from the first; 0 for all.
         references: CounterFact's file of reference texts.
+        space: for requests that leave it open; see `Request.space`.
+        chat: the same; see `Request.chat`. False leaves it open.
 
     Raises:
         LanguageError: no file, for a model that has no test set of its own.
@@ -82,7 +90,8 @@ def open_cases(
         raise LanguageError(
             "language: give a file of requests; only the sandbox has a test set of its own."
         )
-    return cases[:count] if count else cases
+    chosen = cases[:count] if count else cases
+    return [replace(c, request=c.request.settled(space=space, chat=chat or None)) for c in chosen]
 
 
 def open_texts(paths: Sequence[Path], model: str, *, seed: int = 0) -> Iterator[str]:

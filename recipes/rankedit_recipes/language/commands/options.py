@@ -85,3 +85,25 @@ Texts = Annotated[
         show_default="the sandbox has some",
     ),
 ]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Prompts are what the user says in a chat, targets what the assistant begins with.",
+    ),
+]
+Space = Annotated[
+    bool | None,
+    typer.Option(
+        help="Whether a space comes before targets.",
+        show_default="yes, but not behind Chinese, Japanese, Thai and the like",
+    ),
+]
+References = Annotated[
+    Path | None,
+    typer.Option(
+        help="CounterFact's attribute_snippets.json: with --generations, the reference score.",
+        exists=True,
+        show_default="none",
+    ),
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from rankedit_recipes.language.evaluating.likelihoods import (
 from rankedit_recipes.language.evaluating.locality import Unrelated
 from rankedit_recipes.language.evaluating.references import TfIdf
 from rankedit_recipes.language.evaluating.scores import Scores, joined, relation_of
-from rankedit_recipes.language.requests import Case, continued
+from rankedit_recipes.language.requests import Case, Request, continued
 
 # What each kind of prompt is called among the measures.
 _KINDS = ("efficacy", "paraphrase", "inverted phrasing", "neighbourhood")
@@ -42,6 +43,8 @@ def evaluate(
     length: int = LENGTH,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
+    space: bool | None = None,
+    chat: bool | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores of a model over cases.
@@ -57,6 +60,9 @@ def evaluate(
         length: of those texts, in tokens.
         batch_tokens: tokens in one forward pass, at most.
         seed: of those texts.
+        space: for cases whose request leaves it open; see `Request.space`.
+        chat: the same; see `Request.chat`. All prompts of such a case are what the user says, and
+            the targets, or what the model writes, what the assistant begins with.
         progress: show it.
 
     Raises:
@@ -64,10 +70,12 @@ def evaluate(
     """
     if not cases:
         raise LanguageError("evaluate: at least one case is expected, got none.")
+    cases = [replace(c, request=c.request.settled(space=space, chat=chat)) for c in cases]
     questions = _Questions(cases)
     found = likelihoods(
-        model, tokenizer, questions.pairs, batch_tokens=batch_tokens, progress=progress
-    )
+        model, tokenizer, questions.pairs,
+        batch_tokens=batch_tokens, chat=questions.chats, progress=progress,
+    )  # fmt: skip
     samples = questions.samples(found)
     if generations:
         samples |= _of_writing(model, tokenizer, cases, length, seed)
@@ -87,6 +95,8 @@ def evaluate_each(
     edits: Iterable[Mapping[str, rk.Edit]],
     *,
     unrelated: Unrelated | None = None,
+    space: bool | None = None,
+    chat: bool | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores of edits that are made one at a time, each evaluated on its own case alone.
@@ -97,6 +107,8 @@ def evaluate_each(
         cases: what was edited.
         edits: for each case what `rankedit.attach` takes; attached for this case only.
         unrelated: as in `evaluate`; the locality is then a mean over edits.
+        space: as in `evaluate`.
+        chat: as in `evaluate`.
         progress: show it.
 
     Raises:
@@ -107,7 +119,10 @@ def evaluate_each(
         for case, edit in zip(cases, edits, strict=True):
             # One at a time, and out again: the next edit starts from the unedited model.
             with rk.attach(model, edit):
-                found = evaluate(model, tokenizer, [case], unrelated=unrelated, progress=False)
+                found = evaluate(
+                    model, tokenizer, [case],
+                    unrelated=unrelated, space=space, chat=chat, progress=False,
+                )  # fmt: skip
             parts.append(found)
             advance(case.request.label)
     return joined(parts)
@@ -118,6 +133,7 @@ class _Questions:
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.pairs: list[Pair] = []
+        self.chats: list[bool] = []
         self._count = len(cases)
         # By measure: the case, and the pairs to compare or to count.
         self._compared: dict[str, list[tuple[int, int, int]]] = {kind: [] for kind in _KINDS}
@@ -126,7 +142,7 @@ class _Questions:
             self._ask(index, case)
 
     def _ask(self, index: int, case: Case) -> None:
-        new, true = case.request.continuation, case.true_target and continued(case.true_target)
+        new, true = case.request.target, case.true_target
         asked = {
             "efficacy": (case.request.text,),
             "paraphrase": case.paraphrases,
@@ -138,17 +154,23 @@ class _Questions:
             # What is wanted there, and what it competes with.
             wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
             for prompt in prompts:
-                first = self._add(prompt, wanted)
+                first = self._add(case.request, prompt, wanted)
                 self._counted.setdefault(f"{kind} accuracy", []).append((index, first))
                 if other:
-                    self._compared[kind].append((index, first, self._add(prompt, other)))
+                    second = self._add(case.request, prompt, other)
+                    self._compared[kind].append((index, first, second))
         for question, answer in case.locality:
-            pair = self._add(question, continued(answer))
+            pair = self._add(case.request, question, answer)
             self._counted.setdefault("specificity accuracy", []).append((index, pair))
 
-    def _add(self, text: str, continuation: str) -> int:
-        # The continuation brings its space; two of them would be other tokens.
-        self.pairs.append((text.rstrip(" "), continuation))
+    def _add(self, request: Request, text: str, target: str) -> int:
+        # In a chat the template says what stands between the two.
+        if not request.chat:
+            # The continuation brings its space; two of them would be other tokens.
+            text = text if request.space is False else text.rstrip(" ")
+            target = continued(target, text, space=request.space)
+        self.pairs.append((text, target))
+        self.chats.append(bool(request.chat))
         return len(self.pairs) - 1
 
     def samples(self, found: Likelihoods) -> dict[str, Tensor]:
@@ -187,7 +209,8 @@ def _of_writing(
     """
     owners = [i for i, case in enumerate(cases) for _ in case.generation_prompts]
     prompts = [prompt for case in cases for prompt in case.generation_prompts]
-    texts = generate(model, tokenizer, prompts, length=length, seed=seed)
+    chats = [bool(cases[owner].request.chat) for owner in owners]
+    texts = generate(model, tokenizer, prompts, length=length, seed=seed, chat=chats)
     written: list[list[str]] = [[] for _ in cases]
     for owner, text in zip(owners, texts, strict=True):
         written[owner].append(text)

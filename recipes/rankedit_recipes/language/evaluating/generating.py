@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.likelihoods import evaluating
+from rankedit_recipes.language.model.chatting import check_words, template_of
 from rankedit_recipes.language.model.running import embedding_device
 
 LENGTH = 100
@@ -30,6 +31,7 @@ def generate(
     length: int = LENGTH,
     top_k: int = TOP_K,
     seed: int = 0,
+    chat: bool | Sequence[bool] = False,
 ) -> list[str]:
     """Texts that go on from prompts, each prompt included, of `length` tokens in all.
 
@@ -44,11 +46,17 @@ def generate(
             takes no longer ones.
         top_k: how many tokens are drawn from; 1 always takes the likeliest.
         seed: of what is drawn.
+        chat: whether a prompt is what the user says, of all or of each; the text is then the
+            prompt, and on the next line what the assistant says.
 
     Raises:
-        LanguageError: an empty prompt.
+        LanguageError: an empty prompt, or a chat without a template.
     """
-    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    chats = [chat] * len(prompts) if isinstance(chat, bool) else list(chat)
+    ids = [
+        _chat_ids(tokenizer, prompt) if said else _prompt_ids(tokenizer, prompt)
+        for prompt, said in zip(prompts, chats, strict=True)
+    ]
     limit = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     # All numbers are drawn beforehand, a row for each prompt: batches cannot change what is drawn.
     uniform = torch.rand(len(prompts), max(1, limit), generator=torch.Generator().manual_seed(seed))
@@ -61,16 +69,32 @@ def generate(
         for indices in groups.values():
             for start in range(0, len(indices), _BATCH):
                 chosen = indices[start : start + _BATCH]
-                begun = torch.tensor([ids[i] for i in chosen], device=embedding_device(model))
-                written = _go_on(model, begun, uniform[chosen], limit, top_k)
+                rows = torch.tensor([ids[i] for i in chosen], device=embedding_device(model))
+                written = _go_on(model, rows, uniform[chosen], limit, top_k)
                 for index, row in zip(chosen, written.tolist(), strict=True):
-                    texts[index] = _text(tokenizer, row, len(ids[index]))
+                    begun = len(ids[index])
+                    if chats[index]:
+                        answer = _text(tokenizer, row[begun:], 0).strip()
+                        texts[index] = f"{prompts[index]}\n{answer}"
+                    else:
+                        texts[index] = _text(tokenizer, row, begun)
     return texts
+
+
+def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:  # noqa: ANN401
+    template = template_of(tokenizer)
+    check_words(tokenizer, template, prompt)
+    # The template has its special tokens in it.
+    ids: list[int] = tokenizer(template.around(prompt), add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:  # noqa: ANN401
     ids: list[int] = tokenizer(prompt)["input_ids"]
     end = tokenizer.eos_token_id
+    # A mark of the beginning that is written out stands once.
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id and end != ids[0]:
+        ids = ids[1:]
     # A tokenizer that ends every text would have the model begin another one.
     while len(ids) > 1 and end is not None and ids[-1] == end:
         ids = ids[:-1]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.model.chatting import check_words, template_of
 from rankedit_recipes.language.model.running import embedding_device
+from rankedit_recipes.language.model.tokens import Encoded, encoded
 
 BATCH_TOKENS = 8192
 Pair = tuple[str, str]
@@ -53,6 +55,7 @@ def likelihoods(
     pairs: Sequence[Pair],
     *,
     batch_tokens: int = BATCH_TOKENS,
+    chat: bool | Sequence[bool] = False,
     progress: bool = False,
 ) -> Likelihoods:
     """Likelihoods of pairs of a text and its continuation.
@@ -66,16 +69,19 @@ def likelihoods(
         pairs: text and continuation, which are tokenised together; the continuation brings its
             own leading space.
         batch_tokens: tokens in one forward pass, at most.
+        chat: whether the text is a turn of the user and the continuation begins the assistant's, of
+            all pairs or of each.
         progress: show it.
 
     Raises:
-        LanguageError: an empty text or continuation, or a model that gives NaN.
+        LanguageError: an empty text or continuation, a chat without a template, or a model that
+            gives NaN.
     """
-    encoded = encode_pairs(tokenizer, pairs)
+    reads = encode_pairs(tokenizer, pairs, chat=chat)
     # Sums over tokens in float64, so that the order of batches does not show.
     losses, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs))
     device = embedding_device(model)
-    batches = list(batched(encoded, batch_tokens))
+    batches = list(batched(reads, batch_tokens))
     with (
         torch.inference_mode(),
         evaluating(model),
@@ -87,17 +93,17 @@ def likelihoods(
                 (row, position, owner)
                 for row, (_, owners) in enumerate(rows)
                 for owner in owners
-                for position in range(encoded[owner].first - 1, inputs.shape[1])
+                for position in range(reads[owner].first - 1, inputs.shape[1])
             ]
             row, position, owner = torch.tensor(wanted).T
-            token = torch.tensor([encoded[o].ids[p + 1] for _, p, o in wanted])
+            token = torch.tensor([reads[o].ids[p + 1] for _, p, o in wanted])
             logits = predictions(model, inputs, row, position)
             log = logits.log_softmax(-1).gather(1, token.to(device)[:, None])[:, 0]
             losses.index_add_(0, owner, -log.double().cpu())
             right = (logits.argmax(-1) == token.to(device)).float().cpu()
             hits.index_add_(0, owner, right)
             advance(f"{len(rows)} texts")
-    counts = torch.tensor([len(read.ids) - read.first for read in encoded])
+    counts = torch.tensor([len(read.ids) - read.first for read in reads])
     # No comparison with NaN holds: a broken model would score as a poor one.
     if bool(losses.isnan().any()):
         raise LanguageError(
@@ -107,7 +113,12 @@ def likelihoods(
     return Likelihoods(losses / counts, hits / counts)
 
 
-def encode_pairs(tokenizer: Any, pairs: Sequence[Pair]) -> list[_Read]:  # noqa: ANN401
+def encode_pairs(
+    tokenizer: Any,  # noqa: ANN401
+    pairs: Sequence[Pair],
+    *,
+    chat: bool | Sequence[bool] = False,
+) -> list[_Read]:
     """Token ids of each pair as one text, without special tokens behind it.
 
     Raises:
@@ -118,39 +129,37 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair]) -> list[_Read]:  # noqa:
             "likelihoods: the tokenizer must be a fast one, whose tokens know where in the text "
             f"they begin and end; got {type(tokenizer).__name__}. Load it with use_fast=True."
         )
-    if not pairs:
-        return []
-    found = tokenizer(
-        [text + continuation for text, continuation in pairs],
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    columns = (found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
-    return [_read(pair, *each) for pair, *each in zip(pairs, *columns, strict=True)]
+    chats = [chat] * len(pairs) if isinstance(chat, bool) else list(chat)
+    template = template_of(tokenizer) if any(chats) else None
+    said = list(pairs)
+    for i, (text, continuation) in enumerate(pairs):
+        if chats[i] and template is not None:
+            check_words(tokenizer, template, text)
+            said[i] = (template.around(text), template.answer(continuation))
+    # Marks of the template are in its text: the tokenizer must not add them once more.
+    plain = [not each for each in chats]
+    found = encoded(tokenizer, ["".join(pair) for pair in said], special=plain)
+    return [_read(pair, each) for pair, each in zip(said, found, strict=True)]
 
 
-def _read(
-    pair: Pair, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
-) -> _Read:
-    # Some tokenizers end a text with a special token, which nobody asked the model to predict.
-    last = max((i for i, flag in enumerate(special) if not flag), default=-1)
+def _read(pair: Pair, found: Encoded) -> _Read:
     border = len(pair[0])
     # The first token that reaches beyond the text: one may hold its last and the next characters.
-    first = next((i for i in range(last + 1) if not special[i] and offsets[i][1] > border), -1)
+    first = next((i for i, (_, end) in enumerate(found.spans) if end > border), -1)
     if first < 1:
         raise LanguageError(
             "likelihoods: a text with at least one token and a continuation with at least one are "
             f"expected, got {pair[0]!r:.200} and {pair[1]!r:.200}."
         )
-    return _Read(tuple(ids[: last + 1]), first)
+    return _Read(tuple(found.ids), first)
 
 
 def batched(
-    encoded: Sequence[_Read], batch_tokens: int
+    reads: Sequence[_Read], batch_tokens: int
 ) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
     """What the model must read, each once, in batches of one length; with the pairs it serves."""
     owners: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, read in enumerate(encoded):
+    for index, read in enumerate(reads):
         # The last token is only predicted; pairs that differ in nothing else share their reading.
         owners[read.ids[:-1]].append(index)
     groups: dict[int, list[tuple[int, ...]]] = defaultdict(list)

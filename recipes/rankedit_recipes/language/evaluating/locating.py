@@ -77,4 +77,5 @@ def resolved(
     if layers != TRACED:
         return layers
     count = shared_count(all_blocks(model), settings)
-    return locate(model, tokenizer, requests[:FACTS], count, own=True, progress=progress)
+    asked = settings.asked(requests[:FACTS])
+    return locate(model, tokenizer, asked, count, own=True, progress=progress)

@@ -19,6 +19,7 @@ from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.likelihoods import evaluating, run
 from rankedit_recipes.language.model.running import embedding_device
+from rankedit_recipes.language.model.tokens import tokenised
 from rankedit_recipes.language.requests import Request
 
 PLACES = (
@@ -174,18 +175,14 @@ class _Fact:
     ) -> None:
         self._model, self._count = model, disturbances
         device = embedding_device(model)
-        found = tokenizer(request.text + request.continuation, return_offsets_mapping=True)
-        offsets = found["offset_mapping"]
-        border = len(request.text)
-        # The first token that reaches beyond the prompt, as in `likelihoods`.
-        first = next(i for i, (_, end) in enumerate(offsets) if end > border)
-        start = request.prompt.index("{}")
-        end = start + len(request.subject)
-        self._subject = [i for i, (a, b) in enumerate(offsets[:first]) if a < end and b > start]
+        # The model's own answer needs no target, which may not go with the prompt's tokens.
+        (text,) = tokenised(tokenizer, [(request, "")], targets=not own)
+        self._subject = list(text.named)
+        first = text.target[0] if text.target else len(text.ids)
         # The answer's first token stands for it, as in the paper.
-        self._answer = found["input_ids"][first]
+        self._answer = 0 if own else text.ids[first]
         # Without the answer, whose probability is asked for behind the last of these.
-        self._ids = torch.tensor([found["input_ids"][:first]], device=device)
+        self._ids = torch.tensor([text.ids[:first]], device=device)
         if own:
             self._answer = int(run(model, self._ids).logits[0, -1].argmax())
         # In units of the embeddings' own spread, as published: models scale theirs differently.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.running import embedding_device, quiet
-from rankedit_recipes.language.model.tokens import Tokenizer
+from rankedit_recipes.language.model.tokens import Tokenizer, encoded
+from rankedit_recipes.language.requests import continued
 
 # What MEMIT's sentences start with; ROME's start with nothing.
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -47,7 +48,8 @@ def sample_prefixes(
         same = [lengths[i] for i, s in enumerate(starts) if s == start]
         # One for each start and seed; the sum of the two would give two seeds sentences in common.
         generator = torch.Generator().manual_seed(seed * len(STARTS) + number)
-        begun = torch.tensor(tokenizer([start])["input_ids"]).expand(len(same), -1)
+        # Without the end that some tokenizers put behind a text: the sentence goes on.
+        begun = torch.tensor([encoded(tokenizer, [start])[0].ids]).expand(len(same), -1)
         ids = _sampled(model, begun, max(same), generator)
         for row, length in zip(ids, same, strict=True):
             # All rows are written to the longest; shorter ones are their beginnings.
@@ -78,4 +80,5 @@ def checked_prefixes(prefixes: Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(prefixes, str) or not all(isinstance(text, str) for text in prefixes):
         raise LanguageError(f"language: prefixes must be a list of texts, got {prefixes!r:.80}.")
-    return tuple(text if not text or text[-1].isspace() else f"{text} " for text in prefixes)
+    # The prompt follows as a target does: after a space, where the script has such.
+    return tuple(f"{text}{continued('', text)}" if text else text for text in prefixes)

@@ -146,7 +146,8 @@ class Reading:
         self._texts = [
             text.up_to_subject()
             for text in tokenised(
-                tokenizer, [(request, start) for request in requests for start in starts],
+                tokenizer,
+                [(asked, start) for asked in settings.asked(requests) for start in starts],
                 targets=False,
             )
         ]  # fmt: skip

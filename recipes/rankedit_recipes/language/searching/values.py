@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def find_values(
         prefixes: what stands before the prompts, beside nothing.
         progress: show it.
     """
-    texts = _texts(tokenizer, requests, prefixes)
+    texts = _texts(tokenizer, settings.asked(requests), prefixes)
     parts: dict[int, tuple[FoundValues, int]] = {}
     chunks = _chunks(texts, settings.tokens)
     # Dropout would make the objective of one request another one at each step.
@@ -102,7 +102,7 @@ def _texts(
         tokenizer, [(request, start) for request in requests for start in starts], targets=True
     )
     # Only what follows the subject is looked at there: its target is never read.
-    essences = [Request(ESSENCE, request.subject, "thing") for request in requests]
+    essences = [replace(request, prompt=ESSENCE) for request in requests]
     last = tokenised(tokenizer, [(essence, "") for essence in essences], targets=False)
     count = len(starts)
     return [[*whole[i * count : (i + 1) * count], last[i]] for i in range(len(requests))]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def encoded(manifest: Manifest) -> bytes:
         LanguageError: a text that no file can hold.
     """
     facts = [
-        {**asdict(r), "label": r.label, "place": list(manifest.places[r.label])}
+        {**r.to_dict(), "label": r.label, "place": list(manifest.places[r.label])}
         for r in manifest.requests
     ]
     rest = {
