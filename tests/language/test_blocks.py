@@ -1,11 +1,15 @@
 """The down-projection of each block is found by what it does, in every family of models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rankedit_recipes.language import LanguageError, find_blocks
-from rankedit_recipes.language.model.layers import all_blocks, choose_blocks
+from rankedit_recipes.language.model.blocks import Block
+from rankedit_recipes.language.model.layers import all_blocks, choose_blocks, shared_count
 from torch import nn
 
+import rankedit as rk
 from tests.language.models import FAMILIES, FUSED_EXPERTS, LLAMA, NORMALISED, build, family, quick
 
 
@@ -27,6 +31,32 @@ def test_half_precision_and_training_mode_do_not_matter():
     model = model.bfloat16().train()
     assert [block.down for block in find_blocks(model)] == names
     assert all(module.training for module in model.modules())
+
+
+GROWN = {name: FAMILIES[name] for name in ("llama", "gpt2", "gpt_neox", "opt")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1e-2, 100])
+@pytest.mark.parametrize("name", [*GROWN, "gemma2"])
+def test_blocks_are_what_they_are_in_every_precision_and_of_any_size(name, factor, dtype):
+    """As in real models, whose first block gives twenty times what it reads."""
+    model, names = family(name)
+    expected = find_blocks(model)
+    weight = model.get_submodule(names[0]).weight
+    weight.data *= factor
+    found = find_blocks(model.to(dtype))
+    assert found == expected
+    direct = name in GROWN
+    assert [block.direct for block in found] == [direct] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_that_is_scaled_is_not_taken_for_one_that_is_not(dtype):
+    model = build("Granite", {**LLAMA, "residual_multiplier": 0.97})
+    assert not any(block.direct for block in find_blocks(model.to(dtype)))
+    model = build("Granite", {**LLAMA, "residual_multiplier": 1.0})
+    assert all(block.direct for block in find_blocks(model.to(dtype)))
 
 
 def test_fused_experts_are_refused_with_what_to_do_instead():
@@ -109,6 +139,34 @@ def test_wrong_layers_are_refused():
 
 def test_blocks_that_normalise_cannot_share_an_edit():
     blocks = find_blocks(family("gemma2")[0])
-    assert len(choose_blocks(blocks * 8, None, quick("memit"))) == 1
+    with pytest.warns(
+        rk.RankeditWarning, match=r"edits 1 of 4 .* normalises .*layers=\[8\] to acc"
+    ):
+        assert len(choose_blocks(blocks * 8, None, quick("memit"))) == 1
+    with pytest.warns(
+        rk.RankeditWarning, match="edits 1 of 4 .* pass layers= one number to accept"
+    ):
+        assert shared_count(blocks * 8, quick("memit")) == 1
+    # Who says which, or wants one only, knows.
+    assert len(choose_blocks(blocks * 8, 8, quick("memit"))) == 1
+    assert len(choose_blocks(blocks * 8, None, quick("rome"))) == 1
     with pytest.raises(LanguageError, match="normalises what its projection gives"):
         choose_blocks(blocks, [0, 1], quick("memit"))
+
+
+def test_a_block_that_normalises_bars_only_what_it_lies_between():
+    plain = [Block(n, f"layers.{n}", f"layers.{n}.down", direct=True) for n in range(30)]
+
+    def chosen(*indirect, **settings):
+        blocks = [replace(b, direct=b.index not in indirect) for b in plain]
+        return [b.index for b in choose_blocks(blocks, None, quick("memit", **settings))]
+
+    assert chosen() == [6, 7, 8, 9, 10]
+    # Beside the blocks that share, such as the first or the last one of a model.
+    assert chosen(0, 5, 11, 29) == [6, 7, 8, 9, 10]
+    with pytest.warns(rk.RankeditWarning, match="edits 3 of 5 .*'layers.7' normalises"):
+        assert chosen(6, 7) == [8, 9, 10]
+    with pytest.warns(rk.RankeditWarning, match="edits 1 of 5 .*'layers.10' normalises"):
+        assert chosen(10) == [10]
+    with pytest.warns(rk.RankeditWarning, match=r"edits 2 of 5 .*no more up to 'layers.1'"):
+        assert chosen(depth=0.03) == [0, 1]

@@ -7,6 +7,7 @@ REMEDIES = (
     (r"layers='\w+' needs requests to trace, .*", f"{_TRACE_IN_EDIT}."),
     (r"pass layers= the names", "give --layers the names"),
     (r"pass layers= one number", "give --layers one number"),
+    (r"pass layers=\[([\d, ]+)\]", r"give --layers '\1'"),
     (r"layers must be numbers", "--layers must be numbers"),
     (r"layers must name", "--layers must name"),
     (

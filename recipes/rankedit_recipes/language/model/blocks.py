@@ -29,7 +29,9 @@ from rankedit_recipes.language.model.running import Hook, embedding_device, firs
 
 # Enough for attention to have something to mix, and few enough to cost nothing in a large model.
 _TOKENS = 6
-# A relative difference above this is one; rows of a batch differ by rounding alone far below.
+# A relative difference above this is one; rows of a batch differ by rounding alone far below. In
+# bfloat16 a stream that takes a shift differs from the shift by at most five roundings of 2⁻⁸ of
+# what is no longer than it: of the projection, and of the two streams, with it and without.
 _DIFFERENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 _DIFFERENT_IN_HALF = 2e-2
 
@@ -72,6 +74,10 @@ def find_blocks(model: nn.Module) -> list[Block]:
         _Study(f"{name}.{index}", block, _inside(found, prefixes[index]))
         for index, block in enumerate(blocks)
     ]
+    with contextlib.ExitStack() as stack:
+        for study in studies:
+            stack.enter_context(study.measured())
+        run_tokens(model, 1)
     # One pass serves all blocks: each sets up its own rows where it begins.
     rows = 2 + max(len(study.projections) for study in studies)
     with contextlib.ExitStack() as stack:
@@ -153,6 +159,22 @@ class _Study:
         self._shift = torch.zeros(0)
         self._out = torch.zeros(0)
         self._widths: dict[str, int] = {}
+        self._longest = 0.0
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """A hook that notes how long what is added up in the block gets at the last token."""
+
+        def note(_module: nn.Module, args: object, kwargs: object, output: object) -> None:
+            for tensor in (first_tensor((args, kwargs)), first_tensor(output)):
+                if tensor is not None and tensor.numel():
+                    last = tensor.detach().reshape(-1, tensor.shape[-1])[-1]
+                    self._longest = max(self._longest, float(last.float().norm()))
+
+        with contextlib.ExitStack() as stack:
+            handle = self._block.register_forward_hook(note, with_kwargs=True)
+            stack.callback(handle.remove)
+            yield
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -178,8 +200,9 @@ class _Study:
         generator = torch.Generator().manual_seed(0)
         # Drawn on the CPU, whose generator gives the same numbers everywhere.
         shift = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
-        # As long as the stream itself: large against rounding, whatever units a model has.
-        self._shift = shift * (hidden[0, -1].float().norm() / shift.float().norm()).to(hidden)
+        # As long as the stream gets: large against rounding, whatever units a model has. What a
+        # first block gives may be twenty times as long as what it reads.
+        self._shift = shift * (self._longest / shift.float().norm()).to(hidden)
         # By identity: a block may get other tensors of the same shape, such as positions.
         positional = tuple(alike if value is hidden else value for value in args)
         return positional, {k: alike if v is hidden else v for k, v in kwargs.items()}

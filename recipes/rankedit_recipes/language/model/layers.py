@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -67,17 +68,14 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
             is for calls that have requests; see `rankedit_recipes.language.locate`.
         settings: the method.
 
+    Warns:
+        RankeditWarning: fewer blocks than the method's rule has.
+
     Raises:
         LanguageError: a number that no block has, or several blocks of which one normalises what
             the projection gives, so that a shift of the residual stream cannot be shared.
     """
-    if layers is not None:
-        chosen = blocks_at(blocks, layers)
-    else:
-        last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
-        # There may be fewer blocks up to there than share an edit.
-        count = min(shared_count(blocks, settings), last + 1)
-        chosen = list(blocks[last - count + 1 : last + 1])
+    chosen = _by_rule(blocks, settings) if layers is None else blocks_at(blocks, layers)
     # A shift is shared by adding parts of it to the stream; a norm between would change its length.
     indirect = [block.name for block in chosen if not block.direct]
     if len(chosen) > 1 and indirect:
@@ -90,6 +88,34 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     return chosen
 
 
+def _by_rule(blocks: Sequence[Block], settings: Settings) -> list[Block]:
+    last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
+    wanted = _wanted(blocks, settings)
+    window = range(max(0, last - wanted + 1), last + 1)
+    barred = [number for number in window if not blocks[number].direct]
+    # What the lower ones share must come through to the last one as they give it.
+    chosen = [last] if last in barred else [n for n in window if n > max(barred, default=-1)]
+    if len(chosen) < wanted:
+        why = f"there are no more up to '{blocks[last].name}', where the depth of the method is"
+        if barred:
+            why = _normalises(blocks[barred[-1]])
+        _warn_of_fewer(settings, len(chosen), wanted, f"{why}; pass layers={chosen} to accept it")
+    return [blocks[number] for number in chosen]
+
+
+def _normalises(block: Block) -> str:
+    return f"'{block.name}' normalises what its projection gives, so that none can be shared by it"
+
+
+def _warn_of_fewer(settings: Settings, count: int, wanted: int, why: str) -> None:
+    warnings.warn(
+        f"language: {settings.method!r} edits {count} of {wanted} neighbouring blocks, which "
+        f"changes each more, and other facts with it: {why}, or other numbers of blocks.",
+        rk.RankeditWarning,
+        stacklevel=5,
+    )
+
+
 def blocks_at(blocks: Sequence[Block], layers: Layers) -> list[Block]:
     """The blocks that numbers say, or all where `all_blocks` found those that names say.
 
@@ -100,9 +126,22 @@ def blocks_at(blocks: Sequence[Block], layers: Layers) -> list[Block]:
 
 
 def shared_count(blocks: Sequence[Block], settings: Settings) -> int:
-    """How many neighbouring blocks share an edit by a method's rule."""
-    if not all(block.direct for block in blocks):
-        return 1
+    """How many neighbouring blocks share an edit by a method's rule, wherever they lie.
+
+    Warns:
+        RankeditWarning: one, because a block that normalises what its projection gives cannot
+            share.
+    """
+    wanted = _wanted(blocks, settings)
+    indirect = [block for block in blocks if not block.direct]
+    if not indirect or wanted == 1:
+        return wanted
+    why = f"{_normalises(indirect[0])}; pass layers= one number to accept it"
+    _warn_of_fewer(settings, 1, wanted, why)
+    return 1
+
+
+def _wanted(blocks: Sequence[Block], settings: Settings) -> int:
     return min(settings.layers, max(1, round(len(blocks) / _SHARING)))
 
 
