@@ -158,7 +158,7 @@ def test_saved_edits_are_small_and_know_their_model(tmp_path):
     width = sum(edit.in_features + edit.out_features for edit in edited.edits.values())
     assert file.stat().st_size < 2 * len(requests) * width + 2048
     loaded = rk.load(file)
-    assert loaded.metadata == {"language": "memit", "facts": "4"}
+    assert loaded.metadata.items() >= {"language": "memit", "facts": "4"}.items()
     rk.check_base(model, loaded)
     for name, edit in edited.edits.items():
         torch.testing.assert_close(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rankedit_recipes.language.evaluating.tracing import Trace, parts_of, trace
     from rankedit_recipes.language.methods import METHODS
     from rankedit_recipes.language.methods.own import method_of
+    from rankedit_recipes.language.model.bases import check_base
     from rankedit_recipes.language.model.blocks import Block, find_blocks
     from rankedit_recipes.language.reading import case_of, read_cases, read_requests
     from rankedit_recipes.language.requests import Case, Request, continued
@@ -62,6 +63,7 @@ __all__ = [
     "Trace",
     "Unrelated",
     "case_of",
+    "check_base",
     "collect_statistics",
     "continued",
     "edit",

@@ -12,6 +12,7 @@ from torch import nn
 import rankedit as rk
 from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.model.bases import base_marks, check_base
 from rankedit_recipes.language.model.layers import Layers, all_blocks, blocks_at
 from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.model.tokens import Tokenizer
@@ -55,7 +56,8 @@ class Statistics(dict[str, rk.SecondMoment]):
         """Write the statistics to a file, with marks of the model that they are of."""
         # One text in the file's header: metadata of safetensors is a map from texts to texts.
         changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
-        rk.save(self, path, metadata={"language": "statistics", "changes": changes}, model=model)
+        texts = {"language": "statistics", "changes": changes, **base_marks(model, self)}
+        rk.save(self, path, metadata=texts, model=model)
 
     def describe(self) -> str:
         """A table: tokens, effective rank, and the change over the last tenth of the data."""
@@ -167,7 +169,7 @@ def load_statistics(
             "collect_statistics(...).save(path, model)."
         )
     # Moments of another model fit by shape and give edits that look right.
-    rk.check_base(model, loaded)
+    check_base(model, loaded)
     check_statistics(moments, tokenizer)
     texts = loaded.metadata.get("changes", "").split(",")
     numbers = dict(zip(moments, map(_number, texts), strict=False))

@@ -16,6 +16,7 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.evaluation import evaluate
 from rankedit_recipes.language.evaluating.locality import Unrelated
 from rankedit_recipes.language.evaluating.scores import Scores
+from rankedit_recipes.language.model.bases import check_base
 from rankedit_recipes.language.model.layers import Layers
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.showing.reporting import Report
@@ -127,7 +128,7 @@ def _merged(opened: Opened, files: Sequence[Path]) -> dict[str, list[rk.Edit]]:
     found: dict[str, list[rk.Edit]] = {}
     for file in files:
         loaded = rk.load(file)
-        rk.check_base(opened.model, loaded)
+        check_base(opened.model, loaded)
         for name, item in loaded.items():
             if not isinstance(item, (rk.LowRank, rk.GatedEdit)):
                 raise LanguageError(

@@ -18,6 +18,7 @@ from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved
+from rankedit_recipes.language.model.bases import base_marks
 from rankedit_recipes.language.model.layers import TRACED, Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.settings import Settings
@@ -252,10 +253,8 @@ def _written(
     balanced = {name: edit.balanced() for name, edit in edits.items()}
     rank = max(edit.rank for edit in edits.values())
     if outputs.edits is not None:
-        rk.save(
-            balanced, outputs.edits, metadata={"language": method}, model=opened.model,
-            dtype=torch.float16,
-        )  # fmt: skip
+        texts = {"language": method, **base_marks(opened.model, balanced)}
+        rk.save(balanced, outputs.edits, metadata=texts, model=opened.model, dtype=torch.float16)
         size = outputs.edits.stat().st_size
         yield f"{outputs.edits}: {size:,} bytes, {size / rank / 1024:.1f} KiB per fact"
     if outputs.lora is not None:

@@ -67,17 +67,13 @@ def find_blocks(model: nn.Module) -> list[Block]:
         LanguageError: the model has no list of blocks, or a block has no single down-projection,
             such as in a mixture of experts whose experts are fused or routed.
     """
-    name, blocks = block_list(model)
+    name, blocks, lengths = _measured_list(model)
     prefixes = tuple(f"{name}.{index}." for index in range(len(blocks)))
     found = rk.select(model, lambda path, _module: path.startswith(prefixes))
     studies = [
-        _Study(f"{name}.{index}", block, _inside(found, prefixes[index]))
+        _Study(f"{name}.{index}", block, _inside(found, prefixes[index]), lengths[index])
         for index, block in enumerate(blocks)
     ]
-    with contextlib.ExitStack() as stack:
-        for study in studies:
-            stack.enter_context(study.measured())
-        run_tokens(model, 1)
     # One pass serves all blocks: each sets up its own rows where it begins.
     rows = 2 + max(len(study.projections) for study in studies)
     with contextlib.ExitStack() as stack:
@@ -115,20 +111,26 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
     Each member reads the vectors of all tokens, and gives as many of the same width.
     """
+    name, blocks, _ = _measured_list(model)
+    return name, blocks
+
+
+def _measured_list(model: nn.Module) -> tuple[str, nn.ModuleList, list[float]]:
+    """The list, and how long the stream gets in each block at the last token, at either end."""
     lists = {
         name: part
         for name, part in model.named_modules()
         if isinstance(part, nn.ModuleList) and len(part)
     }
-    order: dict[str, list[int]] = {name: [] for name in lists}
+    seen: dict[str, list[tuple[int, float]]] = {name: [] for name in lists}
     with contextlib.ExitStack() as stack:
         for name, part in lists.items():
             for index, member in enumerate(part):
                 # With keywords: some models hand a block its stream by name.
-                handle = member.register_forward_hook(_noting(order[name], index), with_kwargs=True)
+                handle = member.register_forward_hook(_noting(seen[name], index), with_kwargs=True)
                 stack.callback(handle.remove)
         run_tokens(model, 1)
-    whole = [name for name in lists if order[name] == list(range(len(lists[name])))]
+    whole = [n for n in lists if [index for index, _ in seen[n]] == list(range(len(lists[n])))]
     if not whole:
         raise LanguageError(
             f"find_blocks: {type(model).__name__} runs no list of blocks one after the other; pass "
@@ -136,15 +138,16 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     # A model may run other lists in order too, such as the towers of a model that sees pictures.
     best = max(whole, key=lambda name: len(lists[name]))
-    return best, lists[best]
+    return best, lists[best], [length for _, length in seen[best]]
 
 
-def _noting(order: list[int], index: int) -> Hook:
+def _noting(seen: list[tuple[int, float]], index: int) -> Hook:
     def hook(_module: nn.Module, args: object, kwargs: object, output: object) -> None:
         before, after = first_tensor((args, kwargs)), first_tensor(output)
         same = before is not None and after is not None and before.shape == after.shape
-        if same and before is not None and before.ndim == 3:
-            order.append(index)
+        if same and before is not None and after is not None and before.ndim == 3:
+            ends = torch.stack([before.detach()[0, -1].float(), after.detach()[0, -1].float()])
+            seen.append((index, float(ends.norm(dim=1).max())))
 
     return hook
 
@@ -152,29 +155,16 @@ def _noting(order: list[int], index: int) -> Hook:
 class _Study:
     """What one block does in the rows of the batch."""
 
-    def __init__(self, name: str, block: nn.Module, projections: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, name: str, block: nn.Module, projections: dict[str, nn.Module], longest: float
+    ) -> None:
         self.name, self._block, self.projections = name, block, projections
         self._read: dict[str, Tensor] = {}
         self._routed: set[str] = set()
         self._shift = torch.zeros(0)
         self._out = torch.zeros(0)
         self._widths: dict[str, int] = {}
-        self._longest = 0.0
-
-    @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """A hook that notes how long what is added up in the block gets at the last token."""
-
-        def note(_module: nn.Module, args: object, kwargs: object, output: object) -> None:
-            for tensor in (first_tensor((args, kwargs)), first_tensor(output)):
-                if tensor is not None and tensor.numel():
-                    last = tensor.detach().reshape(-1, tensor.shape[-1])[-1]
-                    self._longest = max(self._longest, float(last.float().norm()))
-
-        with contextlib.ExitStack() as stack:
-            handle = self._block.register_forward_hook(note, with_kwargs=True)
-            stack.callback(handle.remove)
-            yield
+        self._longest = longest
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

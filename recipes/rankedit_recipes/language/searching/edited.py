@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rankedit as rk
+from rankedit_recipes.language.model.bases import base_marks
 from rankedit_recipes.language.searching.spreading import Facts
 from rankedit_recipes.language.searching.values import FoundValues
 from rankedit_recipes.language.settings import Settings
@@ -51,6 +52,8 @@ class Edited:
             dtype: how to store them; half precision has a relative error of 3e-4.
         """
         texts = {"language": self.settings.method, "facts": str(len(self.facts))}
+        if model is not None:
+            texts |= base_marks(model, self.edits)
         # Half precision would lose what is very small in one factor and very large in the other.
         balanced = {name: edit.balanced() for name, edit in self.edits.items()}
         rk.save(balanced, path, metadata=texts, model=model, dtype=dtype)
