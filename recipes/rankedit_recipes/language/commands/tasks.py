@@ -15,6 +15,7 @@ from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.command_line.outputs import folder_aside
 from rankedit_recipes.language.commands.opening import Opened, open_texts
+from rankedit_recipes.language.commands.saving import check_fusable
 from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved
@@ -112,6 +113,9 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
 def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
     """Edit, and write what was asked for."""
     task = _located(opened, task)
+    if outputs.fused is not None:
+        chosen = choose_blocks(all_blocks(opened.model, task.layers), task.layers, task.settings)
+        check_fusable(opened.model, [block.down for block in chosen])
     statistics = _statistics(opened, task.statistics, task.settings, task.layers)
     requests = [case.request for case in task.cases]
     if task.stream is not None:
@@ -201,6 +205,8 @@ def undo_in(
     manifest = Folder(folder).read()
     if manifest is None:
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")
+    if outputs.fused is not None:
+        check_fusable(opened.model, manifest.layers)
     # Before the stream is opened, which needs them: its folder tells of which projections.
     given = _statistics(opened, statistics, manifest.settings, manifest.layers)
     stream = Stream.open(
