@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from rankedit_recipes.language.evaluating.tracing import parts_of, trace
+from rankedit_recipes.language.evaluating.tracing import LAST_OF_SUBJECT, parts_of, trace
 from rankedit_recipes.language.model.layers import TRACED, Layers, all_blocks, shared_count
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
@@ -51,11 +51,12 @@ def locate(
         LanguageError: no facts, or as many blocks as the model does not have.
     """
     downs = [block.down for block in all_blocks(model)]
-    # Blocks and attention, too, would take three times as long.
+    # Blocks and attention, too, would take three times as long, and other tokens ten times.
     mlps = {"mlp": parts_of(model, downs)["mlp"]}
     found = trace(
         model, tokenizer, facts, mlps,
-        noise=noise, disturbances=disturbances, seed=seed, own=own, progress=progress,
+        noise=noise, disturbances=disturbances, seed=seed, own=own,
+        places=(LAST_OF_SUBJECT,), progress=progress,
     )  # fmt: skip
     return found.best(count)
 

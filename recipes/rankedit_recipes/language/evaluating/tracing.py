@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.evaluating.likelihoods import evaluating, run
+from rankedit_recipes.language.evaluating.likelihoods import evaluating, run, takes
 from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.model.tokens import tokenised
 from rankedit_recipes.language.requests import Request
@@ -32,7 +32,7 @@ PLACES = (
 )
 """Groups of token positions, as in the paper's average over many facts."""
 
-_LAST = "last subject token"
+LAST_OF_SUBJECT = PLACES[2]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Trace:
         Raises:
             LanguageError: so many layers were not traced.
         """
-        column = self.effects[kind][:, PLACES.index(_LAST)]
+        column = self.effects[kind][:, PLACES.index(LAST_OF_SUBJECT)]
         if not 1 <= count <= len(column):
             raise LanguageError(
                 f"Trace.best: count must be from 1 to {len(column)}, the layers that were traced, "
@@ -86,6 +86,7 @@ def trace(
     disturbances: int = 5,
     seed: int = 0,
     own: bool = False,
+    places: Sequence[str] = PLACES,
     progress: bool = True,
 ) -> Trace:
     """Trace facts that the model knows.
@@ -99,11 +100,19 @@ def trace(
         disturbances: noises drawn for each fact.
         seed: of them.
         own: trace the token that the model finds likeliest after each prompt, whatever the targets.
+        places: groups of tokens to restore, of `PLACES`; effects elsewhere are NaN. Time grows
+            with the number of tokens.
         progress: show it.
 
     Raises:
-        LanguageError: no requests.
+        LanguageError: no requests, or no such places.
     """
+    unknown = sorted(set(places) - set(PLACES))
+    if unknown or not places:
+        raise LanguageError(
+            f"trace: places must be some of {', '.join(PLACES)}, got {unknown or 'none'}."
+        )
+    wanted = torch.tensor([float(place in places) for place in PLACES])
     if not requests:
         raise LanguageError("trace: at least one fact is expected, got none.")
     sums = {kind: torch.zeros(len(names), len(PLACES)) for kind, names in parts.items()}
@@ -118,10 +127,12 @@ def trace(
         for request in requests:
             fact = _Fact(model, tokenizer, request, noise, disturbances, generator, own=own)
             clean, disturbed = clean + fact.clean, disturbed + fact.disturbed
-            membership = fact.places()
+            membership = fact.places() * wanted
             counts += membership.sum(0)
-            for kind, names in parts.items():
-                sums[kind] += fact.effects(names) @ membership
+            tokens = membership.sum(1).nonzero()[:, 0]
+            # A subject of one token has none in its middle.
+            for kind, names in parts.items() if len(tokens) else ():
+                sums[kind] += fact.effects(names, tokens) @ membership[tokens]
             advance(request.subject)
     number = len(requests)
     # A group that no fact has, such as middle tokens of one-token subjects, comes out as NaN.
@@ -212,23 +223,25 @@ class _Fact:
             membership[position, place] = 1
         return membership
 
-    def effects(self, names: Sequence[str]) -> Tensor:
-        """`[layers, tokens]`: what restoring one part at one token brings back."""
-        length = self._ids.shape[1]
+    def effects(self, names: Sequence[str], tokens: Tensor) -> Tensor:
+        """`[layers, tokens]`: what restoring one part at one of the tokens brings back."""
+        number = len(tokens)
         # One undisturbed pass for all parts.
         kept = self._outputs(names)
         rows = []
         for name in names:
             # One row for each token and disturbance: its own token is restored in it.
-            which = torch.arange(length).repeat_interleave(self._count)
-            batch = self._ids.expand(length * self._count, -1)
-            with self._disturbing(length), self._restoring(name, kept[name], which):
-                chances = self._chances(batch).reshape(length, self._count).mean(1)
+            which = tokens.repeat_interleave(self._count)
+            batch = self._ids.expand(number * self._count, -1)
+            with self._disturbing(number), self._restoring(name, kept[name], which):
+                chances = self._chances(batch).reshape(number, self._count).mean(1)
             rows.append(chances.float().cpu() - self.disturbed)
         return torch.stack(rows)
 
     def _chances(self, ids: Tensor) -> Tensor:
-        logits = run(self._model, ids).logits[:, -1].float()
+        # Of the last token only, where the model can: the vocabulary is a fifth of a small one.
+        options = {"logits_to_keep": 1} if takes(self._model, "logits_to_keep") else {}
+        logits = run(self._model, ids, **options).logits[:, -1].float()
         return logits.softmax(-1)[:, self._answer]
 
     def _outputs(self, names: Sequence[str]) -> dict[str, Tensor]:
