@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rankedit_recipes.language.model.blocks import Block, find_blocks
     from rankedit_recipes.language.reading import case_of, read_cases, read_requests
     from rankedit_recipes.language.requests import Case, Request, continued
-    from rankedit_recipes.language.searching.contexts import sample_prefixes
+    from rankedit_recipes.language.searching.contexts import prefixes_from, sample_prefixes
     from rankedit_recipes.language.searching.edited import Edited
     from rankedit_recipes.language.settings import Settings
     from rankedit_recipes.language.showing.reporting import Report
@@ -77,6 +77,7 @@ __all__ = [
     "locate",
     "method_of",
     "parts_of",
+    "prefixes_from",
     "read_cases",
     "read_references",
     "read_requests",

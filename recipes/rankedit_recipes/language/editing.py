@@ -19,12 +19,17 @@ from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_bl
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.agreement import warn_of_different
-from rankedit_recipes.language.searching.contexts import checked_prefixes, sample_prefixes
+from rankedit_recipes.language.searching.contexts import (
+    checked_prefixes,
+    prefixes_from,
+    sample_prefixes,
+)
 from rankedit_recipes.language.searching.edited import Edited
 from rankedit_recipes.language.searching.spreading import Facts, Reading, spread
 from rankedit_recipes.language.searching.values import FoundValues, find_values
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import Statistics, statistics_of
+from rankedit_recipes.language.texts import Texts
 
 
 def edit(
@@ -36,6 +41,7 @@ def edit(
     statistics: Statistics | Mapping[str, rk.SecondMoment] | str | PathLike[str] | None,
     layers: Layers = None,
     prefixes: Sequence[str] | None = None,
+    texts: Texts | None = None,
     space: bool | None = None,
     chat: bool | None = None,
     progress: bool = True,
@@ -55,6 +61,8 @@ def edit(
         layers: which blocks or projections to edit; see `choose_blocks`. `"traced"` for those that
             a causal trace of the model's present answers to the requests finds; see `locate`.
         prefixes: what stands before the prompts; sampled from the model if None.
+        texts: your own text, of which sentences stand before the prompts instead; see
+            `prefixes_from`.
         space: for requests that leave it open; see `Request.space`.
         chat: the same; see `Request.chat`.
         progress: show it.
@@ -74,6 +82,10 @@ def edit(
     settings = settings_of(method)
     requests = [request.settled(space=space, chat=chat) for request in requests]
     check_requests(requests)
+    if texts is not None:
+        if prefixes is not None:
+            raise LanguageError("edit: give prefixes, or texts to take them from, not both.")
+        prefixes = prefixes_from(texts, tokenizer, settings.contexts, seed=settings.seed)
     layers = resolved(model, tokenizer, requests, layers, settings, progress=progress)
     engine = Engine.build(
         model, tokenizer, settings, statistics, layers=layers, prefixes=prefixes, progress=progress

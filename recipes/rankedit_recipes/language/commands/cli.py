@@ -28,8 +28,11 @@ from rankedit_recipes.command_line.outputs import prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.language.commands.options import (
     Chat,
+    ContextTexts,
     Count,
+    Edits,
     Fuse,
+    Generations,
     Layers,
     Lora,
     Method,
@@ -66,6 +69,7 @@ def edit(
     layers: Layers = "",
     chat: Chat = False,
     space: Space = None,
+    text: ContextTexts = None,
     out: Out = None,
     stream: OptionalStream = None,
     replace: Replace = False,
@@ -113,6 +117,7 @@ def edit(
         layers=tasks.parsed_layers(layers),
         stream=stream,
         replace=replace,
+        texts=tuple(text or ()),
     )
     if out is None and stream is None:
         out = Path("edits.safetensors")
@@ -191,17 +196,12 @@ def evaluate(
     requests: Requests = None,
     *,
     model: Model = SANDBOX,
-    edits: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of edits to attach; repeat.", exists=True, show_default="none"),
-    ] = None,
+    edits: Edits = None,
     strength: Annotated[float, typer.Option(help="0 for none of the edits, 1 for all.")] = 1.0,
     chat: Chat = False,
     space: Space = None,
     text: Texts = None,
-    generations: Annotated[
-        bool, typer.Option("--generations", help="Also let the model write: generation entropy.")
-    ] = False,
+    generations: Generations = False,
     references: References = None,
     base: Annotated[bool, typer.Option(help="Also evaluate the model without the edits.")] = True,
     report: Annotated[

@@ -107,3 +107,19 @@ References = Annotated[
         show_default="none",
     ),
 ]
+ContextTexts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        help="File or folder of your text, of which sentences stand before prompts; repeat.",
+        exists=True,
+        show_default="the model writes them",
+    ),
+]
+Generations = Annotated[
+    bool, typer.Option("--generations", help="Also let the model write: generation entropy.")
+]
+Edits = Annotated[
+    list[Path] | None,
+    typer.Option(help="File of edits to attach; repeat.", exists=True, show_default="none"),
+]

@@ -22,6 +22,7 @@ from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.model.bases import base_marks
 from rankedit_recipes.language.model.layers import TRACED, Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.requests import Case
+from rankedit_recipes.language.searching.contexts import prefixes_from
 from rankedit_recipes.language.settings import Settings
 from rankedit_recipes.language.statistics import (
     Statistics,
@@ -49,6 +50,7 @@ class EditTask:
         layers: as `language.edit` takes them.
         stream: folder of the stream, if there is one.
         replace: whether requests may take the place of facts of the stream.
+        texts: files of text, of which sentences are to stand before the prompts.
     """
 
     cases: Sequence[Case]
@@ -58,6 +60,7 @@ class EditTask:
     stream: Path | None = None
     replace: bool = False
     chosen: bool = True
+    texts: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,21 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
         check_fusable(opened.model, [block.down for block in chosen])
     statistics = _statistics(opened, task.statistics, task.settings, task.layers)
     requests = [case.request for case in task.cases]
+    prefixes = _prefixes(opened, task)
     if task.stream is not None:
         stream = Stream.open(
             task.stream, opened.model, opened.tokenizer, statistics=statistics,
             method=task.settings if task.chosen else None, layers=task.layers,
+            prefixes=prefixes,
         )  # fmt: skip
         yield from _added(stream, task)
         edits, method = stream.edits(), stream.engine.settings.method
         yield f"{task.stream}: {counted(len(stream), 'fact')}"
     else:
         engine = Engine.build(
-            opened.model, opened.tokenizer, task.settings, statistics, layers=task.layers
-        )
+            opened.model, opened.tokenizer, task.settings, statistics, layers=task.layers,
+            prefixes=prefixes,
+        )  # fmt: skip
         edited = engine.edit(requests)
         edits, method = edited.edits, task.settings.method
         stopped = sum(reason != "steps" for reason in edited.found.reasons)
@@ -139,6 +145,14 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
             f"{counted(stopped, 'search', 'searches')} ended early"
         )
     yield from _written(opened, edits, outputs, method)
+
+
+def _prefixes(opened: Opened, task: EditTask) -> list[str] | None:
+    if not task.texts:
+        return None
+    texts = open_texts(task.texts, opened.name)
+    settings = task.settings
+    return prefixes_from(texts, opened.tokenizer, settings.contexts, seed=settings.seed)
 
 
 def _located(opened: Opened, task: EditTask) -> EditTask:

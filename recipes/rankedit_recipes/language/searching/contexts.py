@@ -7,7 +7,9 @@ in the program changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,19 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.running import embedding_device, quiet
 from rankedit_recipes.language.model.tokens import Tokenizer, encoded
 from rankedit_recipes.language.requests import continued
+from rankedit_recipes.language.texts import Texts, read_texts
 
 # What MEMIT's sentences start with; ROME's start with nothing.
 STARTS = ("The", "Therefore", "Because", "I", "You")
 _BEST = 5
+# Behind a mark that ends a sentence; in the Latin script a space follows, and no small letter, as
+# behind "e.g.". The closing mark of a quotation stays with its sentence.
+_END = re.compile(
+    r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))\s+(?![a-z])|(?<=[。！？])(?![」』”’）])|(?<=[。！？][」』”’）])"
+)
+_MARKS = tuple(".!?。！？")
+# So many sentences are looked at: enough to find any length, and soon read.
+_SENTENCES = 20_000
 
 
 def sample_prefixes(
@@ -57,6 +68,53 @@ def sample_prefixes(
             written.append(tokenizer.decode(words, skip_special_tokens=True))
     # A line's end in a sentence would make the prompt behind it another text.
     return [f"{' '.join(text.split())}. " for text in written]
+
+
+def prefixes_from(
+    texts: Texts, tokenizer: Tokenizer, lengths: Sequence[int], *, seed: int = 0
+) -> list[str]:
+    """Sentences of the user's own text, to put before prompts.
+
+    For each length a sentence of about as many tokens: among those that are nearest to it the one
+    that the seed draws. No two are the same.
+
+    Args:
+        texts: as `collect_statistics` takes them; the first 20,000 sentences are looked at.
+        tokenizer: the model's.
+        lengths: of each sentence, in tokens, such as `Settings.contexts`.
+        seed: of what is drawn.
+
+    Returns:
+        As many texts; they are put before a prompt as they are.
+
+    Raises:
+        LanguageError: fewer sentences than lengths.
+    """
+    found = dict.fromkeys(itertools.islice(_sentences(texts), _SENTENCES))
+    if len(found) < len(lengths):
+        raise LanguageError(
+            f"prefixes_from: {len(lengths)} different sentences are needed, got {len(found)}; give "
+            "more text, or prefixes of your own."
+        )
+    sizes = [len(each.ids) for each in encoded(tokenizer, list(found), special=False)]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    left = [(sizes[i], list(found)[i]) for i in order]
+    chosen = []
+    for length in lengths:
+        # The first of the nearest ones, in the order that was drawn.
+        best = min(left, key=lambda each: abs(each[0] - length))
+        left.remove(best)
+        chosen.append(best[1])
+    return list(checked_prefixes(chosen))
+
+
+def _sentences(texts: Texts) -> Iterator[str]:
+    for text in read_texts(texts):
+        # A line's end in a sentence would make the prompt behind it another text.
+        for part in map(str.strip, _END.split(" ".join(text.split()))):
+            # Of letters, and whole: what is cut off at either end begins small or has no mark.
+            if part[-1:] in _MARKS and part[0].isalnum() and not part[0].islower():
+                yield part
 
 
 def _sampled(model: nn.Module, ids: Tensor, steps: int, generator: torch.Generator) -> Tensor:
