@@ -62,7 +62,7 @@ class LowerBlocks:
         # A later block that misses something may fail in any way: then nothing is skipped.
         except Exception:
             return False
-        return bool(torch.allclose(whole, short, rtol=_SAME, atol=_SAME * float(whole.abs().max())))
+        return same(short, whole)
 
     @contextlib.contextmanager
     def skipped(self) -> Iterator[None]:
@@ -93,3 +93,9 @@ def _chosen(output: Any, rows: Tensor | None) -> object:  # noqa: ANN401 - as bl
     if isinstance(output, tuple):
         return (_chosen(output[0], rows), *output[1:])
     return output if rows is None else output[rows.to(output.device)]
+
+
+def same(short: Tensor, whole: Tensor, tolerance: float = _SAME) -> bool:
+    """Whether logits differ by no more than rounding."""
+    largest = float(whole.abs().max())
+    return bool(torch.allclose(whole, short, rtol=tolerance, atol=tolerance * largest))

@@ -231,3 +231,24 @@ class Batch:
         """What a causal model of transformers takes."""
         # A cache would hold keys and values of every row, for one pass that nothing follows.
         return {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
+
+
+def targets_of(texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Places `[rows, k]` whose next token counts, and which it is; -1 for none.
+
+    A text without a target is one whose prediction behind the subject matters. Where there is
+    none, the place is the row's first one again.
+    """
+    longest = max(1, *(len(text.target) for text in texts))
+    places = torch.zeros(len(texts), longest, dtype=torch.long)
+    labels = torch.full_like(places, -1)
+    for row, text in enumerate(texts):
+        if not text.target:
+            places[row] = text.subject
+            continue
+        where = torch.tensor(text.target)
+        # A token is predicted at the one before it.
+        places[row] = where[0] - 1
+        places[row, : len(where)] = where - 1
+        labels[row, : len(where)] = torch.tensor(text.ids)[where]
+    return places, labels

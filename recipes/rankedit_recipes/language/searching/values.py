@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import rankedit as rk
 from rankedit.progress import progress as show_progress
+from rankedit_recipes.language.model.beginnings import continued
 from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.model.running import embedding_device, evaluating, logits_at, look
-from rankedit_recipes.language.model.skipping import LowerBlocks
-from rankedit_recipes.language.model.tokens import Batch, Text, Tokenizer, tokenised
+from rankedit_recipes.language.model.skipping import LowerBlocks, same
+from rankedit_recipes.language.model.tokens import Batch, Text, Tokenizer, targets_of, tokenised
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.settings import Settings
 
@@ -138,7 +139,7 @@ class _Search:
         device = embedding_device(model)
         flat = [text for rows in texts for text in rows]
         self._batch = Batch.of(flat, device)
-        self._places, self._labels = (t.to(device) for t in _targets(flat))
+        self._places, self._labels = (t.to(device) for t in targets_of(flat))
         self._active = torch.arange(self._count)
         self._losses = torch.zeros(self._count)
         self._essence: Tensor | None = None
@@ -151,10 +152,11 @@ class _Search:
     def run(self) -> FoundValues:
         """Search."""
         self._lower.rows = None
-        # Before anything is shifted: what is recorded must be of the unedited model.
-        self._skips = self._lower.record(self._logits)
         down = self._block.down
+        # Before anything is shifted: what is recorded must be of the unedited model.
         scale, self._parts = self._looked()
+        self._shorten()
+        self._skips = self._lower.record(self._logits)
         found = rk.optimise_value(
             self._model,
             {down: rk.OutputSite(self._where, self._count, scale, self._factor)},
@@ -191,6 +193,22 @@ class _Search:
         images = self._metric.solve(mean).cpu()
         parts = torch.einsum("ncw,nw->nc", read, images)
         return lengths, (parts / torch.einsum("nw,nw->n", mean, images)[:, None]).flatten().float()
+
+    def _shorten(self) -> None:
+        """Run only what a shift can change, if the model gives the same from there."""
+        whole, places = self._batch, self._places
+        try:
+            found = continued(self._model, whole, places)
+            if found is not None:
+                self._batch, before = found
+                self._places = (places - whole.subjects[:, None]).clamp_min(0)
+                with torch.no_grad():
+                    if same(self._logits(), before, found[0].rounding):
+                        return
+        # Models that keep something else may fail in any way: then whole rows are run.
+        except Exception:
+            pass
+        self._batch, self._places = whole, places
 
     # ------------------------------------------------------------------ rows
 
@@ -268,22 +286,3 @@ class _Search:
         if bool(going.any()):
             self._active = torch.arange(self._count)[going]
         return told
-
-
-def _targets(texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
-    """Places `[rows, k]` whose next token counts, and which it is; -1 for none.
-
-    A text without a target is one whose prediction behind the subject matters.
-    """
-    longest = max(1, *(len(text.target) for text in texts))
-    places = torch.zeros(len(texts), longest, dtype=torch.long)
-    labels = torch.full_like(places, -1)
-    for row, text in enumerate(texts):
-        if not text.target:
-            places[row, 0] = text.subject
-            continue
-        where = torch.tensor(text.target)
-        # A token is predicted at the one before it.
-        places[row, : len(where)] = where - 1
-        labels[row, : len(where)] = torch.tensor(text.ids)[where]
-    return places, labels
