@@ -154,8 +154,8 @@ class _Search:
         self._lower.rows = None
         down = self._block.down
         # Before anything is shifted: what is recorded must be of the unedited model.
-        scale, self._parts = self._looked()
         self._shorten()
+        scale, self._parts = self._looked()
         self._skips = self._lower.record(self._logits)
         found = rk.optimise_value(
             self._model,
