@@ -74,8 +74,8 @@ def test_an_edit_takes_its_contexts_from_texts(tmp_path):
             texts=[tmp_path / "text.txt"],
         )  # fmt: skip
         list(edit_to(Opened("m", model, tokenizer()), task, Outputs()))
-    manifest = language.Stream.open(
+    stream = language.Stream.open(
         tmp_path / "stream", model, tokenizer(), statistics=statistics, progress=False
-    ).manifest()
-    assert manifest.prefixes == prefixes
-    assert len(manifest.requests) == 2
+    )
+    assert list(stream.engine.prefixes) == prefixes
+    assert stream.requests() == requests
