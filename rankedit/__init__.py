@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rankedit.closed_form import solve_edit
     from rankedit.collecting.checkpoint import Checkpoint
     from rankedit.collecting.collect import collect
+    from rankedit.convergence import relative_change
     from rankedit.edits import Edit, EditReport, LowRank
     from rankedit.errors import (
         AttachError,
@@ -107,6 +108,7 @@ __all__ = [
     "oas",
     "optimise_value",
     "probe",
+    "relative_change",
     "save",
     "select",
     "solve_edit",

@@ -124,6 +124,7 @@ def solve_lacking(
     hold: Keys | None = None,
 ) -> LowRank:
     """`solve_edit` for what the keys lack, `R = V − K Wᵀ`, when that is known already."""
+    metric = metric.guarded  # attention sinks stay where they are, though no statistics show them
     problem, notes = _within_reach(_posed(keys, lacking, metric, softness, hold))
     notes += _remarks(problem)
     solve = _solve_dual if problem.dual else _solve_primal

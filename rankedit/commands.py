@@ -76,5 +76,6 @@ def _summary(item: object) -> str:
         keys = f"{len(item.keys)} keys" if len(item.keys) > 1 else "1 key"
         return f"gated edit {item.in_features} to {item.out_features}, {keys}, {item.gate}"
     if isinstance(item, rk.SecondMoment):
-        return f"second moment, width {item.dim}, {item.count:,.0f} vectors of {item.dtype}"
+        apart = f", {item.extremes.count:,.0f} extreme ones apart" if item.extremes else ""
+        return f"second moment, width {item.dim}, {item.count:,.0f} vectors of {item.dtype}{apart}"
     return f"tensor {list(getattr(item, 'shape', ()))}"

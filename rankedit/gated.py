@@ -87,7 +87,7 @@ class GatedEdit:
     ) -> None:
         check_kind("GatedEdit", "metric", metric, Metric)
         check_rows("GatedEdit", "keys", keys, metric.dim, of="metric")
-        images = metric.solve(keys).to(keys.device)
+        images = metric.guarded.solve(keys).to(keys.device)
         gate = Sigmoid() if gate is None else gate
         self._fill(keys, targets, images, gate, normalised, floor, metric.fingerprint)
 

@@ -27,16 +27,8 @@ from rankedit.shapes import (
     checked_weights,
     is_number,
 )
+from rankedit.spectra import NOISE_FLOOR, Guard, shrunk
 from rankedit.subspace import Subspace, null_space
-
-# Share of tr(C)/dim that rounding of the activations leaves as noise on the eigenvalues of C, with
-# a margin: bfloat16 was measured at 2e-6, float32 products under TF32 and float16 at 6e-8.
-NOISE_FLOOR = {
-    torch.bfloat16: 1e-5,
-    torch.float16: 1e-6,
-    torch.float32: 1e-6,
-    torch.float64: 1e-12,
-}
 
 
 class Metric:
@@ -55,12 +47,18 @@ class Metric:
     """
 
     def __init__(
-        self, factors: Factors, fingerprint: str, *, typical_energy: float | None = None
+        self,
+        factors: Factors,
+        fingerprint: str,
+        *,
+        typical_energy: float | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.dim = factors.space.dim
         self.fingerprint = fingerprint
         self.typical_energy = typical_energy
         self._factors = factors
+        self._guard = guard
 
     @classmethod
     def from_moment(
@@ -72,6 +70,8 @@ class Metric:
         centred: bool = False,
     ) -> Metric:
         """`M = (1 − s) C + (s + ridge) μ I` with `μ = tr(C)/dim`, from collected statistics.
+
+        C is of the ordinary vectors; those of extreme energy are protected: see `guarded`.
 
         Args:
             moment: what the projection reads.
@@ -87,21 +87,10 @@ class Metric:
             ShapeError: ridge is negative or shrinkage outside [0, 1].
         """
         check_kind("Metric.from_moment", "moment", moment, SecondMoment)
-        given = 0.0 if shrinkage is None else shrinkage
-        intensity = given(moment) if callable(given) else given
-        if not is_number(intensity) or not 0 <= intensity <= 1:
-            raise ShapeError(
-                f"Metric.from_moment: shrinkage must be in [0, 1], got {intensity}; pass a number, "
-                "or a function such as rankedit.ledoit_wolf."
-            )
-        matrix = moment.covariance if centred else moment.matrix
-        mean_eigenvalue = matrix.trace() / moment.dim
-        matrix = matrix * (1 - intensity)
-        matrix.diagonal().add_(intensity * mean_eigenvalue)
-        metric = cls.from_matrix(
-            matrix, ridge=NOISE_FLOOR[moment.dtype] if ridge is None else ridge
-        )
-        return cls(metric._factors, metric.fingerprint, typical_energy=float(moment.dim))
+        matrix = shrunk(moment, shrinkage, centred=centred)
+        floor = NOISE_FLOOR[moment.dtype] if ridge is None else ridge
+        plain = cls.from_matrix(matrix, ridge=floor)
+        return plain._beside(Guard.of(moment), typical=float(moment.dim))
 
     @classmethod
     def from_matrix(cls, matrix: Covariance, *, ridge: float = 0.0) -> Metric:
@@ -112,12 +101,11 @@ class Metric:
             SolveError: not positive definite; names the ridge that would make it so.
         """
         matrix = checked_matrix("Metric.from_matrix", matrix)
-        dim = matrix.shape[0]
         if not is_number(ridge) or ridge < 0:
             raise ShapeError(f"Metric.from_matrix: ridge must be at least 0, got {ridge}.")
         regularised = matrix.clone()
-        regularised.diagonal().add_(ridge * matrix.trace() / dim)
-        factors = Factors.of(Subspace.whole(dim), regularised, ridge)
+        regularised.diagonal().add_(ridge * matrix.trace() / len(matrix))
+        factors = Factors.of(Subspace.whole(len(matrix)), regularised, ridge)
         return cls(factors, fingerprint(matrix, f"ridge={ridge!r}"))
 
     @classmethod
@@ -141,14 +129,12 @@ class Metric:
     ) -> Metric:
         """`M = scale·I` on the directions that the data hardly uses, infinite cost elsewhere.
 
-        Edits under this metric leave the data's own directions exactly as they are (AlphaEdit,
-        arXiv 2410.02355, where scale is its L2). Both cuts are relative, so that scaling the data
-        changes nothing.
+        Edits leave the data's own directions exactly as they are (AlphaEdit, arXiv 2410.02355,
+        where scale is its L2). Both cuts are relative: scaling the data changes nothing.
 
         Args:
             statistics: a moment, or its matrix.
-            relative: directions with an eigenvalue of at most `relative` times the largest are
-                free.
+            relative: eigenvalues of at most `relative` times the largest are free.
             energy: the smallest eigenvalues that add up to at most this share of the trace are
                 free. Give exactly one of the two.
             scale: cost of the free directions.
@@ -156,26 +142,48 @@ class Metric:
         Raises:
             SolveError: no direction is free under the cut.
         """
-        matrix = statistics.matrix if isinstance(statistics, SecondMoment) else statistics
-        matrix = checked_matrix("Metric.null_space", matrix, "statistics")
+        guard = None
+        if isinstance(statistics, SecondMoment):
+            guard, statistics = Guard.of(statistics, hard=True), statistics.matrix
+        matrix = checked_matrix("Metric.null_space", statistics, "statistics")
         space = null_space(matrix, relative=relative, energy=energy)
         settings = f"null {relative!r} {energy!r} {scale!r}"
-        return cls(Factors(space, scale=scale), fingerprint(matrix, settings))
+        return cls(Factors(space, scale=scale), fingerprint(matrix, settings))._beside(guard)
+
+    @cached_property
+    def guarded(self) -> Metric:
+        """The metric under which also the vectors of extreme energy are protected.
+
+        Their `Σ xᵀx/n` is added to M; a `null_space` loses their directions. `solve_edit`, `Ledger`
+        and `GatedEdit` take it by themselves. All else that this metric says is of the ordinary
+        vectors, and no attention sink moves it. Without such vectors it is the metric itself.
+        """
+        if self._guard is None:
+            return self
+        rows, hard, space = self._guard.rows, self._guard.hard, self._factors.space
+        metric = self.restricted(space.without(rows).basis()) if hard else self.extended(rows)
+        return Metric(metric._factors, self.fingerprint, typical_energy=metric.typical_energy)
+
+    def _beside(self, guard: Guard | None, typical: float | None = None) -> Metric:
+        mark = self.fingerprint if guard is None else guard.marked(self.fingerprint)
+        return Metric(self._factors, mark, typical_energy=typical, guard=guard)
 
     def scaled(self, factor: float) -> Metric:
         """`M' = factor·M`. In MEMIT the factor is the number of pseudo-samples behind C."""
         if not is_number(factor) or factor <= 0:
             raise ShapeError(f"Metric.scaled: factor must be positive, got {factor}.")
-        typical = None if self.typical_energy is None else self.typical_energy / factor
-        return self._derived(self._factors.scaled(factor), f"scaled {factor!r}", typical)
+        typical = self.typical_energy and self.typical_energy / factor
+        metric = self._derived(self._factors.scaled(factor), f"scaled {factor!r}", typical)
+        metric._guard = self._guard and self._guard.scaled(factor)
+        return metric
 
     def extended(
         self, keys: Keys, weights: Tensor | float = 1.0, *, label: str | None = None
     ) -> Metric:
         """`M' = M + Σ_j w_j k_jᵀ k_j`: also protect what these keys give.
 
-        Earlier edits (sequential MEMIT), inputs to preserve (UCE). Uses the Woodbury identity while
-        the additions are few, and factorises anew when that is cheaper or more accurate.
+        Earlier edits (sequential MEMIT), inputs to preserve (UCE). By the Woodbury identity where
+        that is cheaper and accurate, else factorised anew.
 
         Args:
             keys: `[n, dim]`.
@@ -183,7 +191,6 @@ class Metric:
             label: stands for keys and weights in the fingerprint; by default a hash of them.
         """
         rows = check_rows("Metric.extended", "keys", keys, self.dim)
-        # On the metric's device first: some accelerators have no float64.
         rows = rows.detach().to(self.device or rows.device)
         given = checked_weights("Metric.extended", "weights", weights, len(rows), rows.device)
         roots = given.sqrt()
@@ -191,9 +198,7 @@ class Metric:
         return self._derived(self._factors.extended(rows, roots), change, self.typical_energy)
 
     def restricted(self, basis: Basis) -> Metric:
-        """The same cost, edits confined to the span of `basis [r, dim]` (any independent rows).
-
-        `A' = Qᵀ (Q M Qᵀ)⁻¹ Q` with Q the orthonormalised basis.
+        """`A' = Qᵀ (Q M Qᵀ)⁻¹ Q`: edits confined to the span of `basis [r, dim]`, orthonormal in Q.
 
         Raises:
             SolveError: the rows are linearly dependent, or outside this metric's own subspace.
@@ -209,12 +214,12 @@ class Metric:
             )
         half = self.half(basis)
         factors = Factors.of(space, half @ half.T)
-        typical = None if self.typical_energy is None else float(space.rank)
+        typical = self.typical_energy and float(space.rank)
         return self._derived(factors, f"restricted {hash_of(basis)}", typical)
 
     def _derived(self, factors: Factors, change: str, typical: float | None) -> Metric:
         changed = short_hash(f"{self.fingerprint} {change}")
-        return Metric(factors, changed, typical_energy=typical)
+        return Metric(factors, changed, typical_energy=typical, guard=self._guard)
 
     @property
     def device(self) -> torch.device | None:
@@ -232,8 +237,7 @@ class Metric:
     def unwhiten(self, y: Tensor) -> Keys:
         """`y Bᵀ [n, dim]`; `unwhiten(whiten(x))` is `solve(x)`.
 
-        A half has the square root of M's condition number: what is computed between the two halves
-        keeps twice as many digits.
+        A half has the square root of M's condition number: between two, twice as many digits stay.
         """
         return self._factors.space.ambient(self._factors.unwhiten(y))
 
@@ -243,10 +247,7 @@ class Metric:
         return self._factors.whiten(first) @ self._factors.whiten(second).T
 
     def cosine(self, x: Keys, y: Keys) -> Tensor:
-        """Cosines `[n, m]` under the metric: 1 for parallel keys, 0 for independent ones.
-
-        A key outside the metric's subspace has no direction in it; its cosines are 0.
-        """
+        """Cosines `[n, m]` under the metric; 0 for keys outside its subspace, of no direction."""
         squares = [self.energy(rows) for rows in (x, y)]
         norms = torch.outer(*squares).sqrt()
         return self.inner(x, y) / norms.where(norms > 0, torch.inf)
@@ -283,7 +284,7 @@ class Metric:
     def condition(self) -> float:
         """Condition number of M in the 1-norm, estimated from a few solves; Higham (1988).
 
-        Usually exact, never above the truth, rarely below a third of it. Work: O(dim²).
+        Usually exact, never above the truth, rarely below a third. Work: O(dim²).
         """
         return self._factors.condition()
 
@@ -293,6 +294,5 @@ class Metric:
         return self._factors.effective_rank()
 
     def __repr__(self) -> str:
-        extra = self._factors.extra
-        additions = 0 if extra is None else extra.shape[0]
+        additions = len(self._factors._rows())
         return f"Metric(dim={self.dim}, rank={self._factors.space.rank}, additions={additions})"

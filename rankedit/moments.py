@@ -1,28 +1,30 @@
 """What a projection reads: a streaming, mergeable, uncentred second moment.
 
-`SecondMoment` keeps six sums, from which every statistic of the library follows without a second
+`SecondMoment` keeps a few sums, from which every statistic of the library follows without a second
 pass over the data. Sums form a commutative monoid: shards may be accumulated anywhere, in any
-order, and added.
+order, and added. Vectors of extreme energy have sums of their own (`rankedit.extremes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from rankedit.accumulating import Accumulator, Policy, check_settings
 from rankedit.errors import ShapeError, StatisticsError
-from rankedit.packing import Batch, coarser, packed_triangle, unpacked
+from rankedit.extremes import Extremes
+from rankedit.gathering import gathered, group_device
+from rankedit.packing import Batch, coarser
 from rankedit.provenance import Provenance
-from rankedit.shapes import Covariance, Inputs, check_count, check_finite, check_kind, describe
+from rankedit.shapes import Covariance, Inputs, Keys, check_count, check_finite, check_kind
+from rankedit.sums import Products
 
 # Rows are widened to float64 this many at a time, which bounds the extra memory of an update.
 CHUNK_ROWS = 4096
-# Columns of the triangle that are computed at once, with the square on the diagonal.
-_BLOCK = 256
-_NUMBERS = ("count", "weight_squares", "fourth")
 
 
 class SecondMoment:
@@ -31,7 +33,18 @@ class SecondMoment:
     With weights `w` (1 if not given) the sums kept are `Σw`, `Σw²`, `Σw x`, `Σw xᵀx`, `Σw‖x‖⁴`.
     The last is what Ledoit-Wolf shrinkage needs, so that no second pass over the data is ever made.
 
-    Memory: `8·dim²` bytes. `update` takes at most three chunks of `CHUNK_ROWS·dim·8` bytes more
+    **Extreme vectors**, more than five times as long as three quarters of all seen so far, such as
+    attention sinks, are kept apart in `extremes`; all other figures are of the ordinary vectors,
+    and do not depend on how long the others are. Edits protect them all the same: see
+    `Metric.guarded`. Of fewer than 64 vectors none is extreme. Without such vectors nothing differs
+    from `extremes="together"`.
+
+    **Precision.** Products are in float64, or, with `products="float32"`, in float32 where vectors
+    are no finer, summed in float64 for every 1,024 vectors. The error of an entry is then at most
+    `1024·u·√(C_ii C_jj)` with `u = 2⁻²⁴`; about `u·√(C_ii C_jj)` is usual. Never TF32: where it is
+    allowed, products are in float64.
+
+    Memory: `4·dim²` bytes. `update` takes at most three chunks of `CHUNK_ROWS·dim·8` bytes more
     (300 MB at dim 3072) and a few bytes per vector, whatever the size of the batch; one whose
     vectors do not lie one behind the other in memory is copied first.
 
@@ -39,6 +52,8 @@ class SecondMoment:
         dim: width of the vectors.
         device: where to keep the sums; the CPU if None. A batch is moved there in chunks.
         provenance: where the data comes from; written into files.
+        extremes: whether vectors of extreme energy are kept `"apart"` or counted `"together"`.
+        products: the precision of products of vectors that are no finer than float32.
 
     Example:
         >>> import torch
@@ -54,16 +69,15 @@ class SecondMoment:
         *,
         device: torch.device | str | None = None,
         provenance: Provenance | None = None,
+        extremes: Policy = "apart",
+        products: Products = "float64",
     ) -> None:
         check_count("SecondMoment", "dim", dim)
+        check_settings("SecondMoment", extremes, products)
         self.dim = dim
         self.provenance = provenance or Provenance()
         self.dtype = torch.float64
-        self._outer = torch.zeros(dim, dim, dtype=torch.float64, device=device or "cpu")
-        self._total = self._outer.new_zeros(dim)
-        self._scalars = self._outer.new_zeros(3)  # Σw, Σw², Σw‖x‖⁴
-
-    # ---------------------------------------------------------------- accumulating
+        self._parts = Accumulator.empty(dim, device, extremes, products)
 
     @torch.no_grad()
     def update(
@@ -89,27 +103,16 @@ class SecondMoment:
         for start in starts:  # all of it before any is added
             check_finite(call, "x", batch.chunk(start, CHUNK_ROWS)[0], power=4)
         for start in starts:
-            self._add_rows(*batch.chunk(start, CHUNK_ROWS))
+            rows, counts = batch.chunk(start, CHUNK_ROWS)
+            if rows.shape[0]:
+                self.dtype = coarser(self.dtype, rows.dtype)
+            self._parts.take(rows, counts)
         return self
-
-    def _add_rows(self, rows: Tensor, weights: Tensor | None) -> None:
-        if rows.shape[0]:
-            self.dtype = coarser(self.dtype, rows.dtype)
-        rows = rows.to(self._outer.device, torch.float64)
-        weights = None if weights is None else weights.to(self._outer)
-        w = rows.new_ones(rows.shape[0]) if weights is None else weights
-        fourth = w * rows.square().sum(1).square()
-        self._scalars += torch.stack([w.sum(), w.square().sum(), fourth.sum()])
-        weighted = rows if weights is None else rows * weights[:, None]
-        for start in range(0, self.dim, _BLOCK):  # the upper triangle only: half the work
-            stripe = self._outer[start : start + _BLOCK, start:]
-            stripe.addmm_(rows[:, start : start + _BLOCK].T, weighted[:, start:])
-        self._total += weighted.sum(0)
-
-    # ---------------------------------------------------------------- combining
 
     def merge_(self, other: SecondMoment) -> SecondMoment:
         """Add another moment's sums to this one. Associative and commutative up to rounding.
+
+        In each it was judged by what it had seen which vectors are extreme.
 
         Raises:
             ShapeError: different widths.
@@ -122,9 +125,7 @@ class SecondMoment:
                 f"{other.dim}; they belong to different projections."
             )
         self.provenance = self.provenance.merged(other.provenance)
-        self._outer += other._outer.to(self._outer.device)
-        self._total += other._total.to(self._outer.device)
-        self._scalars += other._scalars.to(self._outer.device)
+        self._parts.merge_(other._parts)
         self.dtype = coarser(self.dtype, other.dtype)
         return self
 
@@ -144,16 +145,9 @@ class SecondMoment:
                 different widths, models, modules or tokenizers; on all of them, and nothing is
                 changed.
         """
-        distributed, call = torch.distributed, "SecondMoment.all_reduce_"
-        if not (distributed.is_available() and distributed.is_initialized()):
-            raise StatisticsError(
-                f"{call}: needs an initialised process group; call "
-                "torch.distributed.init_process_group (torchrun sets its variables) first."
-            )
-        on_cuda = "nccl" in distributed.get_backend(group)
-        device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else "cpu"
-        said = [(self.dim, self.dtype, self.provenance)] * distributed.get_world_size(group)
-        distributed.all_gather_object(said, said[0], group=group)
+        call = "SecondMoment.all_reduce_"
+        device = group_device(call, group)
+        said = gathered((self.dim, self.dtype, self.provenance), group)
         dims, dtypes, provenances = zip(*said, strict=True)
         if min(dims) != max(dims):
             raise StatisticsError(
@@ -162,42 +156,68 @@ class SecondMoment:
             )
         # All fold the same list in the same order: they refuse together, or agree.
         provenance = reduce(lambda a, b: a.merged(b, call=call), provenances)
-        packed = torch.cat([self.packed(), self._total, self._scalars]).to(device)
-        distributed.all_reduce(packed, group=group)
-        outer, total, scalars = packed.to(self._outer.device).split(
-            [self.dim * (self.dim + 1) // 2, self.dim, 3]
-        )
-        self._outer, self._total, self._scalars = unpacked(outer, self.dim), total, scalars
+        self._parts = self._parts.reduced(device, group)
         self.dtype = reduce(coarser, dtypes)
         self.provenance = provenance
         return self
 
-    # ---------------------------------------------------------------- reading
+    def together(self) -> SecondMoment:
+        """A copy in which extreme vectors count as the others do."""
+        return self._with(self._parts.together())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._parts.device
 
     @property
     def count(self) -> float:
-        """`Σw`: the number of vectors seen (their total weight)."""
-        return float(self._scalars[0])
+        """`Σw`: the number of ordinary vectors (their total weight)."""
+        return float(self._parts.ordinary.scalars[0])
+
+    @property
+    def seen(self) -> float:
+        """`Σw` over all vectors, those of extreme energy too."""
+        return self.count + self.extremes.count
+
+    @property
+    def extremes(self) -> Extremes:
+        """The sums of the vectors of extreme energy; false if there are none."""
+        return self._parts.extremes
+
+    @property
+    def extreme_share(self) -> float:
+        """Share of the vectors of extreme energy in `Σw‖x‖²`, from 0 to 1."""
+        energy = self.extremes.energy
+        return energy / (energy + self._parts.ordinary.outer.trace()) if energy else 0.0
+
+    def extreme_keys(self) -> Keys | None:
+        """Directions `[r, dim]` of the extreme vectors, for `solve_edit(hold=...)`; None if none.
+
+        As many as make them extreme: what is left of them is no longer than ordinary vectors are.
+        Held, nothing moves along them; `Metric.guarded` is what is done without being asked.
+        """
+        if not self.extremes:
+            return None
+        return self.extremes.directions(self._parts.ordinary.outer.trace() / self._counted())
 
     @property
     def effective_count(self) -> float:
         """`(Σw)² / Σw²`: how many equally weighted vectors vary as much; Kish (1965).
 
-        Shows whether a few vectors have most of the weight. It does not change with the scale of
-        the weights, so it is no number of vectors, and shrinkage uses `count`.
+        It does not change with the scale of the weights; shrinkage uses `count`, which does.
         """
-        return self.count**2 / float(self._scalars[1]) if self.count else 0.0
+        return self.count**2 / float(self._parts.ordinary.scalars[1]) if self.count else 0.0
 
     @property
     def mean(self) -> Tensor:
         """`E[x] [dim]`, float64."""
-        return self._total / self._counted()
+        return self._parts.ordinary.total / self._counted()
 
     @property
     def matrix(self) -> Covariance:
         """`C = E[xᵀx] [dim, dim]`, uncentred, float64, exactly symmetric."""
-        upper = self._outer.triu()  # the one triangle that is kept; see packed_triangle
-        return (upper + upper.triu(1).T) / self._counted()
+        return self._parts.ordinary.outer.matrix() / self._counted()
 
     @property
     def covariance(self) -> Covariance:
@@ -207,7 +227,7 @@ class SecondMoment:
     @property
     def fourth(self) -> float:
         """`E‖x‖⁴`."""
-        return float(self._scalars[2]) / self._counted()
+        return float(self._parts.ordinary.scalars[2]) / self._counted()
 
     @property
     def effective_rank(self) -> float:
@@ -224,70 +244,53 @@ class SecondMoment:
             )
         return self.count
 
-    # ---------------------------------------------------------------- copying and storing
-
     def to(self, device: torch.device | str) -> SecondMoment:
         """A copy of the moment on another device."""
-        moved = SecondMoment(self.dim, device=device, provenance=self.provenance)
-        moved._outer.copy_(self._outer)
-        moved._total.copy_(self._total)
-        moved._scalars.copy_(self._scalars)
-        moved.dtype = self.dtype
-        return moved
+        return self._with(self._parts.to(device))
+
+    def _with(self, parts: Accumulator) -> SecondMoment:
+        other = copy(self)
+        other._parts = parts
+        return other
 
     def clone(self) -> SecondMoment:
         """An independent copy."""
-        return self.to(self._outer.device)
+        return self.to(self.device)
 
     def packed(self) -> Tensor:
         """`Σw xᵀx` as its upper triangle row by row, `[dim·(dim+1)/2]`, float64."""
-        return packed_triangle(self._outer)
+        return self._parts.ordinary.outer.packed()
 
     def state(self) -> dict[str, Tensor]:
-        """All sums as named tensors, for files: `outer_packed`, `total`, and three 0-dim sums."""
-        count, weight_squares, fourth = self._scalars.clone()
-        return {
-            "outer_packed": self.packed(),
-            "total": self._total.clone(),
-            "count": count,
-            "weight_squares": weight_squares,
-            "fourth": fourth,
-        }
+        """All sums as named tensors: `outer_packed`, `total`, three 0-dim sums, and `energies`.
+
+        With vectors of extreme energy also `extreme_rows`, `extreme_total` and `extremes`.
+        """
+        return self._parts.state()
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Tensor], provenance: Provenance, dtype: torch.dtype
+        cls,
+        state: Mapping[str, Tensor],
+        provenance: Provenance,
+        dtype: torch.dtype,
+        *,
+        extremes: Policy = "apart",
+        products: Products = "float64",
     ) -> SecondMoment:
         """Rebuild a moment from `state()`; `dtype` is the activation dtype it was collected in.
+
+        Without `energies`, what is usual is learned anew from what comes. `extremes` and `products`
+        are for what is added later.
 
         Raises:
             ShapeError: sums of inconsistent shape, not finite, or a negative count.
         """
-        total = state["total"]
-        moment = cls(total.shape[0], device=total.device, provenance=provenance)
-        size = moment.dim * (moment.dim + 1) // 2
-        for name, shape in {"outer_packed": [size], "total": [moment.dim]}.items():
-            if list(state[name].shape) != shape:
-                raise ShapeError(
-                    f"SecondMoment.from_state: {name} must have shape {shape}, got "
-                    f"{describe(state[name])}."
-                )
-            check_finite("SecondMoment.from_state", name, state[name])
-        moment._outer = unpacked(state["outer_packed"].to(torch.float64), moment.dim)
-        moment._total = total.to(torch.float64, copy=True)
-        scalars = [_number(name, state[name]).to(moment._total) for name in _NUMBERS]
-        moment._scalars = torch.stack(scalars)
+        moment = cls(state["total"].shape[0], provenance=provenance)
+        moment._parts = Accumulator.from_state(state, extremes, products)
         moment.dtype = dtype
         return moment
 
     def __repr__(self) -> str:
-        return f"SecondMoment(dim={self.dim}, count={self.count:g}, dtype={self.dtype})"
-
-
-def _number(name: str, value: Tensor) -> Tensor:
-    if value.ndim or not 0 <= float(value) < float("inf"):
-        raise ShapeError(
-            f"SecondMoment.from_state: {name} must be one finite number, not negative, got "
-            f"{value.tolist()!r:.80}; the state is damaged."
-        )
-    return value
+        apart = f" + {self.extremes.count:g} extreme" if self.extremes else ""
+        return f"SecondMoment(dim={self.dim}, count={self.count:g}{apart}, dtype={self.dtype})"

@@ -14,6 +14,13 @@ from rankedit.shapes import Covariance, Inputs, check_dense, check_finite, check
 # direction, and one coarse batch spoils the sum.
 COARSENESS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
+# Rows of a triangle that are computed at once, with the square on the diagonal. Float32 has faster
+# products, so that the squares weigh more: 128 takes 0.94 of the time of 256 there.
+_STRIPE, _FINE = 256, 128
+# Rows whose products are summed in float32: each such sum is then read and added in float64, which
+# at 1,024 rows is 3 % of the work at width 1536.
+FINE_ROWS = 1024
+
 
 def coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     """The one of two dtypes that rounds more."""
@@ -22,23 +29,93 @@ def coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return min(known, key=COARSENESS.index)
 
 
-def packed_triangle(matrix: Covariance) -> Tensor:
-    """Upper triangle of a symmetric matrix, row by row: `[dim, dim]` to `[dim·(dim+1)/2]`.
+class Triangle:
+    """A symmetric matrix as its upper triangle, in stripes of rows: half the work and memory.
 
-    What is below the diagonal is not read. A matrix product leaves there what differs in the last
-    bit; with one triangle only, packing and unpacking at any moment changes no later bit.
+    Sums are in float64. What a product leaves below the diagonal, in the square at the head of each
+    stripe, is never read: it differs in the last bit from what is above. With one triangle only,
+    packing and unpacking at any moment changes no later bit.
+
+    Args:
+        dim: width.
+        device: where.
     """
-    rows, columns = torch.triu_indices(*matrix.shape, device=matrix.device)
-    return matrix[rows, columns]
 
+    def __init__(self, dim: int, device: torch.device | str | None = None) -> None:
+        self.dim = dim
+        self._stripes = [
+            torch.zeros(min(_STRIPE, dim - start), dim - start, dtype=torch.float64, device=device)
+            for start in range(0, dim, _STRIPE)
+        ]
 
-def unpacked(packed: Tensor, dim: int) -> Covariance:
-    """The symmetric matrix `[dim, dim]` of an upper triangle `[dim·(dim+1)/2]`."""
-    matrix = packed.new_zeros(dim, dim)
-    rows, columns = torch.triu_indices(dim, dim, device=packed.device)
-    matrix[rows, columns] = packed
-    matrix[columns, rows] = packed
-    return matrix
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._stripes[0].device
+
+    def add_product_(self, left: Tensor, right: Tensor) -> None:
+        """`+= leftᵀ right` for `[n, dim]`, which must be symmetric, in the precision of the two.
+
+        In float32 the products of `FINE_ROWS` rows are summed in float32, everything else in
+        float64.
+        """
+        if left.dtype == torch.float64:
+            for stripe, start in zip(self._stripes, range(0, self.dim, _STRIPE), strict=True):
+                stripe.addmm_(left[:, start : start + _STRIPE].T, right[:, start:])
+            return
+        for some, others in zip(left.split(FINE_ROWS), right.split(FINE_ROWS), strict=True):
+            self._add_fine(some, others)
+
+    def _add_fine(self, left: Tensor, right: Tensor) -> None:
+        # Autocast, in which a model may run, would turn these products into half precision.
+        with torch.autocast(left.device.type, enabled=False):
+            for start in range(0, self.dim, _FINE):
+                product = left[:, start : start + _FINE].T @ right[:, start:]
+                inside = start % _STRIPE
+                self._stripes[start // _STRIPE][inside : inside + _FINE, inside:] += product
+
+    def add_(self, other: Triangle) -> None:
+        """`+=` another one of the same width."""
+        for mine, theirs in zip(self._stripes, other._stripes, strict=True):
+            mine.add_(theirs.to(mine.device))
+
+    def to(self, device: torch.device | str) -> Triangle:
+        """A copy on a device."""
+        moved = Triangle(self.dim, device)
+        for mine, theirs in zip(moved._stripes, self._stripes, strict=True):
+            mine.copy_(theirs)
+        return moved
+
+    def matrix(self) -> Covariance:
+        """All of it `[dim, dim]`, exactly symmetric."""
+        full = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.device)
+        for stripe, start in zip(self._stripes, range(0, self.dim, _STRIPE), strict=True):
+            full[start : start + _STRIPE, start:] = stripe
+        upper = full.triu_()
+        return upper + upper.triu(1).T
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return sum(float(stripe.diagonal().sum()) for stripe in self._stripes)
+
+    def packed(self) -> Tensor:
+        """Its entries row by row, `[dim·(dim+1)/2]`."""
+        return torch.cat([stripe[self._above(stripe)] for stripe in self._stripes])
+
+    @classmethod
+    def from_packed(cls, packed: Tensor, dim: int) -> Triangle:
+        """From its entries row by row, in any precision."""
+        triangle, at = cls(dim, packed.device), 0
+        for stripe in triangle._stripes:
+            above = cls._above(stripe)
+            size = int(above.sum())
+            stripe[above] = packed[at : at + size].double()
+            at += size
+        return triangle
+
+    @staticmethod
+    def _above(stripe: Tensor) -> Tensor:
+        return torch.ones(stripe.shape, dtype=torch.bool, device=stripe.device).triu_()
 
 
 @dataclass(frozen=True)

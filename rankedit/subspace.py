@@ -53,6 +53,17 @@ class Subspace:
             )
         return cls(rows.shape[1], q.T.contiguous())
 
+    def without(self, rows: Tensor) -> Subspace:
+        """What of the subspace is orthogonal to rows `[r, dim]` of unit length."""
+        # Parts of rows inside that are rounding have no direction; the subspace lacks them already.
+        _, values, directions = torch.linalg.svd(self.projected(rows), full_matrices=False)
+        directions = directions[values > 1e-10]
+        if self.rows is None or self.removed:
+            known = directions[:0] if self.rows is None else self.rows
+            return Subspace(self.dim, torch.cat([known, directions]), removed=True)
+        inside = Subspace(len(self.rows), directions @ self.rows.T, removed=True)
+        return Subspace(self.dim, inside.basis() @ self.rows)
+
     @property
     def rank(self) -> int:
         """Dimension of the subspace."""

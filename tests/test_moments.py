@@ -129,7 +129,8 @@ class TestMemory:
         x = torch.ones(count, dim, dtype=dtype)
         each = {"mask": torch.arange(count) % 8 > 0, "weights": torch.full((count,), 2.0)}
         moment = rk.SecondMoment(dim)
-        sums = moment._outer, moment._total, moment._scalars
+        parts = moment._parts
+        sums = (*parts._sums.outer._stripes, parts._sums.total, parts._energies.counts)
         with Allocated(x, *each.values(), *sums) as allocated:
             moment.update(x, **{name: each[name] for name in given})
         chunk, per_vector = CHUNK_ROWS * dim * 8, 8
@@ -218,7 +219,9 @@ class TestState:
             "count": [],
             "weight_squares": [],
             "fourth": [],
+            "energies": [2, state["energies"].shape[1]],
         }
+        assert state["energies"].shape[1] <= 21  # a bin for each vector, and their number
 
     @pytest.mark.parametrize(("name", "shape"), [("outer_packed", [14]), ("total", [4])])
     def test_inconsistent_shapes_are_refused(self, name, shape):

@@ -8,6 +8,7 @@ only this library reads it, and it is removed when the collection is complete.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from rankedit.accumulating import Policy
 from rankedit.atomic import atomic_write, remove_stale
 from rankedit.collecting.ranks import Ranks
 from rankedit.collecting.sharing import Group
@@ -33,6 +35,7 @@ from rankedit.files.header import Header, Limits, parse_json, read_header
 from rankedit.moments import SecondMoment
 from rankedit.packing import COARSENESS
 from rankedit.provenance import Provenance
+from rankedit.sums import Products
 
 _ENTRY = "rankedit.collect"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in COARSENESS}
@@ -83,6 +86,7 @@ class Plan:
         rank: number of the process.
         size: number of processes.
         shard: whether each process takes its share of common batches.
+        extremes, products: as `SecondMoment` has them.
     """
 
     names: tuple[str, ...]
@@ -92,6 +96,8 @@ class Plan:
     rank: int
     size: int
     shard: bool
+    extremes: Policy
+    products: Products
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def read(file: Path, plan: Plan) -> State | None:
             header = read_header(stream, file.stat().st_size, _LIMITS)
             entry, tensors = _contents(stream, header)
         _check_plan(file, plan, entry["plan"])
-        groups = [_group(g, number, tensors) for number, g in enumerate(entry["groups"])]
+        groups = [_group(g, n, tensors, plan) for n, g in enumerate(entry["groups"])]
         state = State(entry["batches"], entry["first"], entry["done"], groups)
         _check_possible(state, plan)
         return state
@@ -195,10 +201,14 @@ def _contents(stream: BinaryIO, header: Header) -> tuple[dict[str, Any], dict[st
     return entry, as_tensors(data, header)
 
 
-def _group(entry: Mapping[str, Any], number: int, tensors: Mapping[str, torch.Tensor]) -> Group:
+def _group(
+    entry: Mapping[str, Any], number: int, tensors: Mapping[str, torch.Tensor], plan: Plan
+) -> Group:
     prefix = f"{number}/"
     state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    moment = SecondMoment.from_state(state, Provenance(), _DTYPES[entry["dtype"]])
+    moment = SecondMoment.from_state(
+        state, Provenance(), _DTYPES[entry["dtype"]], extremes=plan.extremes, products=plan.products
+    )
     if not isinstance(entry["members"], list):
         raise EditFileError("the members of a group must be a list")
     return Group(moment, entry["members"], entry["kept"], entry["offered"])
@@ -222,9 +232,9 @@ def _check_possible(state: State, plan: Plan) -> None:
         counted = type(group.kept) is int and type(group.offered) is int and bool(group.members)
         if not counted or not 0 <= group.kept <= group.offered:
             raise EditFileError(f"{group.kept!r:.80} of {group.offered!r:.80} vectors cannot count")
-        if group.moment.count != group.kept:
+        if group.moment.seen != group.kept:
             raise EditFileError(
-                f"its sums are of {group.moment.count:g} vectors, not of {group.kept}"
+                f"its sums are of {group.moment.seen:g} vectors, not of {group.kept}"
             )
 
 
@@ -243,7 +253,7 @@ def _check_plan(file: Path, plan: Plan, found: Mapping[str, object]) -> None:
 def _check_no_other_layout(file: Path, plan: Plan) -> None:
     """A file of another number of processes would be neither resumed nor noticed."""
     name = file.name.removesuffix(_suffix(plan)) if plan.size > 1 else file.name
-    candidates = [*file.parent.glob(f"{_escaped(name)}.rank*-of-*"), file.with_name(name)]
+    candidates = [*file.parent.glob(f"{glob.escape(name)}.rank*-of-*"), file.with_name(name)]
     own = f"-of-{plan.size}"
     others = [c for c in candidates if c.exists() and (plan.size == 1 or not c.name.endswith(own))]
     if others:
@@ -251,10 +261,6 @@ def _check_no_other_layout(file: Path, plan: Plan) -> None:
             f"collect: the checkpoint '{others[0]}' was written by another number of processes "
             f"than {plan.size}. Resume with as many, or remove it to start again."
         )
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 class Keeper:

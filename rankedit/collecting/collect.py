@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from torch import Tensor, nn
 
+from rankedit.accumulating import Policy, check_settings
 from rankedit.collecting.batches import DEFAULT_MASK, Mask, default_call
 from rankedit.collecting.checkpoint import Checkpoint, Keeper, Plan, State
 from rankedit.collecting.choosing import Which, check_arguments, targets_of
 from rankedit.collecting.digests import function_digest, model_digest
+from rankedit.collecting.heads import before_head
 from rankedit.collecting.masks import Masks
 from rankedit.collecting.ranks import Ranks, reduced
 from rankedit.collecting.remaining import Remaining
+from rankedit.collecting.remarks import REMEDY, check_called, warn_of_extremes, warn_of_repeats
 from rankedit.collecting.restoring import as_it_was
 from rankedit.collecting.sharing import Group, SharedMoments
-from rankedit.errors import RankeditError, RankeditWarning, StatisticsError
+from rankedit.errors import RankeditError, StatisticsError
 from rankedit.interrupt import Interrupt
 from rankedit.models.reaching import not_called
 from rankedit.models.reading import Observed, may_stop, quiet
 from rankedit.moments import SecondMoment
 from rankedit.progress import progress as show_progress
 from rankedit.provenance import Provenance
+from rankedit.sums import Products
 
 Batch = TypeVar("Batch")
-
-_REMEDY = "let call(batch) run them, or select what is called"
 
 
 def collect(
@@ -44,6 +46,8 @@ def collect(
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     shard: bool = True,
     progress: bool = True,
+    extremes: Policy = "apart",
+    products: Products = "float64",
 ) -> dict[str, SecondMoment]:
     """Second moments of what projections read, all in one pass over the data.
 
@@ -64,7 +68,8 @@ def collect(
         call: runs the model on one batch, `call(batch)`. By default `model(**batch)` for mappings,
             `model(*batch)` for tuples and lists, else `model(batch)`. Must do the same for each
             batch: if the first one calls every projection once, later ones stop after that, and
-            what `call` would have done then is not done.
+            what `call` would have done then is not done. By default not even the first batch goes
+            on to the logits, if everything was read before.
         mask: which vectors are no padding: the key of a mask in each batch, or `mask(batch)`; ones
             or True are kept. The default `"attention_mask"` may be missing from a batch, which then
             counts whole; another key may not. None counts everything.
@@ -75,6 +80,9 @@ def collect(
         shard: with several processes: True if all were given the same batches, of which each takes
             every `world_size`-th; False if each was given its own.
         progress: show it on the standard error.
+        extremes: whether vectors of extreme energy, such as attention sinks, are kept `"apart"`,
+            with a warning where they have much of it, or counted `"together"` with the others.
+        products: precision of products of vectors no finer than float32; see `SecondMoment`.
 
     Returns:
         A moment for each projection, by name.
@@ -96,6 +104,7 @@ def collect(
     """
     given = {"model": model, "batches": batches, "call": call, "mask": mask}
     check_arguments(**given, provenance=provenance, shard=shard, progress=progress)
+    check_settings("collect", extremes, products)
     # Before anything runs: to look for projections is to run layers, without gradients.
     put_back = as_it_was(model)
     try:
@@ -103,14 +112,17 @@ def collect(
         ranks = Ranks.current()
         digest = model_digest(model)
         said = _said(mask), provenance or Provenance()
-        plan = Plan(tuple(targets), digest, *said, ranks.rank, ranks.size, shard)
+        plan = Plan(
+            tuple(targets), digest, *said, ranks.rank, ranks.size, shard, extremes, products
+        )
         kept = checkpoint
         if isinstance(kept, (str, os.PathLike)):
             kept = Checkpoint(kept)
         collection = _Collection(model, targets, plan, Keeper(kept, plan))
         shown = progress and ranks.rank == 0
         masks = Masks(model, targets, mask, called=call is None)
-        collection.work(batches, call or default_call(model), masks, shown=shown)
+        run = call or default_call(model)
+        collection.work(batches, run, masks, shown=shown, to_head=call is None)
         return collection.result()
     finally:
         try:
@@ -135,7 +147,7 @@ class _Collection:
         self._ranks = Ranks(plan.rank, plan.size)
         self._keeper = keeper
         self._state = keeper.read()
-        self._moments = SharedMoments(self._state.groups)
+        self._moments = SharedMoments(self._state.groups, plan.extremes, plan.products)
         self._whole = may_stop(model)
         self._warned = False
 
@@ -148,6 +160,7 @@ class _Collection:
         masks: Masks[Batch],
         *,
         shown: bool,
+        to_head: bool,
     ) -> None:
         """Run what is left of the batches; keeps the checkpoint whatever ends it."""
         left = Remaining(batches, self._plan, self._state, self._keeper.file)
@@ -156,6 +169,8 @@ class _Collection:
         with (
             quiet(self._model),
             self._observed(masks) as forwards,
+            # A call of the user's may do more after the logits; ours does not.
+            before_head(self._model, forwards.complete) if to_head else nullcontext(),
             Interrupt(enabled=self._keeper.file is not None) as interrupt,
             show_progress("collect", left.total, done=self._state.batches, shown=shown) as advance,
         ):
@@ -196,31 +211,10 @@ class _Collection:
 
     def _warn(self, *, of_repeats: bool) -> None:
         if self._state.batches == 1:
-            self._warn_of_missing()
+            check_called(self._moments.missing(self._targets), len(self._targets))
         if self._moments.repeats and of_repeats and not self._warned:
             self._warned = True
-            self._warn_of_repeats()
-
-    def _warn_of_missing(self) -> None:
-        missing = self._moments.missing(self._targets)
-        if not missing:
-            return
-        message = not_called("collect", missing, "in the first batch", _REMEDY)
-        if len(missing) == len(self._targets):
-            raise StatisticsError(message)
-        message += " Later batches may call them."
-        warnings.warn(message, RankeditWarning, stacklevel=4)
-
-    def _warn_of_repeats(self) -> None:
-        name, total, same = max(self._moments.repeats, key=lambda found: found[2] / found[1])
-        warnings.warn(
-            f"collect: {same} of {total} vectors ({same / total:.0%}) that {name!r} read in batch "
-            f"{self._state.batches - 1} (from 0) are one and the same, as are those of "
-            f"{len(self._moments.repeats) - 1} other inputs: padding that no mask leaves out? Then "
-            "pass mask=, a key of the batch or a function of it.",
-            RankeditWarning,
-            stacklevel=5,
-        )
+            warn_of_repeats(self._moments.repeats, self._state.batches - 1)
 
     def _keep(self, error: BaseException) -> None:
         """Write the checkpoint if the sums are those of whole batches, and say how to go on."""
@@ -246,9 +240,10 @@ class _Collection:
         moments = {name: group.moment for group in groups for name in group.members}
         missing = [name for name in self._targets if name not in moments]
         if missing:
-            raise StatisticsError(not_called("collect", missing, "in any batch", _REMEDY))
+            raise StatisticsError(not_called("collect", missing, "in any batch", REMEDY))
         for group in groups:
             group.moment.provenance = self._provenance(group)
+        warn_of_extremes(groups)
         self._keeper.remove()
         return {name: moments[name] for name in self._targets}
 

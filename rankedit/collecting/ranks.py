@@ -147,9 +147,9 @@ def check_count(group: Group) -> None:
     Raises:
         StatisticsError: they differ.
     """
-    if group.moment.count != group.kept:
+    if group.moment.seen != group.kept:
         raise StatisticsError(
             f"collect: the processes read {group.kept} vectors at {group.members[0]!r}, but their "
-            f"sum has {group.moment.count:g}; the statistics would be wrong. Do all processes run "
+            f"sum has {group.moment.seen:g}; the statistics would be wrong. Do all processes run "
             "the same version of this library?"
         )

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rankedit.accumulating import Policy
 from rankedit.collecting.repeats import repeated
 from rankedit.errors import ShapeError, StatisticsError
 from rankedit.moments import SecondMoment
 from rankedit.shapes import Inputs, describe
+from rankedit.sums import Products
 
 
 class Identity(NamedTuple):
@@ -72,6 +75,8 @@ class SharedMoments:
 
     Args:
         groups: from an earlier, interrupted collection.
+        extremes: see `SecondMoment`.
+        products: see `SecondMoment`.
 
     Attributes:
         clean: whether the sums are those of whole batches.
@@ -79,7 +84,13 @@ class SharedMoments:
             these are suspiciously many.
     """
 
-    def __init__(self, groups: Iterable[Group] = ()) -> None:
+    def __init__(
+        self,
+        groups: Iterable[Group] = (),
+        extremes: Policy = "apart",
+        products: Products = "float64",
+    ) -> None:
+        self._make = partial(SecondMoment, extremes=extremes, products=products)
         self.groups = list(groups)
         self.clean = True
         self.repeats: list[tuple[str, int, int]] = []
@@ -138,7 +149,7 @@ class SharedMoments:
     def _first(self, name: str, x: Inputs, mask: Tensor | None, identity: Identity) -> None:
         group = self._joinable.get(identity)
         if group is None:
-            group = Group(SecondMoment(x.shape[-1]), [name])
+            group = Group(self._make(x.shape[-1]), [name])
             self._add(group, x, mask)
             self.groups.append(group)
             self._joinable[identity] = group

@@ -131,6 +131,7 @@ class Context:
         read: collects how many numbers each reference stands for.
         keys: collects the different keys of gated edits, with their images.
         bases: for keys and images that were found independent, an edit with them.
+        version: of the format.
     """
 
     infos: Mapping[str, TensorInfo]
@@ -139,6 +140,7 @@ class Context:
     read: list[int] = field(default_factory=list)
     keys: set[tuple[Reference, Reference]] = field(default_factory=set)
     bases: dict[tuple[Reference, Reference], GatedEdit] = field(default_factory=dict)
+    version: int = 1
 
 
 class Fields:
@@ -259,3 +261,4 @@ def checked_number(value: object, what: str) -> float:
 
 Item = LowRank | GatedEdit | SecondMoment | Tensor
 Build = Callable[[Mapping[str, Tensor]], Mapping[str, Item]]
+Entry = dict[str, object]

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from rankedit.edits import LowRank
 from rankedit.errors import EditFileError, RankeditError
 from rankedit.files.container import NO_DIGEST, as_tensors, file_digest, read_data
-from rankedit.files.entries import Build, Context, Fields, Item, TensorTable
+from rankedit.files.entries import Build, Context, Entry, Fields, Item, TensorTable
 from rankedit.files.header import (
     Header,
     Limits,
@@ -30,18 +30,19 @@ from rankedit.files.header import (
 )
 from rankedit.files.kinds import (
     PLANNERS,
-    Entry,
     encode_gated,
     encode_low_rank,
-    encode_moment,
     encode_tensor,
 )
+from rankedit.files.statistics import encode_moment
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
 from rankedit.moments import SecondMoment
 
 METADATA_KEY = "rankedit"
-VERSION = 1
+# The newest; files without statistics of extreme vectors are written as version 1, which older
+# versions of this library read.
+VERSION = 2
 METADATA_BYTES = 1 << 16
 # Bounds the time that a hostile file takes to be planned: docs/file-format.md has the figures.
 NAMES = 1_024
@@ -98,7 +99,7 @@ def encode(
         EditFileError: something that is neither edit, statistics nor tensor.
     """
     table = TensorTable()
-    document: dict[str, object] = {"digest": NO_DIGEST, "version": VERSION}
+    document: dict[str, object] = {"digest": NO_DIGEST, "version": _version(items)}
     # Before JSON turns a key such as 1 into "1" without a word.
     texts = checked_texts(metadata, "save: metadata")
     if texts:
@@ -107,6 +108,11 @@ def encode(
         document["base"] = [base[name] for name in sorted(base)]
     document["entries"] = _entries(items, table, dtype)
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False), table.tensors
+
+
+def _version(items: Mapping[str, Item]) -> int:
+    moments = [item for item in items.values() if isinstance(item, SecondMoment)]
+    return VERSION if any(moment.extremes for moment in moments) else 1
 
 
 def _entries(
@@ -202,10 +208,11 @@ def _plan(header: Header, gates: Mapping[str, type[Gate]]) -> _Plan:
     document = Fields(parse_json(header.metadata[METADATA_KEY]), "the document", context)
     # First of all, so that a file of a newer version is not told that it has unknown fields.
     version = document.take("version")
-    if version != VERSION or type(version) is not int:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise EditFileError(
-            f"its format version must be {VERSION}, got {version!r:.80}; update rankedit"
+            f"its format version must be 1 to {VERSION}, got {version!r:.80}; update rankedit"
         )
+    context = replace(context, version=version)
     digest = document.text("digest")
     if not _DIGEST.fullmatch(digest):
         raise EditFileError(f"the digest must be 32 hexadecimal digits, got {digest!r:.80}")

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from rankedit.edits import EditReport, LowRank
-from rankedit.errors import EditFileError, ShapeError
-from rankedit.files.container import DTYPES
-from rankedit.files.entries import Build, Fields, Item, TensorTable, checked_number
+from rankedit.errors import EditFileError
+from rankedit.files.entries import (
+    Build,
+    Entry,
+    Fields,
+    Item,
+    TensorTable,
+    checked_number,
+)
 from rankedit.files.header import checked_place, checked_text
+from rankedit.files.statistics import plan_moment
 from rankedit.gated import GatedEdit
 from rankedit.gates import Gate
-from rankedit.moments import SecondMoment
-from rankedit.provenance import Provenance
 
-Entry = dict[str, object]
-
-ACTIVATION_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 KEYS = 512  # sets of keys in a file; each is factorised when it is loaded
 # The numbers of a report; its warnings are texts and stand beside them.
 _FIGURES = ("residual", "drift", "condition")
-_MOMENT_SUMS = ("count", "weight_squares", "fourth")
 
 
 # -------------------------------------------------------------------- low-rank edits
@@ -200,68 +200,6 @@ def _parameter(name: str, value: object, n: int) -> float | Tensor:
             f"got {len(value)}"
         )
     return torch.tensor([checked_number(v, f"gate parameter {name[:80]!r}") for v in value])
-
-
-# -------------------------------------------------------------------- statistics
-
-
-def encode_moment(
-    name: str, moment: SecondMoment, table: TensorTable, dtype: torch.dtype | None
-) -> Entry:
-    """The sums; of the symmetric one the upper triangle."""
-    # In 16 bits a sum of squares has no small eigenvalue left that is right.
-    kept = dtype or torch.float64
-    if kept.itemsize == 2:
-        raise ShapeError(
-            f"save: statistics can be stored as float64 or float32, got {kept} for {name!r}; "
-            "save them without dtype=, in a file of their own."
-        )
-    state = moment.state()
-    return {
-        "kind": "moment",
-        "module": name,
-        "outer": table.add(f"sum of squares of {name!r}", state["outer_packed"], kept),
-        "total": table.add(f"sum of {name!r}", state["total"], kept),
-        **{key: float(state[key]) for key in _MOMENT_SUMS},
-        "dtype": str(moment.dtype).removeprefix("torch."),
-        "provenance": {k: v for k, v in asdict(moment.provenance).items() if v},
-    }
-
-
-def plan_moment(entry: Fields) -> Build:
-    """Check statistics: `total [dim]`, `outer [dim·(dim + 1)/2]`, three sums of at least zero."""
-    name = entry.module("module")
-    total = entry.tensor("total", None)
-    dim = total.shape[0]
-    outer = entry.tensor("outer", dim * (dim + 1) // 2)
-    sums = {key: entry.number(key) for key in _MOMENT_SUMS}
-    if min(sums.values()) < 0:
-        raise EditFileError(f"the sums of statistics must not be negative, got {sums}")
-    dtype = ACTIVATION_DTYPES.get(entry.text("dtype"))
-    if dtype is None:
-        raise EditFileError(
-            f"the dtype of statistics must be one of {', '.join(ACTIVATION_DTYPES)}"
-        )
-    provenance = _provenance(entry.mapping("provenance"))
-
-    def build(tensors: Mapping[str, Tensor]) -> Mapping[str, Item]:
-        state = {"outer_packed": outer.resolve(tensors), "total": total.resolve(tensors)}
-        state |= {key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()}
-        return {name: SecondMoment.from_state(state, provenance, dtype)}
-
-    return build
-
-
-def _provenance(values: dict[str, object]) -> Provenance:
-    known = {f.name for f in fields(Provenance)}
-    if not values.keys() <= known:
-        raise EditFileError(f"provenance has unknown fields {sorted(values.keys() - known)!r:.80}")
-    # Above 2**63 − 1 torch's integers end, in which counts are added up over processes.
-    tokens = values.pop("tokens", 0)
-    if type(tokens) is not int or not 0 <= tokens < 1 << 63:
-        raise EditFileError(f"provenance: tokens must be a whole number, got {tokens!r:.80}")
-    texts: dict[str, Any] = {k: checked_text(v, f"provenance {k!r}") for k, v in values.items()}
-    return Provenance(**texts, tokens=tokens)
 
 
 # -------------------------------------------------------------------- plain tensors

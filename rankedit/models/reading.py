@@ -95,6 +95,11 @@ class Observed:
         self._stops = self._stops and once
         self._learned = True
 
+    def complete(self) -> None:
+        """Nothing that is left can call a projection; ends the pass if each was called once."""
+        if self._stops and self._all_once():
+            raise _Enough
+
     def _all_once(self) -> bool:
         return len(self._calls) == self._calls.total() == len(self._targets)
 

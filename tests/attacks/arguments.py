@@ -136,6 +136,7 @@ def calls(folder):
         },
         "ledoit_wolf": (rk.ledoit_wolf, {"moment": moment()}),
         "oas": (rk.oas, {"moment": moment()}),
+        "relative_change": (rk.relative_change, {"before": moment(), "after": moment()}),
         "Ledger": (rk.Ledger, {"layer": rows(OUT, IN), "metric": metric(), "softness": 0.0}),
         "Ledger.add": (
             lambda **a: ledger().add("b", **a),

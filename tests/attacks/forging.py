@@ -82,6 +82,26 @@ def moment(**changes) -> bytes:
     return edit_file({**MOMENT, **changes}, tensors=MOMENT_TENSORS)
 
 
+def extremes(**changes) -> bytes:
+    """Statistics of version 2, with what is kept of vectors of extreme energy; None: left out."""
+    kept = {
+        "rows": 2,
+        "total": 1,
+        "energies": 2,
+        "count": 1.0,
+        "weight_squares": 1.0,
+        "fourth": 1.0,
+    }
+    kept = {key: value for key, value in (kept | changes).items() if value is not None}
+    tensors = {
+        **MOMENT_TENSORS,
+        "2": tensor("F32", [2, 2], 20, 36),
+        "3": tensor("F32", [2, 1], 36, 44),
+    }
+    entry = {**MOMENT, "extremes": kept}
+    return edit_file(entry, version=2, tensors=tensors, data=bytes(36) + struct.pack("<2f", 0.5, 1))
+
+
 def with_tensors(**tensors) -> bytes:
     """A header of any tensors, whose file is as long as the true one."""
     return edit_file(LOW_RANK, tensors={"0": UP, "1": DOWN} | tensors)
