@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -101,4 +103,50 @@ def test_one_pass_against_a_pass_for_each_layer(versus: Any) -> None:
         peer_name="one full pass for each layer (as in ROME's and MEMIT's code)",
         pairs=7,
         note="the peer accumulates with the same code",
+    )
+
+
+class _Reached(Exception):  # noqa: N818 - not an error
+    """The textbook's forward pass ends behind the layer that is read."""
+
+
+def _textbook(model: nn.Module, layer: nn.Module, batches: list[Tensor]) -> Tensor:
+    """One layer's `xᵀx` in a few lines: forward as far as it, a product in float32."""
+    total = torch.zeros(4 * WIDTH, 4 * WIDTH)
+
+    def read(_: nn.Module, args: tuple[Tensor]) -> None:
+        rows = args[0].reshape(-1, 4 * WIDTH)
+        total.add_(rows.T @ rows)
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(read)
+    for batch in batches:
+        with contextlib.suppress(_Reached):
+            model(batch)
+    handle.remove()
+    return total / (len(batches) * TOKENS)
+
+
+@pytest.mark.parametrize("products", ["float32", "float64"])
+def test_one_layer_against_a_textbook_loop(versus: Any, products: Any) -> None:
+    model, few = _setting()
+    batches = few * 4  # the first one runs to its end, to learn what is called
+    name = f"{LAYERS // 2}.down"
+
+    def ours() -> Tensor:
+        found = rk.collect(model, name, batches, progress=False, products=products)
+        return found[name].matrix
+
+    def theirs() -> Tensor:
+        return _textbook(model, model[LAYERS // 2].down, batches)
+
+    with torch.no_grad():
+        torch.testing.assert_close(ours().float(), theirs(), rtol=1e-4, atol=1e-4)
+    versus(
+        ours,
+        theirs,
+        what=f"statistics of one layer, width {4 * WIDTH}, {len(batches) * TOKENS} tokens",
+        peer_name="textbook loop: forward to that layer, full product in float32",
+        pairs=5,
+        note=f"products in {products}",
     )

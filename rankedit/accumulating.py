@@ -121,7 +121,11 @@ class Accumulator:
         theirs = other.to(self.device)
         self._energies.merge_(theirs._energies)
         theirs._energies = self._energies
-        if self._energies.rows < FEWEST:
+        # Only where neither has sums yet: one from an old file does not say how many it has seen.
+        unknown = self._energies.rows < FEWEST and not float(
+            (self._sums.scalars + theirs._sums.scalars)[0]
+        )
+        if unknown:
             self._young += theirs._young
         else:
             self._settle()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankedit.errors import ShapeError
+from rankedit.errors import ShapeError, StatisticsError
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
 from rankedit.shapes import check_kind
@@ -26,12 +26,17 @@ def relative_change(
 
     Raises:
         ShapeError: different widths.
+        StatisticsError: one of them has seen no vector.
     """
     for name, moment in {"before": before, "after": after}.items():
         check_kind("relative_change", name, moment, SecondMoment)
+        if not moment.count:
+            raise StatisticsError(
+                f"relative_change: {name} must have seen vectors, got none; call update with data."
+            )
     if before.dim != after.dim:
         raise ShapeError(
-            "relative_change: both moments must have the same width, got "
+            "relative_change: before and after must have the same width, got "
             f"{before.dim} and {after.dim}; they belong to different projections."
         )
     metric = Metric.from_moment(after, ridge=ridge)

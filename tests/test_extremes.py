@@ -270,7 +270,7 @@ class TestGuard:
         assert relative(keys @ edit.delta().T, values) < 1e-6
         bare = values.T @ torch.linalg.inv(metric.inner(keys, keys)) @ metric.solve(keys)
         unguarded = float((added @ bare.T).norm(dim=1).max())
-        assert unguarded > 10 * float(values.norm())
+        assert unguarded > 3 * float(values.norm())
         assert self.moved(edit, added) < 0.01 * unguarded
         ledger = rk.Ledger(weight, metric)
         ledger.add("a", keys, values)
@@ -335,5 +335,7 @@ class TestChange:
         assert rk.relative_change(moment_of(x), moment_of(rows)) < 1e-9
 
     def test_of_other_widths(self):
-        with pytest.raises(rk.ShapeError, match="relative_change: both moments must have the same"):
+        with pytest.raises(rk.ShapeError, match="relative_change: before and after must have"):
             rk.relative_change(moment_of(torch.ones(2, 3)), moment_of(torch.ones(2, 4)))
+        with pytest.raises(rk.StatisticsError, match="relative_change: after must have seen"):
+            rk.relative_change(moment_of(torch.ones(2, 3)), rk.SecondMoment(3))
