@@ -1,9 +1,8 @@
 """The file in which an interrupted collection waits to be resumed.
 
-A safetensors file with the sums of every group and one JSON entry `rankedit.collect` in its
-metadata: what was collected, from which model, how many batches are in it, and a digest of all of
-this. It is not the format in which statistics are exchanged (that is `rankedit.files.storage`),
-only this library reads it, and it is removed when the collection is complete.
+A safetensors file with the sums of every group and one JSON entry `rankedit.collect`: what was
+collected, from which model, how many batches are in it, and a digest of all of this. Only this
+library reads it (statistics are exchanged in the format of `rankedit.files.storage`).
 """
 
 from __future__ import annotations
@@ -79,12 +78,10 @@ class Plan:
     """What a collection is of. A checkpoint of another plan is refused.
 
     Attributes:
-        names: the projections.
-        weights: a mark of the model's weights.
+        names, weights: the projections, and a mark of the model's weights.
         mask: which vectors count, in words.
         provenance: what the caller says of model, tokenizer and corpus.
-        rank: number of the process.
-        size: number of processes.
+        rank, size: number of the process, and number of processes.
         shard: whether each process takes its share of common batches.
         extremes, products: as `SecondMoment` has them.
     """
@@ -106,8 +103,7 @@ class State:
 
     Attributes:
         batches: number of batches done by this process.
-        first: digest of the first batch.
-        done: digest of samples of all batches done, in their order.
+        first, done: digests of the first batch, and of samples of all done, in their order.
         groups: the sums.
     """
 
