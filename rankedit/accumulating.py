@@ -11,6 +11,7 @@ from torch import Tensor
 from rankedit.errors import ShapeError
 from rankedit.extremes import FEWEST, Energies, Extremes
 from rankedit.gathering import gathered
+from rankedit.inference import makes_ordinary
 from rankedit.packing import Triangle
 from rankedit.shapes import check_finite, describe
 from rankedit.sums import Products, Sums, measured
@@ -43,7 +44,7 @@ class Accumulator:
 
     # Sums outlive the inference mode that a model may run in, whose tensors could not be added to.
     @classmethod
-    @torch.inference_mode(mode=False)
+    @makes_ordinary
     def empty(
         cls, dim: int, device: torch.device | str | None, policy: Policy, products: Products
     ) -> Accumulator:
@@ -77,7 +78,7 @@ class Accumulator:
 
     # ---------------------------------------------------------------- vectors
 
-    @torch.inference_mode(mode=False)
+    @makes_ordinary
     @torch.no_grad()
     def take(self, given: Tensor, weights: Tensor | None) -> None:
         """Add vectors `[n, dim]` of any float dtype, finite."""
@@ -166,7 +167,7 @@ class Accumulator:
         whole._sums.scalars += extremes.scalars
         return whole
 
-    @torch.inference_mode(mode=False)
+    @makes_ordinary
     def to(self, device: torch.device | str) -> Accumulator:
         """A copy on a device."""
         parts = self._sums.to(device), self._extremes.to(device), self._energies.to(device)

@@ -13,6 +13,7 @@ from rankedit import gates
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.gated import GatedEdit
+from rankedit.inference import ordinary
 from rankedit.models.geometry import device_of, weight_dtype
 from rankedit.models.slots import STRENGTH, Mark, Slot
 from rankedit.models.swapping import slots_of, suspended
@@ -94,7 +95,7 @@ def bound_tensors(
             f"other than {STRENGTH!r}, which every attached edit has."
         )
     placed = {name: _placed(call, name, t, device, dtype) for name, t in tensors.items()}
-    with torch.inference_mode(mode=False):
+    with ordinary():
         placed[STRENGTH] = torch.full((), strength, dtype=dtype, device=device)
     return placed
 
@@ -126,7 +127,7 @@ def _placed(
 ) -> Tensor:
     wanted = dtype if tensor.is_floating_point() else tensor.dtype
     if not tensor.requires_grad:
-        with torch.inference_mode(mode=False):
+        with ordinary():
             placed = tensor.detach().to(device, wanted, copy=True)
             if tensor.is_floating_point() and not bool(placed.isfinite().all()):
                 raise AttachError(
@@ -212,7 +213,7 @@ def _successor(present: Tensor, value: Tensor) -> Tensor:
     It counts versions on from the one before, as if that had been changed: edits that remember what
     they computed (those of a picture's many steps) tell settings by their versions.
     """
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with ordinary(), torch.no_grad():
         if present.requires_grad:
             return present.copy_(value)
         new = value.detach().to(present, copy=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
+from rankedit.inference import ordinary
 from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
 from rankedit.models.fingerprints import fingerprint
 from rankedit.models.geometry import Geometry, geometry, innermost, is_projection, run
@@ -146,7 +147,7 @@ class Projection:
         """
         call = "Projection.outputs_transposed"
         check_rows(call, "values", values, self.out_features, of="layer's output")
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with ordinary(), torch.no_grad():
             values = values.detach().clone()
             gradient = self._gradient(values)
             if gradient is not None:
