@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from rankedit import AttachError, Metric, Sketch, attach, fingerprint, fuse_, select, solve_edit
 from rankedit.linear_outputs import linear_output, linear_output_transposed
@@ -53,6 +53,13 @@ LAYERS = {
     "replacing": lambda: Replacing(16, 32),
 }
 
+COMPUTED = [
+    nn.utils.spectral_norm,
+    pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm")),
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    lambda layer: prune.random_structured(layer, "weight", 0.5, dim=1),
+]
+
 
 def everything(model):
     """Bits of all tensors, modes, and what requires gradients."""
@@ -85,6 +92,22 @@ class TestUntouched:
         assert same(everything(layer), before)
         assert keys.grad is not None
         assert all(tensor.grad is None for tensor in layer.parameters())
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("make", COMPUTED)
+    def test_weights_that_the_next_call_computes(self, make, training):
+        torch.manual_seed(0)
+        layer, keys, values = make(nn.Linear(16, 32)), torch.randn(2, 16), torch.randn(2, 32)
+        layer.train(training)(keys)
+        with torch.no_grad():
+            for tensor in layer.parameters():  # as training, or loading, does
+                tensor.mul_(1.5).add_(0.1 * torch.randn_like(tensor))
+        before, kept = everything(layer), layer.weight
+        edit = solve_edit(layer, keys, values, Metric.identity(16))
+        assert same(everything(layer), before)
+        assert layer.weight is kept
+        with attach(layer, edit):
+            torch.testing.assert_close(layer(keys) - layer.bias, values, rtol=1e-4, atol=1e-5)
 
     def test_modules_that_are_only_looked_at(self):
         model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), Counting(16, 4)).train()

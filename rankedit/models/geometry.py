@@ -165,7 +165,21 @@ def run(module: nn.Module, rows: Tensor, layout: Geometry | None = None) -> Tens
     layout = layout or Geometry(rows.shape[1], 0)
     with loaded(module):
         device, asked = device_of(module, rows.device), stand_in(module, innermost(module))
+        _compute_weight(asked)
         return no_parameters(lambda x: _attempt(asked, x, layout, device), rows)
+
+
+def _compute_weight(asked: nn.Module) -> None:
+    """Let torch's older weight norm, spectral norm and pruning compute the weight, as a call does.
+
+    They keep the last one as an attribute, which is not what loading or training made of it since.
+    """
+    inner = innermost(asked)
+    for hook in inner._forward_pre_hooks.values():
+        own = any(cls.__module__.startswith("torch.nn.utils.") for cls in type(hook).__mro__)
+        if own and torch.is_tensor(vars(inner).get("weight")):
+            with torch.no_grad():
+                hook(inner, ())
 
 
 def _attempt(module: nn.Module, rows: Tensor, layout: Geometry, device: torch.device) -> Tensor:
