@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.edits import LowRank
-from rankedit.errors import EditFileError
+from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
 
 LAYOUTS = (PEFT, DIFFUSERS, KOHYA)
@@ -59,6 +59,22 @@ def test_sixteen_bits_lose_digits_only(path, layout, dtype, bound):
     to_lora({"unet.a": edit}, path, layout=layout, dtype=dtype)
     back = from_lora(path, modules=["unet.a"])["unet.a"]
     assert float((back.delta() - edit.delta()).norm() / edit.norm()) < bound
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.title)
+@pytest.mark.parametrize(
+    ("dtype", "power", "other"),
+    [(torch.float16, -12, 0), (torch.float16, -20, 0), (torch.float32, -46, 37)],
+)
+def test_numbers_too_small_for_the_dtype_are_refused(path, layout, dtype, power, other):
+    up, down = 10.0**power * normal(4, 2).double(), 10.0**other * normal(2, 3).double()
+    edit = LowRank(up, down)
+    with pytest.raises(ShapeError, match=r"of 'unet.a' must be .* range of .*pass a wider dtype="):
+        to_lora({"unet.a": edit}, path, layout=layout, dtype=dtype)
+    edit, dtype = (edit.balanced(), dtype) if other else (edit, torch.bfloat16)
+    to_lora({"unet.a": edit}, path, layout=layout, dtype=dtype)
+    back = from_lora(path, modules=["unet.a"])["unet.a"]
+    assert float((back.to(torch.float64).delta() - edit.delta()).norm() / edit.norm()) < 8e-3
 
 
 @pytest.mark.parametrize(

@@ -201,10 +201,13 @@ def _factors(name: str, edit: LowRank, rank: int, dtype: torch.dtype) -> tuple[T
     down = pad(balanced.down.detach(), (0, 0, 0, missing)).to("cpu", dtype).contiguous()
     up = pad(balanced.up.detach(), (0, missing)).to("cpu", dtype).contiguous()
     for part, tensor in (("down", down), ("up", up)):
-        if not bool(torch.isfinite(tensor).all()):
+        exact: Tensor = getattr(balanced, part).detach().double().cpu()
+        # Also what is too small: below 6e-8 float16 has nothing but zero.
+        lost = pad(exact, (0, 0, 0, missing) if part == "down" else (0, missing)) - tensor.double()
+        if not float(lost.norm()) <= torch.finfo(dtype).eps * float(exact.norm()):
             raise ShapeError(
                 f"to_lora: {part} of {name!r} must be finite and within the range of {dtype}; "
-                "pass a wider dtype=."
+                "pass a wider dtype=, or spread the product evenly with edit.balanced()."
             )
     return down, up
 
