@@ -66,6 +66,16 @@ class Two(Toy):
         return self.out(torch.softmax(h @ memory.mT, -1) @ memory + h)
 
 
+def rolled(x):
+    return torch.cat([x[:, 1:], x[:, :1]], 1)
+
+
+def filled_backwards(x):
+    out = torch.empty_like(x)
+    out[torch.arange(len(x)).flip(0)] = x
+    return out
+
+
 def mean_over(x, k):
     return torch.softmax(x @ k.mT, -1) @ k
 
@@ -79,6 +89,7 @@ BATCH_FIRST = {
         .flatten(2)
     ),
     "lstm": lambda m, ids, _: m.lstm(m.emb(ids))[0],
+    "joined": lambda m, ids, _: torch.cat(m.emb(ids).chunk(2, -1)[::-1], -1),
     "in place": lambda m, ids, _: m.emb(ids).transpose(0, 1).add_(1).transpose(0, 1),
 }
 TOKENS_FIRST = {
@@ -90,6 +101,15 @@ TOKENS_FIRST = {
 }
 LOST = {
     "sorted": lambda m, ids, _: m.emb(ids).reshape(-1, 8)[m.emb(ids).flatten(0, 1)[:, 0].argsort()],
+    "stacked": lambda m, ids, _: torch.stack([m.emb(ids)[i] for i in reversed(range(len(ids)))]),
+    "joined": lambda m, ids, _: torch.cat(m.emb(ids).split(1)[::-1]),
+    "shifted": lambda m, ids, _: rolled(m.emb(ids)),
+    "mirrored": lambda m, ids, _: torch.fliplr(m.emb(ids)),
+    "turned": lambda m, ids, _: torch.rot90(m.emb(ids), 2),
+    "written": lambda m, ids, _: m.emb(ids).index_copy(
+        0, torch.arange(len(ids)).flip(0), m.emb(ids)
+    ),
+    "filled": lambda m, ids, _: filled_backwards(m.emb(ids)),
     "packed": lambda m, ids, mask: m.emb(ids)[mask.bool()],
     "queries": lambda m, ids, _: mean_over(m.table.expand(len(ids), -1, -1), m.emb(ids)),
 }

@@ -27,7 +27,12 @@ BATCH = "*"
 _MEETING = {"add", "sub", "mul", "div", "truediv", "where", "masked_fill", "and"}
 _MEETING |= {f"{way}{name}" for name in _MEETING for way in "ri"} | {"bitwise_and", "logical_and"}
 # What comes out of these is in an order that shapes do not tell, unless it is a view.
-_REORDERING = {"getitem", "index_select", "gather", "take_along_dim", "flip", "roll", "sort"}
+_REORDERING = {"getitem", "index_select", "gather", "take_along_dim", "flip", "fliplr", "flipud"}
+_REORDERING |= {"roll", "rot90", "sort", "msort", "topk", "scatter", "index_copy", "index_put"}
+# These are filled afterwards, in any order; of `new_zeros` models make the labels, shifted by one.
+_REORDERING |= {f"{way}_like" for way in ("empty", "zeros", "ones", "full")}
+# Pieces of one tensor, put together in any order.
+_JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 
 class Argument(NamedTuple):
@@ -156,7 +161,10 @@ class Trace(TorchFunctionMode):
         if name in {"reshape", "flatten"}:  # a copy, in the order of the contiguous form
             strides = torch.empty(first.shape, device="meta").stride()
             return _viewed(axes, first.shape, strides, output)
-        return () if name in _REORDERING else _aligned(axes, first.shape, output.shape)
+        if name in _REORDERING:
+            return ()
+        axes = _aligned(axes, first.shape, output.shape)
+        return () if name in _JOINING and _reorders("".join(axes), given) else axes
 
     def _met(self, given: list[Tensor], output: Tensor, *, adds: bool) -> Axes:
         """Of one axis all that met there are the same tokens."""
@@ -218,6 +226,12 @@ def parameters(module: nn.Module) -> list[str]:
         return [*inspect.signature(module.forward).parameters]
     except (TypeError, ValueError):  # what was not written in Python may have no signature
         return []
+
+
+def _reorders(roles: str, pieces: list[Tensor]) -> bool:
+    """Whether joining these may have changed an order: along an axis that is now without a role."""
+    one = len({_storage(piece) for piece in pieces}) == 1 < len(pieces)
+    return BATCH not in roles or (roles == BATCH and one)
 
 
 def _counts(places: Tensor) -> bool:
