@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -344,6 +345,62 @@ def test_a_table_that_is_added_counts_padding_too():
         rk.collect(model, "out", [batch], progress=False)
     rotating = Toy(lambda m, ids, _: m.emb(ids) * m.table[:, : ids.shape[1]], table=table)
     check(rotating, "out", batch, kept(2, 5).flip(1))
+
+
+def test_an_inverted_mask_that_leaves_nothing_out_in_the_first_batch():
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0, batch_first=True)
+    call = lambda batch: layer(batch["x"], src_key_padding_mask=batch["pad"])  # noqa: E731
+    x = torch.randn(2, 5, 8)
+    batches = [{"x": x, "pad": torch.zeros(2, 5).bool()}, {"x": x, "pad": ~kept(2, 5)}]
+    with pytest.raises(StatisticsError, match=r"'pad' as '\w*key_padding_mask', so that its 1 is"):
+        rk.collect(layer, "linear1", batches, call=call, progress=False)
+
+
+@dataclass
+class Record:
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+class Lengths(Toy):
+    """Makes the mask itself, from how long the texts are."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0, batch_first=True)
+
+    def forward(self, ids, lengths):
+        padding = torch.arange(ids.shape[1]) >= lengths[:, None]
+        return self.out(self.layer(self.emb(ids), src_key_padding_mask=padding))
+
+
+@pytest.mark.parametrize("form", ["record", "text", "function", "lengths"])
+def test_a_mask_that_is_no_key_of_the_batch(form):
+    model = Lengths() if form == "lengths" else Toy(lambda m, ids, _: m.emb(ids))
+    ids, mask = tokens((2, 5)), kept(2, 5)
+    tokenised = {"two words": (ids, mask), "three": (ids, torch.ones_like(mask))}
+    calls = {
+        "record": lambda batch: model(batch.ids, attention_mask=batch.mask),
+        "text": lambda batch: model(*tokenised[batch]),
+        "function": lambda batch: model(batch["ids"], batch["ids"] != batch["pad"]),
+        "lengths": lambda batch: model(**batch),
+    }
+    whole, padded = {
+        "record": (Record(ids, torch.ones_like(mask)), Record(ids, mask)),
+        "text": ("three", "two words"),
+        "function": ({"ids": ids, "pad": 99}, {"ids": ids.where(mask, 7), "pad": 7}),
+        "lengths": tuple({"ids": ids, "lengths": torch.tensor(n)} for n in [(5, 5), (3, 5)]),
+    }[form]
+    options = {"call": calls[form], "progress": False}
+    for batches in ([padded], [whole, padded]):  # not only in the first batch
+        with pytest.raises(StatisticsError, match=r"is no key of the batch: pass mask=, a func"):
+            rk.collect(model.eval(), "out", batches, **options)
+        assert rk.collect(model, "out", batches, mask=None, **options)["out"].count == 10 * len(
+            batches
+        )
+    found = rk.collect(model, "out", [padded], mask=lambda _: mask, **options)["out"]
+    assert found.count == int(mask.sum())
+    assert rk.collect(model, "out", [whole, whole], **options)["out"].count == 20
 
 
 @pytest.mark.parametrize("padding", [torch.zeros(8), torch.arange(8.0)], ids=["zeros", "learned"])

@@ -67,6 +67,7 @@ class Masks(Generic[Batch]):
         self._places: dict[tuple[str, int], _Place] = {}
         self._keys: set[str] = set()  # of the masks that any batch had
         self._positions_checked = False
+        self._foreign = False  # whether the model was given a mask that is not from the batch
         self._trace: Trace | None = None
         self._batch: dict[str, Tensor] = {}
         self._masks: dict[str, Tensor] = {}
@@ -133,8 +134,9 @@ class Masks(Generic[Batch]):
         if not self._masks.keys() <= self._keys:  # a mask that no batch had before
             self._places.clear()
             self._keys |= self._masks.keys()
-        may_be = self.mask == DEFAULT_MASK and any(map(is_mask, self._batch.values()))
-        return bool(self._masks or may_be) and not self._names <= {n for n, _ in self._places}
+        # Without masks, too: the model may be given one that is not in the batch.
+        known = self._names <= {n for n, _ in self._places}
+        return self._foreign or (self.mask is not None and not known)
 
     def _starting_axes(self) -> dict[str, tuple[Tensor, Axes]]:
         masks = [*self._masks.values(), *filter(is_mask, self._batch.values())]
@@ -258,21 +260,33 @@ class Masks(Generic[Batch]):
         """Refuse a mask that modules are called with, but which does not count as they count."""
         while trace.masks:
             parameter, name, passed = trace.masks.pop()
-            # Zeros alone may be an additive mask without padding, of which nothing follows.
-            if name not in self._batch or not (is_mask(passed) and bool(passed.any())):
+            if not parameter.endswith(KNOWN_MASKS) or not is_mask(passed):
                 continue
             kept = passed == 0 if parameter.endswith(INVERTED_MASK) else passed != 0
             used = self._masks.get(name) if self._is_known(name) else None
-            given = self._batch[name]
-            if not parameter.endswith(KNOWN_MASKS) or kept.numel() != given.numel():
-                continue
-            if used is None or not torch.equal(used.reshape(kept.shape), kept):
-                meaning = int(torch.equal(given.reshape(kept.shape).bool(), kept))
+            # Zeros alone may be an additive mask without padding, of which nothing follows.
+            if used is None and bool(kept.all()):
+                self._foreign = not self._masks  # later batches may have padding
+            elif bool(kept.any()):
+                self._check_call(parameter, name, used, kept)
+
+    def _check_call(self, parameter: str, name: str, used: Tensor | None, kept: Tensor) -> None:
+        given = self._batch.get(name)
+        if given is None or not is_mask(given):
+            if not self._masks:
                 raise StatisticsError(
-                    f"the model gets {name!r} as {parameter!r}, so that its {1 - meaning} is "
-                    f"padding, which collect was not told: pass mask=lambda batch: batch[...] == "
-                    f"{meaning} of it, or mask=None to count everything"
+                    f"the model gets padding as {parameter!r}, which is no key of the batch: pass "
+                    "mask=, a function of the batch that gives what is kept, or None to count all"
                 )
+        elif kept.numel() == given.numel() and (
+            used is None or not torch.equal(used.reshape(kept.shape), kept)
+        ):
+            meaning = int(torch.equal(given.reshape(kept.shape).bool(), kept))
+            raise StatisticsError(
+                f"the model gets {name!r} as {parameter!r}, so that its {1 - meaning} is padding, "
+                f"which collect was not told: pass mask=lambda batch: batch[...] == {meaning} of "
+                "it, or mask=None to count everything"
+            )
 
     def _warn_of_positions(self, tables: list[str]) -> None:
         if tables:

@@ -58,7 +58,8 @@ class Trace(TorchFunctionMode):
 
     Attributes:
         calls: what modules were called with, of calls with several tensors from the batch.
-        masks: parameter, name in the batch, and tensor, of what modules were called with as masks.
+        masks: parameter, name in the batch (empty if it is from elsewhere), and tensor, of what
+            modules were called with as masks.
         tables: parameters and buffers that were read at places that count on along every row of
             the batch, or added to such rows: absolute positions, which count padding too.
     """
@@ -194,14 +195,16 @@ class Trace(TorchFunctionMode):
                 sizes = zip(self.axes(tensor), tensor.shape, strict=False)
                 tokens = [(axis.strip(BATCH), size) for axis, size in sizes if axis.strip(BATCH)]
                 found += [Argument(parameter, *tokens[0])] if tokens else []
-                if tokens and parameter.endswith("mask") and tensor.ndim == 2:
-                    self.masks.append((parameter, tokens[0][0], tensor))
+                if parameter.endswith("mask") and tensor.ndim == 2:
+                    self.masks.append((parameter, tokens[0][0] if tokens else "", tensor))
         self.calls += [found] if len(found) > 1 else []
         return args, kwargs
 
     def _told_apart(self, parameter: str, value: object) -> object:
         """A tensor that the batch has under several names as that of this name."""
         if not isinstance(value, Tensor) or self._named.get(parameter) is not value:
+            return value
+        if value.layout != torch.strided:  # sparse and nested tensors may have no views
             return value
         view = self._named[parameter] = value.view_as(value)
         own = (parameter if role.strip(BATCH) else role for role in self.axes(value))
