@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit import AttachError, Metric, attach, fuse_, solve_edit
+from rankedit import AttachError, Metric, RankeditWarning, attach, fuse_, solve_edit
 from tests.layer_cases import Doubling
 from tests.patching_cases import KINDS, gated, low_rank, state_of
 
@@ -106,3 +106,24 @@ class TestWrappers:
         for kind in (Halving, Turning):
             with pytest.raises(AttachError, match=rf"what its {kind.__name__} gives"):
                 attach(kind(nn.Linear(16, 32)), gated(16, 32))
+
+
+class TestHooks:
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("edit", [attach, fuse_])
+    @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+    def test_a_hook_on_the_layer_is_told_of_and_not_run(self, edit, register):
+        seen = []
+        model = Model()
+        getattr(model.inner, register)(lambda *call: seen.append(call))
+        with pytest.warns(RankeditWarning, match=r"'inner' has the forward hook .* acts below it"):
+            edit(model, {"inner": low_rank(16, 16)})
+        assert not seen
+
+    @pytest.mark.filterwarnings("error")
+    def test_of_torch_s_own_and_of_hooks_elsewhere_nothing_is_said(self):
+        model = Model()
+        nn.utils.spectral_norm(model.inner)
+        for module in (model, model.outer):
+            module.register_forward_hook(lambda *_: None)
+        attach(model, {"inner": low_rank(16, 16)}).detach()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from rankedit.edits import Edit
-from rankedit.errors import AttachError, ProjectionError, ShapeError
+from rankedit.errors import AttachError, ProjectionError, RankeditWarning, ShapeError
 from rankedit.models.geometry import innermost
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import find, named_modules
@@ -136,6 +137,7 @@ def _target(
     _check_whole(call, target)
     with gathered(target):
         check_additive(call, name, modules[path], view.layout, edits)
+    _warn_of_hooks(call, name, view.module)
     return target
 
 
@@ -169,6 +171,23 @@ def _check_sizes(call: str, target: Target, edit: Edit) -> None:
             f"{call}: the edit of {target.name!r}{where} must be [out, in] = {list(expected)} like "
             f"the projection, got {[edit.out_features, edit.in_features]}; it was made for another "
             "layer."
+        )
+
+
+def _warn_of_hooks(call: str, name: str, layer: nn.Module) -> None:
+    """Hooks are not run to see what they do, since those that record would record that."""
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    own = ("torch.", "rankedit.")  # which leave inputs and outputs as they are
+    modules = [getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks]
+    found = [h for h, m in zip(hooks, modules, strict=True) if not m.startswith(own)]
+    if found:
+        warnings.warn(
+            f"{call}: {name!r} has the forward hook {found[0]!r:.120}, and an edit acts below it: "
+            "if it changes what the layer reads or gives, the edit gives its keys something else "
+            "than it was solved for. Remove such hooks; for those that only look on, this is of "
+            "no importance.",
+            RankeditWarning,
+            stacklevel=6,
         )
 
 
