@@ -337,11 +337,20 @@ def test_padding_on_the_left(size):
         rk.collect(bert(), DENSE, [batch], progress=False)
 
 
-def test_a_table_that_is_added_counts_padding_too():
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (lambda table, n: table[:, :n], "table"),
+        (lambda table, n: table[:, :n].double().float(), "a computed table"),
+        (lambda table, n: table[0].index_select(0, torch.arange(n)), "a computed table"),
+        (lambda _, n: torch.outer(torch.arange(n), torch.arange(8) / 9).sin(), "a computed table"),
+    ],
+)
+def test_a_table_that_is_added_counts_padding_too(made, name):
     table = torch.randn(1, 40, 8)
-    model = Toy(lambda m, ids, _: m.emb(ids) + m.table[:, : ids.shape[1]], table=table)
+    model = Toy(lambda m, ids, _: m.emb(ids) + made(m.table, ids.shape[1]), table=table)
     batch = {"input_ids": tokens((2, 5)), "attention_mask": kept(2, 5).flip(1)}
-    with pytest.warns(RankeditWarning, match="on the left, and 'table' gives places"):
+    with pytest.warns(RankeditWarning, match=f"on the left, and '{name}' gives places"):
         rk.collect(model, "out", [batch], progress=False)
     rotating = Toy(lambda m, ids, _: m.emb(ids) * m.table[:, : ids.shape[1]], table=table)
     check(rotating, "out", batch, kept(2, 5).flip(1))

@@ -148,7 +148,9 @@ class Trace(TorchFunctionMode):
                 self._floats |= {axis.strip(BATCH) for axis in axes} - {""}
 
     def _read_table(self, table: Tensor) -> None:
-        name = self._held.get(_storage(table))
+        # Cast or computed tables have no name; what is square may be a mask of pairs of tokens.
+        one = table.numel() == table.shape[-2:].numel() and table.shape[-1] != table.shape[-2]
+        name = self._held.get(_storage(table)) or ("a computed table" if one else "")
         self.tables += [name] if name and name not in self.tables else []
 
     def _carried(self, name: str, equation: object, given: list[Tensor], output: Tensor) -> Axes:
@@ -176,7 +178,9 @@ class Trace(TorchFunctionMode):
                     self.join(role, found[place])
                 found[place] = found[place] or role
         for table in given if adds and output.ndim > 1 and found[-2] and not found[-1] else ():
-            if table.shape[-2:] == output.shape[-2:] and not self.axes(table):
+            if table.shape[-2:] == output.shape[-2:] and not (
+                BATCH in found[-2] or any(self.axes(table))
+            ):
                 self._read_table(table)
         return tuple(found)
 
