@@ -241,6 +241,22 @@ class TestRefusals:
         with attach(model, edit):  # the layer alone is edited
             assert torch.equal(model["embed"](tokens), state["embed.weight"][:5])
 
+    def test_one_weight_through_several_layers(self):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        model[1].weight = model[0].weight
+        before, first, second = model[0].weight.detach().clone(), low_rank(8, 8), 2 * low_rank(8, 8)
+        with pytest.raises(AttachError, match="'1' is edited as that of another layer, too"):
+            fuse_(model, {"0": first, "1": second}, tied=True)
+        assert torch.equal(model[0].weight, before)
+        fuse_(model, {"0": first}, tied=True)
+        with pytest.raises(AttachError, match="name one of the layers that share it"):
+            fuse_(model, {"1": second}, tied=True)
+        fuse_(model, {"0": second}, tied=True)
+        expected = before + first.delta() + second.delta()
+        torch.testing.assert_close(model[1].weight.detach(), expected)
+        assert unfuse_(model) == 1
+        assert torch.equal(model[0].weight, before)
+
     def test_weights_that_share_part_of_their_storage(self):
         model = nn.ModuleDict({"a": nn.Linear(16, 32, bias=False), "b": nn.Linear(16, 8)})
         model["b"].weight = nn.Parameter(model["a"].weight.detach()[4:12])

@@ -112,8 +112,10 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
     for target in targets:
         groups.setdefault(id(target.layer), []).append(target)
         _check_static(target)
+    root = model.module if isinstance(model, Projection) else model
     if not tied:
-        check_untied(model.module if isinstance(model, Projection) else model, targets)
+        check_untied(root, targets)
+    _check_one_layer(root, targets)
     # All are computed before one is written; a forward beside this sees old and new layers mixed.
     with LOCK:
         changes = [_change(group) for group in groups.values()]
@@ -240,6 +242,20 @@ def _check_static(target: Target) -> None:
             "whose effect depends on the input; fuse edit.linearised(outputs), which is another "
             "edit and reports how far it differs, or use attach."
         )
+
+
+def _check_one_layer(root: nn.Module, targets: Sequence[Target]) -> None:
+    """Refuse edits of one weight through several layers: each would be written over the others."""
+    fused = [part for part in root.modules() if FUSED in vars(part)]
+    layers = {id(part._parameters.get("weight")): part for part in fused}
+    for target in targets:
+        weight = target.layer._parameters.get("weight")
+        if weight is not None and layers.setdefault(id(weight), target.layer) is not target.layer:
+            raise AttachError(
+                f"fuse_: the weight of {target.name!r} is edited as that of another layer, too, "
+                "and unfuse_ could not tell what it was: name one of the layers that share it, "
+                "with a list of all edits."
+            )
 
 
 def _check_new(group: Sequence[Target], earlier: _Fused | None) -> frozenset[str]:
