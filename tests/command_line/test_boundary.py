@@ -25,11 +25,11 @@ from tests.command_line.messages import messages
 
 # What a program is told to write.
 PYTHON = re.compile(r"\bpass \w+|\w+\.\w+\(|\bwith_\w+|pipe\b\)|\w+\(\.\.\.\)")
-# Not reached by a command, which opens a pipeline of its own with nothing in it, and whose methods
-# have the names that they were asked for by.
+# Not reached by a command, which opens a pipeline of its own with nothing in it, gives one number
+# for all rows of a batch, and whose methods have the names that they were asked for by.
 NOT_REACHED = re.compile(
     r"concepts are already in this pipeline|that has concepts in it|an IP-Adapter is loaded|"
-    r"solves in its own way"
+    r"solves in its own way|rows of a batch|settings were given for"
 )
 
 
@@ -52,6 +52,7 @@ def test_remedies_of_the_recipe_are_commands_at_the_terminal(recipe):
 def test_every_remedy_is_of_a_message(remedies):
     every = [text for _, text in messages("perfusion", "language", "diffusion", "library")]
     every += ["steps was 200, is 400"]  # of a list that the checkpoint makes
+    every += ["; pass layers=[3, 4] to accept it"]  # of a warning
     unused = [pattern for pattern, _ in remedies if not any(re.search(pattern, t) for t in every)]
     assert unused == []
 
