@@ -22,6 +22,7 @@ from rankedit_recipes.diffusion.vectors import check_vectors, extended_tokenizer
 # CLIP configurations of before 2023 say 2 here; their models then take the highest token number
 # for the end of the text, which a new word would be.
 _LEGACY_EOS = 2
+_UNLOAD = "unload_textual_inversion"
 
 
 class _WithNewWords(nn.Module):
@@ -149,6 +150,9 @@ class NewWords:
                 for layer in layers[index]:
                     self._layers.append(_extend(layer, own))
                 self._mend_ends(encoder, old)
+            if hasattr(self._pipe, _UNLOAD):
+                # It numbers the words anew and exchanges the embedding layer.
+                setattr(self._pipe, _UNLOAD, functools.partial(_refuse_removal, list(rows)))
         except BaseException:
             self.remove()
             raise
@@ -163,8 +167,14 @@ class NewWords:
             # Another tokenizer was put there meanwhile: that is not ours to take away.
             if getattr(self._pipe, name) is new:
                 setattr(self._pipe, name, old)
+            # Pipelines that were made of this one's parts have the copy, and no rows for the words.
+            new.__class__ = type(old)
+            new.__dict__.clear()
+            new.__dict__.update(vars(old))
         for module, end in self._ends:
             module.eos_token_id = end
+        # The instance's attribute hid the class's method.
+        self._pipe.__dict__.pop(_UNLOAD, None)
         self._layers, self._tokenizers, self._ends = [], [], []
 
     def _mend_ends(self, encoder: nn.Module, tokenizer: Tokenizer) -> None:
@@ -217,6 +227,13 @@ def _refuse_tokens(words: Sequence[str], *_: object, **__: object) -> int:
         f"diffusion: no words can be added while {', '.join(words)} are in the pipeline; take them "
         "out first (perfusion.unload), add yours, such as by load_textual_inversion, and put them "
         "in again."
+    )
+
+
+def _refuse_removal(words: Sequence[str], *_: object, **__: object) -> None:
+    raise PipelineError(
+        f"diffusion: no words can be taken away while {', '.join(words)} are in the pipeline; take "
+        f"them out first (perfusion.unload), call {_UNLOAD}, and put them in again."
     )
 
 
