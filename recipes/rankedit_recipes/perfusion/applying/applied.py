@@ -23,6 +23,7 @@ from rankedit_recipes.perfusion.applying.batches import (
     number_of,
     row_count,
 )
+from rankedit_recipes.perfusion.applying.fusing import Unfused
 from rankedit_recipes.perfusion.applying.joining import (
     GateForm,
     Settings,
@@ -74,7 +75,7 @@ class Applied:
         self._model, self._form = Parts(pipe), form
         self._concepts: dict[str, Concept] = {}
         self._settings: dict[str, Settings] = {}
-        self._parts: list[NewWords | rk.Attachment | GlobalLock | Batches] = []
+        self._parts: list[NewWords | Unfused | rk.Attachment | GlobalLock | Batches] = []
         self._remembered: list[Remembered] = []
         self.edits: dict[str, rk.GatedEdit] = {}
 
@@ -113,8 +114,8 @@ class Applied:
 
     def key_reads(self, read: Tensor) -> Tensor:
         """What key projections read where values read `[batch, tokens, in]`; differs if global."""
-        locks = [part for part in self._parts if isinstance(part, GlobalLock)]
-        return locks[0].key_reads(read) if locks else read
+        lock = next((part for part in self._parts if isinstance(part, GlobalLock)), None)
+        return read if lock is None else lock.key_reads(read)
 
     def as_set(self, edit: rk.GatedEdit) -> rk.GatedEdit:
         """An edit of this pipeline with the gate's settings as they are now."""
@@ -150,8 +151,7 @@ class Applied:
             PerfusionError: an unknown word, a temperature that is not positive, or lists of
                 different lengths.
         """
-        chosen = triggers or self.triggers
-        self._check_known("set", chosen)
+        self._check_known("set", chosen := triggers or self.triggers)
         given = {"bias": bias, "temperature": temperature, "strength": strength}
         changes = {name: number_of(value) for name, value in given.items() if value is not None}
         changed = {word: replace(self._settings[word], **changes) for word in chosen}
@@ -222,8 +222,7 @@ class Applied:
         """Take everything out. Doing it again changes nothing."""
         self._clear()
         self._concepts, self._settings, self.edits = {}, {}, {}
-        # A second `detach` must not take away what was applied since.
-        if in_use.get(self._model.pipe) is self:
+        if in_use.get(self._model.pipe) is self:  # not what was applied since
             del in_use[self._model.pipe]
 
     def replace_all(self, concepts: Sequence[Concept], settings: Mapping[str, Settings]) -> None:
@@ -250,6 +249,7 @@ class Applied:
         own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
+        self._parts.append(Unfused(self._model.denoiser.plain, self.triggers))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys
