@@ -106,11 +106,11 @@ def test_learning_finds_its_word_behind_one_of_several_vectors(pipe):
     ],
 )
 def test_a_word_is_not_a_part_of_another(prompt, changed):
-    assert in_place_of("mush", "cat", prompt) == changed
+    assert in_place_of({"mush": "cat"}, prompt) == changed
 
 
 def test_brackets_may_touch_other_letters():
-    assert in_place_of("<bean>", "cat", "two<bean>s") == "twocats"
+    assert in_place_of({"<bean>": "cat"}, "two<bean>s") == "twocats"
 
 
 def test_the_global_lock_leaves_prompts_without_the_word_alone(pipe):

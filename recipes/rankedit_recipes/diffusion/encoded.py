@@ -80,6 +80,11 @@ _NONE = -1
 
 
 def _at(table: Tensor, hidden: Sequence[Tensor], embeds: Tensor) -> Tensor | None:
+    # Several pictures of one prompt are copies of one encoding, one after another.
+    times, rest = divmod(len(embeds), len(table))
+    if rest or not times:
+        return None
+    embeds = embeds[::times]
     if table.shape == embeds.shape[:2]:
         return table
     fitting = [h for h in hidden if h.shape[:2] == table.shape and h.shape[2] == embeds.shape[2]]

@@ -11,6 +11,7 @@ import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken
@@ -29,10 +30,41 @@ def vector_names(trigger: str, count: int) -> list[str]:
     return [trigger, *(f"{trigger}_{index}" for index in range(1, count))]
 
 
-def in_place_of(trigger: str, other: str, prompt: str) -> str:
-    """The prompt with another word where the tokenizer finds the new one."""
-    around = r"(?<!\w)%s(?!\w)" if _is_whole(trigger) else "%s"
-    return re.sub(around % re.escape(trigger), lambda _: other, prompt)
+def in_place_of(
+    words: Mapping[str, str], prompt: str, vectors: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    """The prompt with other words where the tokenizer finds the new ones.
+
+    Args:
+        words: by new word what takes its place.
+        prompt: the prompt.
+        vectors: how many vectors the new words have, if more than one; those that are written out
+            belong to their word.
+
+    Example:
+        >>> in_place_of({"zz": "cat", "zz-a": "cup"}, "a zz-a and a zz")
+        'a cup and a cat'
+        >>> in_place_of({"<bean>": "cat"}, "a <bean> <bean>_1", {"<bean>": 2})
+        'a cat'
+    """
+    # As tokenizers search: the longest word that begins at a place, and where that one is a part of
+    # another word, none there.
+    longest = sorted(words, key=len, reverse=True)
+    texts = [_written_out(word, vectors.get(word, 1)) for word in longest]
+
+    def other(found: re.Match[str]) -> str:
+        word = longest[(found.lastindex or 1) - 1]
+        before, after = prompt[: found.start()], prompt[found.end() :]
+        inside = re.search(r"\w\Z", before) or re.match(r"\w", after)
+        return found[0] if inside and _is_whole(word) else words[word]
+
+    return re.sub("|".join(f"({text})" for text in texts), other, prompt)
+
+
+def _written_out(trigger: str, count: int) -> str:
+    """Pattern of a word, with its further vectors if it has such."""
+    word = re.escape(trigger)
+    return rf"{word}(?!_\d)(?:\s*{word}_\d+)*" if count > 1 else word
 
 
 def _is_whole(trigger: str) -> bool:
@@ -155,13 +187,12 @@ class _Writing:
         if not isinstance(text, str):
             return text
         for trigger, numbers in self._written.items():
-            word = re.escape(trigger)
             # What a pipeline has written out already is not written out again. Without spaces,
             # which some tokenizers make tokens of.
             full = "".join(vector_names(trigger, len(numbers)))
             # A function's result is taken as it is, without a look for backslashes.
             once = functools.partial(_always, full)
-            text = re.sub(rf"{word}(?!_\d)(?:\s*{word}_\d+)*", once, text)
+            text = re.sub(_written_out(trigger, len(numbers)), once, text)
         return text
 
     def _check_whole(self, row: Sequence[int]) -> None:

@@ -31,6 +31,7 @@ _SAME = 1e-2
 # Similarity at which a token of an unknown encoding is taken for a concept's word: where it stands
 # it has 0.72 to 1.07 (docs/decisions/a-key-for-every-place.md).
 _PRESENT = 0.7
+_PROMPTS = ("prompt", "prompt_2", "prompt_3")
 # Compiled code holds the number of a denoiser; which lock that means is looked up as it runs.
 _numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _locks: dict[int, GlobalLock] = {}
@@ -90,32 +91,51 @@ class GlobalLock:
         return self._locked(read)
 
     def _encode_both(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
-        texts = self._parts.text
-        with texts.heard() as tokens:
+        with self._parts.text.heard() as tokens:
             result = self._encode(*args, **kwargs)
-        given = self._signature.bind(*args, **kwargs).arguments
+        given = dict(self._signature.bind(*args, **kwargs).arguments)
+        pairs = []
         # Without tokens embeddings were given: what they say is not known.
-        if given.get("prompt") is None or not tokens:
-            return result
-        own, negative = encoded_of(result, tokens), negative_of(result)
-        places = {word: texts.positions(own, word) for word in self._categories}
-        if any(found for table in places.values() for found in table):
-            changed = dict(given)
-            extra = changed.pop("kwargs", {})
-            # XL and SD 3 may be given other words for their further encoders.
-            for name in ("prompt", "prompt_2", "prompt_3"):
-                if given.get(name) is not None:
-                    changed[name] = self._in_category(given[name])
-            other = encoded_of(self._encode(**changed, **extra))
-            pairs = self._aligned(own, other, places)
-        else:
-            pairs = self._unchanged(own)
-        # What needs no lock is known too, so that what is not known can be told.
-        pairs += [] if negative is None else self._unchanged(negative)
+        if given.get("prompt") is not None and tokens:
+            pairs = self._prompt_pairs(given, encoded_of(result, tokens))
+        pairs += self._negative_pairs(given, negative_of(result))
         # The newest first: those are what the next steps of sampling look for.
         self._pairs = [*pairs, *self._pairs][:_REMEMBERED]
         self._last = None
         return result
+
+    def _prompt_pairs(self, given: dict[str, Any], own: Encoded) -> list[tuple[Tensor, Tensor]]:
+        texts = self._parts.text
+        places = {word: texts.positions(own, word) for word in self._categories}
+        if not any(found for table in places.values() for found in table):
+            # What needs no lock is known too, so that what is not known can be told.
+            return self._unchanged(own)
+        changed = dict(given)
+        extra = changed.pop("kwargs", {})
+        # XL and SD 3 may be given other words for their further encoders.
+        for name in _PROMPTS:
+            if given.get(name) is not None:
+                changed[name] = self._in_category(given[name])
+        other = encoded_of(self._encode(**changed, **extra))
+        return self._aligned(own, other, places)
+
+    def _negative_pairs(
+        self, given: dict[str, Any], negative: Encoded | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        if negative is None:
+            return []
+        said: dict[str, Any] = {name: given.get(f"negative_{name}") for name in _PROMPTS}
+        said = {name: prompt for name, prompt in said.items() if prompt is not None}
+        if all(self._in_category(prompt) == prompt for prompt in said.values()):
+            return self._unchanged(negative)
+        # Encoded once more as prompts, for of those it is known where words stand. Clip skip is not
+        # for negative prompts (diffusers 0.42).
+        kept = {n: v for n, v in given.items() if "prompt" not in n and n != "clip_skip"}
+        kept |= {n: given[n] for n in ("num_images_per_prompt",) if n in given}
+        extra = kept.pop("kwargs", {})
+        kept |= {"prompt": "", **said, "do_classifier_free_guidance": False}
+        self._encode_both(**kept, **extra)
+        return []
 
     def _unchanged(self, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
         with torch.no_grad():
@@ -127,9 +147,11 @@ class GlobalLock:
         # Pipelines refuse a list beside a negative prompt that is a text.
         if not isinstance(prompt, str):
             return [str(self._in_category(one)) for one in prompt]
-        for trigger, category in self._categories.items():
-            prompt = in_place_of(trigger, category, prompt)
-        return prompt
+        tokenizer = self._parts.text.tokenizer
+        # Words that are in already stay: a concept's may be a part of theirs.
+        words = {word: word for word in tokenizer.get_added_vocab()} | self._categories
+        counts = {word: len(word_tokens(tokenizer, word)) for word in self._categories}
+        return in_place_of(words, prompt, counts)
 
     def _aligned(
         self, own: Encoded, other: Encoded, places: Mapping[str, list[list[int]]]
@@ -167,9 +189,11 @@ class GlobalLock:
     def exchanged(self, read: Tensor) -> Tensor:
         """`key_reads`, kept for as long as the same tensor comes: from all layers, in all steps."""
         # By identity: comparing the contents would cost as much as the search.
-        if self._last is None or self._last[0] is not read:
-            self._last = (read, self._locked(read))
-        return self._last[1]
+        last = self._last
+        # Another thread may put its own there meanwhile.
+        if last is None or last[0] is not read:
+            self._last = last = (read, self._locked(read))
+        return last[1]
 
     def _locked(self, read: Tensor) -> Tensor:
         rows = read.reshape(-1, *read.shape[-2:]) if read.ndim > 2 else read[None]
