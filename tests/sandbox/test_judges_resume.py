@@ -163,8 +163,8 @@ def test_kill_9_and_go_on(tmp_path):
     with subprocess.Popen(
         command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as victim:
-        deadline = time.monotonic() + 240
-        while not list(killed.glob("identity/step-*.json")) and time.monotonic() < deadline:
+        # No deadline, which a busy machine may miss: it is over when the training is.
+        while not list(killed.glob("identity/step-*.json")) and victim.poll() is None:
             time.sleep(0.02)
         victim.send_signal(signal.SIGKILL)
     stopped = latest_checkpoint(killed / "identity")

@@ -137,8 +137,12 @@ def restore_tensors(
             if stored is not None:
                 # Files keep no strides: a moment gets those of its parameter again, such as
                 # channels_last.
-                like = stored if moment == "step" else torch.empty_like(parameter).copy_(stored)
-                moments[moment] = like
+                # Fused Adam counts its steps where the parameter is, and files are read elsewhere.
+                moments[moment] = (
+                    stored.to(parameter.device)
+                    if moment == "step"
+                    else torch.empty_like(parameter).copy_(stored)
+                )
         if moments:
             optimiser.state[parameter] = moments
 

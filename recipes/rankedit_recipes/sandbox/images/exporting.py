@@ -1,7 +1,9 @@
 """Writes the averaged weights of a training as a diffusers pipeline with its provenance."""
 
 import json
+import os
 import shutil
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from rankedit_recipes.sandbox.shipped import revision
 
 from .loading import JOINT_WEIGHTS, WEIGHTS, WeightsError, files_of
 from .presets import Preset
-from .run import pictures_of, training_of
 from .samples import save_samples
+from .starting import as_told, pictures_of, training_of
+from .training import Training
 
 
 def export(preset: Preset, folder: Path, target: Path | None = None) -> None:
@@ -35,17 +38,43 @@ def export(preset: Preset, folder: Path, target: Path | None = None) -> None:
     # Its pictures decide the autoencoder of checkpoints of earlier versions, which hold none.
     trainer = training_of(preset, pictures_of(preset, folder))
     trainer.restore(state)
+    # The end may have been set on the way; the log tells it.
+    trainer.preset = as_told(preset, folder / "log.jsonl")
     write_pipeline(trainer.pipeline(), target)
     save_samples(trainer, target / "samples.png")
     shutil.copyfile(folder / "log.jsonl", target / "training-log.jsonl")
+    _write_provenance(trainer, target)
+
+
+def _write_provenance(trainer: Training, target: Path) -> None:
     made = {
         "revision": revision(),
-        "step": state.step,
-        "preset": asdict(preset),
+        "step": trainer.step,
+        "preset": asdict(trainer.preset),
         "torch": torch.__version__,
         "sha256": {name: sha256(target / file) for name, file in files_of(target).items()},
     }
     write_text(target / "provenance.json", json.dumps(made, indent=1) + "\n")
+
+
+def hand_over(trainer: Training, folder: Path, out: Path) -> None:
+    """Write what a training has reached as few files: `weights.tar` and `log.jsonl`.
+
+    Args:
+        trainer: The training, whose newest line is in its log.
+        folder: The training's folder; the pipeline is written to `weights` there.
+        out: Where the files go, each replaced in one step.
+    """
+    target = folder / "weights"
+    write_pipeline(trainer.pipeline(), target)
+    _write_provenance(trainer, target)
+    shutil.copyfile(folder / "log.jsonl", target / "training-log.jsonl")
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = out / f".weights.{os.getpid()}"
+    with tarfile.open(scratch, "w") as archive:
+        archive.add(target, "weights")
+    scratch.replace(out / "weights.tar")
+    write_text(out / "log.jsonl", (folder / "log.jsonl").read_text())
 
 
 def write_pipeline(pipe: DiffusionPipeline, target: Path) -> None:

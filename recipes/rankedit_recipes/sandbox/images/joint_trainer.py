@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rankedit_recipes.sandbox.shipped import WeightsError, fill, read_config
 
-from .batches import Batch
+from .averages import load_average
+from .batches import Batch, Ready
 from .cache import Drawn
 from .joint_models import JointPipeline, assemble_joint, build_transformer, encoded
 from .loading import FILES, REBUILD, WEIGHTS
@@ -17,7 +18,7 @@ from .presets import Preset
 from .speed import products_in
 from .tokenizer import build_tokenizer
 from .trainer import autoencoder_of
-from .training import Training, load_average
+from .training import Training
 
 
 class JointTrainer(Training):
@@ -90,12 +91,25 @@ class JointTrainer(Training):
         """
         with torch.no_grad():
             latents = self.autoencoder.latents(batch.pixels)
-            features, whole = encoded(self.text_encoder, batch.tokens)
-        sigma = (batch.times / 1000).view(-1, 1, 1, 1)
-        noisy = (1 - sigma) * latents + sigma * batch.noise
+        return self.errors_of(latents, batch)
+
+    def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
+        """Squared errors of the predicted velocity.
+
+        Args:
+            latents: Of the pictures, [n, channels, cells, cells].
+            given: Captions, times and noise.
+
+        Returns:
+            As `errors`.
+        """
+        with torch.no_grad():
+            features, whole = encoded(self.text_encoder, given.tokens)
+        sigma = (given.times / 1000).view(-1, 1, 1, 1)
+        noisy = (1 - sigma) * latents + sigma * given.noise
         with products_in(self.precision, self.preset.device):
-            predicted = self.modules["transformer"](noisy, features, whole, batch.times).sample
-        return (predicted.float() - (batch.noise - latents)).square(), features
+            predicted = self.modules["transformer"](noisy, features, whole, given.times).sample
+        return (predicted.float() - (given.noise - latents)).square(), features
 
     def pipeline(self) -> JointPipeline:
         """A pipeline with copies of the averaged weights, on the processor."""

@@ -19,6 +19,7 @@ class Preset:
         single_steps: Steps at the start that see pictures of one object only.
         pairs: How many pictures show two objects after that.
         rate: Peak learning rate of the UNet.
+        rise: Steps in which the rate rises to it.
         text_rate: The text encoder's rate as a part of it.
         average: Decay of the running average of the weights.
         pictures: Pictures in the cache, one third of them with one object.
@@ -54,6 +55,7 @@ class Preset:
     single_steps: int = 2000
     pairs: float = 0.6
     rate: float = 1e-3
+    rise: int = 200
     text_rate: float = 0.3
     average: float = 0.998
     pictures: int = 90_000
@@ -101,6 +103,20 @@ _DESCRIBED = Preset(
     precision="measured",
 )
 
+# Batch, rate, rise and average: docs/decisions/minutes-on-an-accelerator.md.
+_ON_CUDA = replace(
+    _DESCRIBED,
+    batch=512,
+    steps=16_000,
+    rate=3e-3,
+    rise=500,
+    average=0.998,
+    pictures=300_000,
+    device="cuda",
+    plain=False,
+    precision="bfloat16",
+)
+
 _TINY = Preset(
     size=16,
     channels=8,
@@ -118,6 +134,9 @@ PRESETS: Mapping[str, Preset] = {
     "described": _DESCRIBED,
     # The text encoder stays, so nothing is asked of it; attention is diffusers' own.
     "joint": replace(_DESCRIBED, base="joint", rate=1e-3, side=0.0, side_steps=0, plain=False),
+    "described-cuda": _ON_CUDA,
+    "described-cuda-wide": replace(_ON_CUDA, widths=(96, 160), single_steps=1000),
+    "joint-cuda": replace(_ON_CUDA, base="joint", rate=2e-3, side=0.0, side_steps=0),
     "gpu": Preset(
         size=64,
         batch=256,
@@ -132,5 +151,6 @@ PRESETS: Mapping[str, Preset] = {
     "tiny-joint": replace(_TINY, base="joint", joint=(32, 2)),
 }
 """`cpu` makes weights that know skins in part; `described` goes on from them with skins told in
-full, and can be run in stages; `joint` makes the joint-attention model; `gpu` makes larger weights;
-`tiny` and `tiny-joint` are for tests."""
+full, and can be run in stages; `joint` makes the joint-attention model;
+`described-cuda` and `joint-cuda` are these for minutes of an accelerator; `described-cuda-wide` is
+a wider UNet, from nothing; `gpu` makes larger weights; `tiny` and `tiny-joint` are for tests."""

@@ -95,6 +95,18 @@ def skin_labels(tokens: Tensor, tokenizer: PreTrainedTokenizerFast) -> dict[str,
     return labels
 
 
+def label_table(labels: Mapping[str, Tensor]) -> Tensor:
+    """Labels of all questions in one tensor.
+
+    Args:
+        labels: From `skin_labels`.
+
+    Returns:
+        Classes in the order of `QUESTIONS`, 8 bit, [n, questions, length].
+    """
+    return torch.stack([labels[name] for name in QUESTIONS], 1).to(torch.int8)
+
+
 def _write(labels: Mapping[str, Tensor], row: int, column: int, told: Mapping[str, str]) -> None:
     for name, answers in QUESTIONS.items():
         known = name in told
@@ -134,6 +146,28 @@ class SkinQuestions(nn.Module):
             for name, head in self.heads.items()
         ]
         return torch.stack(losses).sum()
+
+    def loss_everywhere(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The same as `loss`, without asking the device how many places there are.
+
+        To pick places is to wait until their number is known. An accelerator rather answers at all
+        of them, and counts those that are asked.
+
+        Args:
+            features: Output of the text encoder, [n, length, width].
+            labels: From `label_table`, on the features' device.
+
+        Returns:
+            The loss; 0 where nothing is asked.
+        """
+        flat, count = features.float().flatten(0, 1), (labels[:, 0] != UNASKED).sum().clamp(min=1)
+        losses = [
+            nn.functional.cross_entropy(
+                head(flat), labels[:, i].flatten(), ignore_index=UNASKED, reduction="sum"
+            )
+            for i, head in enumerate(self.heads.values())
+        ]
+        return torch.stack(losses).sum() / count
 
     @torch.no_grad()
     def right(self, features: Tensor, labels: Mapping[str, Tensor]) -> dict[str, float]:

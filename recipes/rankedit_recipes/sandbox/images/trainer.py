@@ -10,7 +10,8 @@ from torch import Tensor
 from rankedit_recipes.sandbox.shipped import fill
 
 from .autoencoder import PatchAutoencoder, fit_autoencoder
-from .batches import Batch
+from .averages import load_average
+from .batches import Batch, Ready
 from .cache import Drawn
 from .labels import warm_up
 from .loading import FILES, REBUILD, load_weights_into
@@ -19,7 +20,7 @@ from .presets import Preset
 from .skin_questions import KEEP, SkinQuestions, skin_labels, teach_skins
 from .speed import products_in
 from .tokenizer import build_tokenizer
-from .training import Training, load_average
+from .training import Training
 
 
 def autoencoder_of(preset: Preset, drawn: Drawn) -> PatchAutoencoder:
@@ -96,13 +97,24 @@ class Trainer(Training):
         Returns:
             The errors, [n, channels, cells, cells], and the text features, [n, length, width].
         """
-        latents = self.autoencoder.latents(batch.pixels)
-        alpha = self.alphas[batch.times].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * batch.noise
-        velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * latents
+        return self.errors_of(self.autoencoder.latents(batch.pixels), batch)
+
+    def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
+        """Squared errors of the predicted velocity.
+
+        Args:
+            latents: Of the pictures, [n, channels, cells, cells].
+            given: Captions, times and noise.
+
+        Returns:
+            As `errors`.
+        """
+        alpha = self.alphas[given.times].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * given.noise
+        velocity = alpha.sqrt() * given.noise - (1 - alpha).sqrt() * latents
         with products_in(self.precision, self.preset.device):
-            features = self.modules["text_encoder"](batch.tokens).last_hidden_state
-            predicted = self.modules["unet"](noisy, batch.times, features).sample
+            features = self.modules["text_encoder"](given.tokens).last_hidden_state
+            predicted = self.modules["unet"](noisy, given.times, features).sample
         return (predicted.float() - velocity).square(), features
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -121,6 +133,20 @@ class Trainer(Training):
         labels = skin_labels(batch.tokens.cpu(), self.tokenizer)
         labels = {name: label.to(features.device) for name, label in labels.items()}
         return loss, self.questions.loss(features, labels)
+
+    def side_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The questions' cross-entropies; 0 where none are asked.
+
+        Args:
+            features: Of the texts, [n, length, width].
+            labels: From `label_table`, [n, questions, length].
+
+        Returns:
+            Their sum.
+        """
+        if self.questions is None:
+            return super().side_of(features, labels)
+        return self.questions.loss_everywhere(features, labels)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """A pipeline with copies of the averaged weights, on the processor."""

@@ -1,8 +1,7 @@
 """What every training of the sandbox's generators has: weights, averages, steps, checkpoints."""
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from rankedit_recipes.sandbox.checkpoint import Checkpoint, restore_tensors, state_tensors
 from rankedit_recipes.sandbox.rates import part_of_peak
 
-from .batches import Batch
+from .autoencoder import PatchAutoencoder
+from .batches import Batch, Ready
 from .presets import Preset
 from .speed import chosen_precision, norms_in_float32
 
 
 def rate_at(preset: Preset, step: int) -> float:
     """Learning rate of a step, as a part of the peak."""
-    return part_of_peak(step, preset.steps, rise=200, decay=preset.decay)
+    return part_of_peak(step, preset.steps, rise=preset.rise, decay=preset.decay)
 
 
 class Done(NamedTuple):
@@ -38,6 +38,14 @@ class Done(NamedTuple):
     loss: float
     norm: float
     side: float
+
+
+class Found(NamedTuple):
+    """As `Done`, where it was computed: to read a value is to wait for the step."""
+
+    loss: Tensor
+    norm: Tensor
+    side: Tensor
 
 
 class Training(ABC):
@@ -55,6 +63,8 @@ class Training(ABC):
         precision: Of products in the forward pass; `choose_precision` sets it.
         channels: Latent channels.
     """
+
+    autoencoder: PatchAutoencoder
 
     def __init__(
         self,
@@ -103,6 +113,18 @@ class Training(ABC):
         """
 
     @abstractmethod
+    def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
+        """Squared errors where the latents are known.
+
+        Args:
+            latents: Of the pictures, [n, channels, cells, cells].
+            given: Captions, times and noise.
+
+        Returns:
+            As `errors`.
+        """
+
+    @abstractmethod
     def pipeline(self) -> DiffusionPipeline:
         """A pipeline with copies of the averaged weights, on the processor."""
 
@@ -118,6 +140,30 @@ class Training(ABC):
         loss = (batch.weight * self.errors(batch)[0]).mean()
         return loss, loss.new_zeros(())
 
+    def losses_of(self, ready: Ready) -> tuple[Tensor, Tensor]:
+        """What a step makes smaller, as `losses`, without once waiting for the device.
+
+        Args:
+            ready: A batch whose latents and labels are known.
+
+        Returns:
+            As `losses`.
+        """
+        errors, features = self.errors_of(ready.latents, ready)
+        return (ready.weight * errors).mean(), self.side_of(features, ready.labels)
+
+    def side_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The questions' cross-entropies; 0 where none are asked.
+
+        Args:
+            features: Of the texts, [n, length, width].
+            labels: Answers, [n, questions, length].
+
+        Returns:
+            Their sum.
+        """
+        return features.new_zeros(())
+
     def reset_average(self) -> None:
         """Let the running average start from the weights as they are."""
         for name, parameter in self.named.items():
@@ -132,8 +178,19 @@ class Training(ABC):
         Returns:
             What was found before the weights changed.
         """
-        batch = self.on_device(batch)
-        loss, side = self.losses(batch)
+        found = self.descend(*self.losses(self.on_device(batch)))
+        return Done(*(value.item() for value in found))
+
+    def descend(self, loss: Tensor, side: Tensor) -> Found:
+        """Do one step down a loss.
+
+        Args:
+            loss: From `losses` or `losses_of`.
+            side: Likewise.
+
+        Returns:
+            What was found before the weights changed.
+        """
         self.optimiser.zero_grad()
         total = loss + self.preset.side * side if self.preset.side else loss
         total.backward()
@@ -150,7 +207,7 @@ class Training(ABC):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
         self.step += 1
-        return Done(loss.item(), float(norm), side.item())
+        return Found(loss.detach(), norm, side.detach())
 
     def on_device(self, batch: Batch) -> Batch:
         """A batch where the training runs."""
@@ -164,6 +221,10 @@ class Training(ABC):
             batch: What is measured on; weights and moments stay as they are.
         """
         few = self.on_device(Batch(*(tensor[:4] for tensor in batch)))
+        # Before anything is measured: what is timed must be what is trained. In float32 norms
+        # compute with it what they computed without, to the bit.
+        if self.preset.precision != "float32":
+            norms_in_float32(self.modules)
 
         def step(precision: str) -> None:
             self.precision = precision
@@ -172,8 +233,13 @@ class Training(ABC):
 
         self.precision = chosen_precision(self.preset.precision, folder, step)
         self.optimiser.zero_grad()
-        if self.precision != "float32":
-            norms_in_float32(self.modules)
+
+    def compile(self) -> None:
+        """Compile the models for the batches of `losses_of`; the first of them takes longer."""
+        parts = {**self.modules, **self.frozen}
+        for name in ("text_encoder", "unet", "transformer"):
+            if name in parts:
+                parts[name].compile()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -228,36 +294,3 @@ class Training(ABC):
             for part, module in self.frozen.items()
             for name, value in module.state_dict().items()
         }
-
-
-def load_average(average: Mapping[str, Tensor], modules: Sequence[tuple[str, nn.Module]]) -> None:
-    """Copy averaged weights into modules and make these ready for use.
-
-    Args:
-        average: Averages by the names that parameters have in the training.
-        modules: Names in the training, and what to fill.
-    """
-    for name, module in modules:
-        prefix = f"{name}."
-        weights = {
-            key.removeprefix(prefix): value
-            for key, value in average.items()
-            if key.startswith(prefix)
-        }
-        # Averages are of parameters; buffers are as they were built.
-        module.load_state_dict(weights, strict=False)
-        module.eval().requires_grad_(requires_grad=False)
-
-
-class Clock:
-    """Pictures a second since the last reading."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-
-    def speed(self, pictures: int) -> float:
-        """Pictures a second since the last call."""
-        now = time.monotonic()
-        speed = pictures / max(1e-9, now - self.at)
-        self.at = now
-        return speed
