@@ -13,12 +13,13 @@ from .images.judge_training import train_judges
 from .images.loading import JUDGES
 from .images.presets import PRESETS, Preset
 from .images.run import Run, run
+from .images.speed import PRECISIONS
 
 # What the model is (widths, patches, kinds of captions) is said by presets alone, but for the
 # length of texts, in which text encoders of `--preset joint` may differ.
 CHANGEABLE = (
     "steps", "decay", "rate", "single_steps", "pairs", "seed", "workers", "length", "batch",
-    "pictures", "device",
+    "pictures", "device", "precision",
 )  # fmt: skip
 
 GRIDS_AT_END = 10**9
@@ -40,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help="pictures a step")
     parser.add_argument("--pictures", type=int, help="pictures that are drawn before the training")
     parser.add_argument("--device", help="where it runs, such as cpu or cuda")
+    parser.add_argument(
+        "--precision", choices=(*PRECISIONS, "measured"), help="of products; weights are float32"
+    )
     parser.add_argument("--length", type=int, help="tokens of every padded caption")
     parser.add_argument("--workers", type=int, help="processes that share each batch")
     parser.add_argument("--init-from", type=Path, help="start from a pipeline folder's weights")

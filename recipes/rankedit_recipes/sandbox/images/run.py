@@ -22,7 +22,7 @@ from .starting import training_of as training_of
 from .training import Training
 
 PACED = 20
-"""Steps between looks at the clock."""
+"""Steps between estimates of the end; that time is up is seen after every step."""
 
 
 def run(preset: Preset, how: Run) -> None:
@@ -108,10 +108,10 @@ def _stream(preset: Preset, how: Run, processes: int) -> None:
 
 
 def _stopped(trainer: Training, log: Log, pace: Pace | None) -> bool:
-    """Look at the clock now and then: set the end, or stop."""
-    if pace is None or trainer.step % PACED:
+    """Set the end when it is time to, or stop when time is up."""
+    if pace is None:
         return False
-    preset = pace.ended(trainer.preset, trainer.step)
+    preset = None if trainer.step % PACED else pace.ended(trainer.preset, trainer.step)
     if preset is not None:
         trainer.preset = preset
         log.set_end()
