@@ -21,7 +21,7 @@ from .starting import start, with_open_end
 from .starting import training_of as training_of
 from .training import Training
 
-PACED = 20
+PACED = 5
 """Steps between estimates of the end; that time is up is seen after every step."""
 
 
