@@ -47,7 +47,7 @@ class Denoiser:
                 return module
         raise PipelineError(
             f"diffusion: {type(self.pipe).__name__} has no unet and no transformer to work with; "
-            "pass a text-to-image pipeline of diffusers."
+            "use a text-to-image pipeline of diffusers."
         )
 
     @property

@@ -134,7 +134,7 @@ class Asking:
         if len(script.calls) < steps:
             raise PipelineError(
                 f"diffusion: {type(self.pipe).__name__} made {len(script.calls)} calls of its "
-                f"{type(self.module).__name__} in {steps} steps; pass a text-to-image pipeline."
+                f"{type(self.module).__name__} in {steps} steps; use a text-to-image pipeline."
             )
         return script.calls
 
@@ -189,7 +189,7 @@ def _refused(pipe: Pipeline, error: Exception) -> PipelineError:
         )
     return RefusedError(
         f"diffusion: {name} cannot be run with a prompt alone, which is how it is found out how it "
-        f"calls its denoiser ({said}); pass a text-to-image pipeline with all its parts."
+        f"calls its denoiser ({said}); use a text-to-image pipeline with all its parts."
     )
 
 

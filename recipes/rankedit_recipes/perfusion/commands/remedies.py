@@ -19,7 +19,7 @@ REMEDIES = (
         r"make the same call again to go on from ('.*')",
         r"give the same command with --resume to go on from \1",
     ),
-    (r"pass a text-to-image pipeline of diffusers", "give --model a text-to-image pipeline"),
+    (r"use a text-to-image pipeline of diffusers", "give --model a text-to-image pipeline"),
     (
         r"load it with its text_encoder and tokenizer, and pass prompt embeddings only when "
         r"generating",
