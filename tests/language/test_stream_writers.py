@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import shutil
 import threading
 
@@ -27,7 +28,11 @@ from tests.language.stand_in import (
 pytestmark = pytest.mark.filterwarnings("ignore::rankedit.RankeditWarning")
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow)])
+# Fifty are a study: `ROUNDS=50 pytest -m slow` of this file.
+MANY = int(os.environ.get("ROUNDS", "6"))
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(MANY, id="many", marks=pytest.mark.slow)])
 def test_two_processes_add_all_of_their_facts_or_one_is_refused(tmp_path, count):
     assert attack("race", tmp_path, count)["found"] == {"[0, 3], right True, whole False": count}
     retried = attack("retry", tmp_path / "again", count)["found"]
