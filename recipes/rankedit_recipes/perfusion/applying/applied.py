@@ -23,7 +23,6 @@ from rankedit_recipes.perfusion.applying.batches import (
     number_of,
     row_count,
 )
-from rankedit_recipes.perfusion.applying.fusing import Unfused
 from rankedit_recipes.perfusion.applying.joining import (
     GateForm,
     Settings,
@@ -33,6 +32,7 @@ from rankedit_recipes.perfusion.applying.joining import (
     joint_edits,
     settings_of,
 )
+from rankedit_recipes.perfusion.applying.kept import Kept
 from rankedit_recipes.perfusion.applying.locking import GlobalLock
 from rankedit_recipes.perfusion.applying.weighting import Remembered, Weighted
 from rankedit_recipes.perfusion.concept import Concept
@@ -75,7 +75,7 @@ class Applied:
         self._model, self._form = Parts(pipe), form
         self._concepts: dict[str, Concept] = {}
         self._settings: dict[str, Settings] = {}
-        self._parts: list[NewWords | Unfused | rk.Attachment | GlobalLock | Batches] = []
+        self._parts: list[NewWords | Kept | rk.Attachment | GlobalLock | Batches] = []
         self._remembered: list[Remembered] = []
         self.edits: dict[str, rk.GatedEdit] = {}
 
@@ -249,7 +249,7 @@ class Applied:
         own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
-        self._parts.append(Unfused(self._model.denoiser.plain, self.triggers))
+        self._parts.append(Kept(self._model.denoiser.plain, self.triggers))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys
