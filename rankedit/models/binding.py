@@ -128,7 +128,9 @@ def _placed(
     wanted = dtype if tensor.is_floating_point() else tensor.dtype
     if not tensor.requires_grad:
         with ordinary():
-            placed = tensor.detach().to(device, wanted, copy=True)
+            # One layout: compiled code (torch 2.13) sees the stride of a single number too.
+            one = torch.contiguous_format
+            placed = tensor.detach().to(device, wanted, copy=True, memory_format=one)
             if tensor.is_floating_point() and not bool(placed.isfinite().all()):
                 raise AttachError(
                     f"{call}: {name!r} of the edit must be finite in {wanted}, in which the layer "
@@ -216,7 +218,7 @@ def _successor(present: Tensor, value: Tensor) -> Tensor:
     with ordinary(), torch.no_grad():
         if present.requires_grad:
             return present.copy_(value)
-        new = value.detach().to(present, copy=True)
+        new = value.detach().to(present, copy=True, memory_format=torch.contiguous_format)
         torch._C._autograd._unsafe_set_version_counter((new,), (present._version + 1,))
         return new
 
