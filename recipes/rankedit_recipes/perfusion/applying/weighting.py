@@ -160,7 +160,8 @@ class Weighted:
                 "it is not known which row is whose; set them first, and then call the pipeline or "
                 "its encode_prompt."
             )
-        times, rest = divmod(count, len(setting))
+        # Apart: code compiled for any number of rows (torch 2.13) has no divmod.
+        times, rest = count // len(setting), count % len(setting)
         if rest or times not in _REPEATS:
             raise PerfusionError(
                 f"perfusion: settings were given for a batch of {len(setting)} rows (prompts times "
