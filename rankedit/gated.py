@@ -205,7 +205,7 @@ class GatedEdit:
         return self.changed(gate=gate, **changes)
 
     def changed(self, **changes: object) -> GatedEdit:
-        """The same edit with other fields, checked; keys go with images, `metric.solve(keys)`."""
+        """The same edit with other fields, checked; images are `metric.guarded.solve(keys)`."""
         edit = GatedEdit.__new__(GatedEdit)
         edit.__dict__.update(self.__dict__)  # not `replace`, which would solve for images again
         edit._set(changes)

@@ -228,7 +228,7 @@ class Ledger:
         keys, outputs = (torch.cat([getattr(e, n) for e in entries]) for n in ("keys", "outputs"))
         values = torch.cat([e.values for e in entries])
         original = _Original(self._layer, keys, outputs, lambda: self._check_original("edit"))
-        edit = solver(original, keys.clone(), values, self._metric)
+        edit = solver(original, keys.clone(), values, self._metric.guarded)  # few ask for it
         shape, given = [outputs.shape[1], self._metric.dim], describe(edit)
         if isinstance(edit, LowRank):
             given = f"one of {[edit.out_features, edit.in_features]}"

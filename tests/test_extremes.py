@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import rankedit as rk
 from rankedit.extremes import EXTREME, FEWEST, Energies
+from rankedit.learning.sites import _Image
 from tests.problems import normal, relative, spd, theorem
 
 D = 32
@@ -280,6 +281,36 @@ class TestGuard:
         assert self.moved(linear, added) < 0.02 * unguarded
         held = rk.solve_edit(weight, keys, values, metric, hold=moment.extreme_keys())
         assert self.moved(held, added) < 1e-6 * unguarded
+
+    def test_solvers_of_ones_own_are_guarded_too(self):
+        x = ordinary(2000, 1e4)
+        rows, added = with_sinks(x, torch.linalg.eigh(x.T @ x).eigenvectors.T[:1], 500.0)
+        metric, keys, values = rk.Metric.from_moment(moment_of(rows)), x[:3], normal(3, 5, seed=4)
+        weight = torch.zeros(5, D, dtype=torch.float64)
+
+        def by_hand(layer, keys, values, metric):
+            images = metric.solve(keys)
+            return rk.LowRank(torch.linalg.solve(images @ keys.T, values).T, images)
+
+        ledger = rk.Ledger(weight, metric, solver=by_hand)
+        ledger.add("a", keys, values)
+        edit = rk.solve_edit(weight, keys, values, metric)
+        assert relative(ledger.edit().delta(), edit.delta()) < 1e-9
+        assert self.moved(ledger.edit(), added) < 0.01 * self.moved(
+            by_hand(weight, keys, values, metric), added
+        )
+
+    def test_keys_that_are_learned_have_guarded_images(self):
+        x = ordinary(2000, 1e4)
+        rows, _ = with_sinks(x, torch.linalg.eigh(x.T @ x).eigenvectors.T[:1], 500.0)
+        metric, keys = rk.Metric.from_moment(moment_of(rows)), x[:2].clone().requires_grad_()
+        wanted = rk.GatedEdit(keys.detach(), normal(2, 5, seed=4), metric, rk.Identity()).images
+        images = _Image.apply(keys, metric)
+        assert torch.equal(images.detach(), wanted)
+        assert relative(images.detach(), metric.solve(keys.detach())) > 1e-3
+        grown = normal(2, D, seed=5)
+        (images * grown).sum().backward()
+        assert relative(keys.grad, metric.guarded.solve(grown)) < 1e-9
 
     def test_the_guard_is_what_counting_them_together_would_cost(self):
         rows, added = with_sinks(ordinary(2000), normal(1, D, seed=3), 20.0)

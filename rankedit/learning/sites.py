@@ -95,11 +95,11 @@ class _Image(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Keys, metric: Metric) -> Keys:  # noqa: ANN401 - torch's own context
         ctx.metric, ctx.keys_like = metric, keys.detach()
-        return metric.solve(keys).to(keys.device)
+        return metric.guarded.solve(keys).to(keys.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Keys, None]:  # noqa: ANN401
-        return ctx.metric.solve(gradients[0]).to(ctx.keys_like), None
+        return ctx.metric.guarded.solve(gradients[0]).to(ctx.keys_like), None
 
 
 class Sites:

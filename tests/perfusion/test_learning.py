@@ -120,6 +120,27 @@ def test_the_same_seed_gives_the_same_file(pipe, moment, plain, tmp_path):
     assert not torch.equal(other.key, plain.key)
 
 
+@pytest.mark.parametrize("key_gradient", [False, True])
+def test_concepts_leave_attention_sinks_alone(pipe, moment, key_gradient):
+    # As text encoders without a last norm have them, whose first token is hundreds of times longer.
+    direction = torch.randn(1, moment.dim, generator=torch.Generator().manual_seed(0))
+    sinks = 300 * float(moment.matrix.trace()) ** 0.5 * torch.nn.functional.normalize(direction)
+    sinking = rk.SecondMoment(moment.dim).merge_(moment).update(sinks.repeat(20, 1))
+    assert sinking.extremes.count == 20
+    concept = taught(pipe, sinking, steps=2, key_gradient=key_gradient)
+    metric = metric_of(sinking)
+    # Concepts keep key and image in half precision.
+    plain, guarded = (m.solve(concept.key[None])[0].float() for m in (metric, metric.guarded))
+    assert float((concept.image - guarded).norm()) < 1e-2 * float(guarded.norm())
+    assert float((plain - guarded).norm()) > 5e-2 * float(guarded.norm())
+    learner = Learner(
+        Parts(pipe), Naming("<bean>", "cat"), metric, Config(**SMALL, key_gradient=key_gradient)
+    )
+    image = learner.image(concept.key[None])[0]
+    torch.testing.assert_close(image, guarded, rtol=1e-3, atol=1e-3)
+    assert float((sinks @ image).abs()) < 2e-2 * float((sinks @ plain).abs())
+
+
 @pytest.mark.parametrize("setting", [{"accumulate": 4}, {"checkpointing": True}])
 def test_accumulation_and_checkpointing_change_nothing(pipe, moment, plain, setting):
     # The key's average must move once for a step, however often the forward pass runs.

@@ -27,6 +27,6 @@ def inconsistent(key: Tensor, bare: Tensor, lacking: Tensor, metric: rk.Metric) 
         lacking: `[1, out]`, r.
         metric: what a change costs.
     """
-    image = metric.solve(key)
+    image = metric.guarded.solve(key)
     overlap = image @ bare.double().T
     return rk.LowRank(lacking.double().T / overlap, image)

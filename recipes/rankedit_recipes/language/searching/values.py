@@ -190,7 +190,7 @@ class _Search:
         read = seen.read[down].double().reshape(self._count, self._each, -1)
         mean = torch.einsum("c,ncw->nw", self._settings.shares(self._each - 1), read[:, :-1])
         # The essence's row is left out of the mean, and gets its own part as any context does.
-        images = self._metric.solve(mean).cpu()
+        images = self._metric.guarded.solve(mean).cpu()
         parts = torch.einsum("ncw,nw->nc", read, images)
         return lengths, (parts / torch.einsum("nw,nw->n", mean, images)[:, None]).flatten().float()
 

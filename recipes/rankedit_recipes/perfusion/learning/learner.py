@@ -108,7 +108,7 @@ class Learner:
             # Solved once as a matrix, for gradients pass through a product and not through the
             # solver.
             identity = torch.eye(metric.dim, dtype=torch.float64)
-            self._inverse = metric.solve(identity).float().to(device)
+            self._inverse = metric.guarded.solve(identity).float().to(device)
 
     def _encoded(self, parts: Parts, naming: Naming) -> Tensor:
         words = NewWords(parts.text, {naming.trigger: self.rows})
@@ -145,7 +145,7 @@ class Learner:
         """`i* A [vectors, in]`; with the key's graph if gradients go through it."""
         if self._inverse is not None:
             return key @ self._inverse
-        return self._metric.solve(key).float().to(key.device)
+        return self._metric.guarded.solve(key).float().to(key.device)
 
     def edits(self, key: Tensor | None = None) -> dict[str, rk.Edit]:
         """The edits of all projections as they are now.

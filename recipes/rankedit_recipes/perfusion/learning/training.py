@@ -259,7 +259,7 @@ class _Training:
             category=self._naming.category,
             adjective=self._naming.adjective,
             key=unstacked(key),
-            image=unstacked(self._metric.solve(key).float()),
+            image=unstacked(self._metric.guarded.solve(key).float()),
             targets={n: unstacked(t.detach().cpu()) for n, t in learner.targets.items()},
             embeddings=[row.detach().cpu() for row in learner.rows],
             lock=config.lock,
