@@ -77,7 +77,8 @@ def test_statistics_serve_every_precision_of_the_same_weights(tmp_path, made):
 def test_other_layouts_serve_too(tmp_path, name):
     model = wide(name)
     file = statistics_file(model, tmp_path / "s.safetensors")
-    language.load_statistics(file, FORMS["bfloat16"](model), tokenizer())
+    found = language.load_statistics(file, FORMS["bfloat16"](model), tokenizer())
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -153,4 +154,5 @@ def test_weights_of_zero_are_the_same_in_every_precision(tmp_path):
     model = wide()
     model.get_submodule("model.layers.1.mlp.down_proj").weight.data.zero_()
     file = statistics_file(model, tmp_path / "s.safetensors")
-    language.load_statistics(file, FORMS["bfloat16"](model), tokenizer())
+    found = language.load_statistics(file, FORMS["bfloat16"](model), tokenizer())
+    assert len(found) == 3

@@ -80,19 +80,6 @@ class JointTrainer(Training):
         self.reset_average()
         return []
 
-    def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Squared errors of the predicted velocity.
-
-        Args:
-            batch: Pictures, captions, times and noise.
-
-        Returns:
-            The errors, [n, channels, cells, cells], and the text features, [n, length, width].
-        """
-        with torch.no_grad():
-            latents = self.autoencoder.latents(batch.pixels)
-        return self.errors_of(latents, batch)
-
     def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
         """Squared errors of the predicted velocity.
 

@@ -65,7 +65,7 @@ def build_unet(
         down_block_types=("CrossAttnDownBlock2D",) * len(widths),
         up_block_types=("CrossAttnUpBlock2D",) * len(widths),
         cross_attention_dim=text_width,
-        # diffusers 0.42 takes this for the number of heads (its issue 2011).
+        # diffusers 0.42 takes this for the number of heads, as its docstring of the UNet says.
         attention_head_dim=tuple(max(2, width // 32) for width in widths),
         # The 32 that diffusers takes by default do not divide 80.
         norm_num_groups=16,

@@ -88,17 +88,6 @@ class Trainer(Training):
         self.reset_average()
         return losses
 
-    def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Squared errors of the predicted velocity.
-
-        Args:
-            batch: Pictures, captions, times and noise.
-
-        Returns:
-            The errors, [n, channels, cells, cells], and the text features, [n, length, width].
-        """
-        return self.errors_of(self.autoencoder.latents(batch.pixels), batch)
-
     def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
         """Squared errors of the predicted velocity.
 

@@ -101,7 +101,6 @@ class Training(ABC):
             The losses of what was taught before it.
         """
 
-    @abstractmethod
     def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Squared errors of the predicted velocity.
 
@@ -111,6 +110,9 @@ class Training(ABC):
         Returns:
             The errors, [n, channels, cells, cells], and the text features, [n, length, width].
         """
+        with torch.no_grad():  # the autoencoder stays as it is
+            latents = self.autoencoder.latents(batch.pixels)
+        return self.errors_of(latents, batch)
 
     @abstractmethod
     def errors_of(self, latents: Tensor, given: Batch | Ready) -> tuple[Tensor, Tensor]:
