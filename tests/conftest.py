@@ -1,8 +1,12 @@
 """Fixtures that several folders of tests share."""
 
+import os
 import signal
 
 import pytest
+
+# Read when huggingface_hub is imported: without a network it tries again for most of a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ def test_batches_that_would_count_twice_or_not_at_all_are_refused(tmp_path):
     assert all("shard=True needs the same batches in every process" in error for error in errors)
 
 
+@pytest.mark.slow
 def test_a_model_whose_parameters_are_sharded(tmp_path):
     codes, errors = run("sharded", tmp_path)
     assert codes == [0, 0], errors
@@ -102,6 +103,7 @@ def test_a_model_whose_parameters_are_sharded(tmp_path):
     assert all("7 batches cannot be shared evenly; pass a multiple of 2" in e for e in errors)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_process_is_said_and_survived(tmp_path):
     codes, errors = run("dies", tmp_path)  # well before the transport's time limit, see `run`
     assert codes == [5, 3]

@@ -52,7 +52,7 @@ def traces(model):
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(200, id="200"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+    "times", [pytest.param(80, id="80"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 )
 # One that comes into a destructor or the callback of a weak reference is only printed by Python.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -188,6 +188,7 @@ def fresh(folder, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_in_time_falls_and_hands_over(folder, tmp_path, monkeypatch):
     place, out, clock = fresh(folder, tmp_path / "run"), tmp_path / "out", Hand()
 
@@ -230,6 +231,7 @@ def test_the_end_that_was_set_is_kept_and_one_set_later_is_not(tmp_path):
     assert len(lines_of(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch):
     whole, parts = (fresh(folder, tmp_path / name) for name in ("whole", "parts"))
     preset = replace(TINY, steps=30)
