@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rankedit.collecting.checkpoint import Checkpoint
     from rankedit.collecting.collect import collect
     from rankedit.convergence import relative_change
+    from rankedit.cross_covariance import CrossCovariance
     from rankedit.edits import Edit, EditReport, LowRank
     from rankedit.errors import (
         AttachError,
@@ -65,6 +66,7 @@ __all__ = [
     "Attachment",
     "Checkpoint",
     "Conflict",
+    "CrossCovariance",
     "Edit",
     "EditFile",
     "EditFileError",

@@ -11,7 +11,7 @@ different metrics; see the concepts page of the documentation.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from rankedit.linear_outputs import linear_output, linear_output_transposed
 from rankedit.metric import Metric
 from rankedit.products import product, transposed_product
 from rankedit.shapes import Keys, Values, check_kind, check_rows, checked_weights
+from rankedit.two_sided import TwoSided, beside, checked_value_metric
 
 # Beyond this the float64 factorisation of the metric has no correct digit left.
 _WORST_CONDITION = 1e15
@@ -47,6 +48,7 @@ class _Problem:
     lacking: Values
     softness: Tensor
     names: tuple[str, ...]
+    value_metric: Metric | None = None
 
     @property
     def dual(self) -> bool:
@@ -63,6 +65,7 @@ def solve_edit(
     softness: float | Tensor = 0.0,
     hold: Keys | None = None,
     side: Literal["input", "output"] = "input",
+    value_metric: Metric | None = None,
 ) -> LowRank:
     """The cheapest `ΔW` under the metric with which the layer gives each key its value.
 
@@ -77,19 +80,32 @@ def solve_edit(
         hold: `[h, in]`, keys whose output must not move at all.
         side: `"output"` solves the same problem for `Wᵀ`: keys `[n, out]` are directions of the
             output, values `[n, in]` what `keys @ W` is to become, and the metric has width `out`.
+        value_metric: H `[out, out]`, what the entries of a change of the values cost; the cost is
+            then `tr(H ΔW M ΔWᵀ)`. H drops out of equalities. Along each of its eigenvectors,
+            `H u_i = h_i u_i`, a soft key has the softness `h_i s_j`. A restricted one confines what
+            the edit adds to its subspace. In the units of the values' inverse squares.
+
+    **Cross-covariances.** With labels z, keys `Σ_zx = E[(z − E z)ᵀ(x − E x)] [n, in]` (see
+    `rankedit.CrossCovariance`), values T `[n, out]` and `Metric.from_moment(..., centred=True)`,
+    the outputs' cross-covariance `Σ_zy` becomes T, and no other edit that achieves this changes
+    the outputs less, about their mean: T = 0 is LEACE. The mean itself moves by `E[x] ΔWᵀ`, unless
+    `hold` has `E[x]`, or the layer's bias takes it back.
 
     Returns:
-        The edit in float64, with a report of residual, drift and condition. Its rank is the number
-        of keys and held keys (at most the widths).
+        The edit in float64, with a report of residual, drift (under the metric alone) and
+        condition. Its rank is the number of keys and held keys (at most the widths).
 
     Raises:
         ShapeError: shapes that do not match, or negative softness.
-        SolveError: keys outside the metric's subspace, or dependent keys with contradicting values.
+        SolveError: keys outside the metric's subspace, dependent keys with contradicting values, or
+            equalities that ask for something outside the value metric's subspace.
 
     Source:
         Meng et al., "Locating and editing factual associations in GPT", arXiv 2202.05262, equation
         2, and "Mass-editing memory in a transformer", arXiv 2210.07229, equation 14; the common
-        form and the equality limit of the dual are derived on the concepts page.
+        form and the equality limit of the dual are derived on the concepts page. Two-sided cost:
+        Ikram et al., CrispEdit, arXiv 2602.15823. Cross-covariances: Belrose et al., LEACE, arXiv
+        2306.03819, and Gaintseva et al., LEACE-Switch, arXiv 2605.05220.
 
     Example:
         >>> weight, metric = torch.eye(2), Metric.identity(2)
@@ -102,7 +118,9 @@ def solve_edit(
     check_kind("solve_edit", "metric", metric, Metric)
     check_rows("solve_edit", "keys", keys, metric.dim, of="metric")
     lacking = _lacking(layer, keys, values, side)
-    edit = solve_lacking(keys, lacking, metric, softness=softness, hold=hold)
+    edit = solve_lacking(
+        keys, lacking, metric, softness=softness, hold=hold, value_metric=value_metric
+    )
     return edit if side == "input" else LowRank(edit.down.T, edit.up.T, edit.report)
 
 
@@ -122,13 +140,16 @@ def solve_lacking(
     *,
     softness: float | Tensor = 0.0,
     hold: Keys | None = None,
+    value_metric: Metric | None = None,
 ) -> LowRank:
     """`solve_edit` for what the keys lack, `R = V − K Wᵀ`, when that is known already."""
     metric = metric.guarded  # attention sinks stay where they are, though no statistics show them
-    problem, notes = _within_reach(_posed(keys, lacking, metric, softness, hold))
+    posed = _posed(keys, lacking, metric, softness, hold)
+    posed = replace(posed, value_metric=checked_value_metric("solve_edit", value_metric, lacking))
+    problem, notes = _within_reach(posed)
     notes += _remarks(problem)
     solve = _solve_dual if problem.dual else _solve_primal
-    edit, remark = solve(problem)
+    edit, remark = (_solve_two_sided if problem.value_metric else solve)(problem)
     notes += [remark] if remark else []
     for note in notes:
         warnings.warn(f"solve_edit: {note}", RankeditWarning, stacklevel=3)
@@ -180,9 +201,15 @@ def _within_reach(problem: _Problem) -> tuple[_Problem, list[str]]:
     if bool(kept.all()):
         return problem, notes
     kept[0] |= not bool(kept.any())  # an edit needs a row, if only one of zeros
-    rows = (problem.keys[kept], problem.lacking[kept], problem.softness[kept])
+    return _rows_of(problem, kept), notes
+
+
+def _rows_of(problem: _Problem, kept: Tensor) -> _Problem:
+    keys, lacking, softness = (
+        rows[kept] for rows in (problem.keys, problem.lacking, problem.softness)
+    )
     names = tuple(name for name, keep in zip(problem.names, kept.tolist(), strict=True) if keep)
-    return _Problem(problem.metric, *rows, names), notes
+    return replace(problem, keys=keys, lacking=lacking, softness=softness, names=names)
 
 
 def _remarks(problem: _Problem) -> list[str]:
@@ -204,9 +231,13 @@ def _solve_dual(problem: _Problem) -> tuple[LowRank, str]:
     # In halves: with Y = K B and rows P spanning those of Y, ΔWᵀ = B Pᵀ U, where U solves a system
     # of the square root of the condition number that K A Kᵀ has.
     system = GramSystem.of(problem.metric.whiten(problem.keys), problem.softness)
+    return _through(system, problem), system.remark
+
+
+def _through(system: GramSystem, problem: _Problem) -> LowRank:
     down = problem.metric.unwhiten(system.rows)
     solution = system.solve(problem.lacking, product(problem.keys, down.T), problem.names)
-    return LowRank(solution.T.contiguous(), down), system.remark
+    return LowRank(solution.T.contiguous(), down)
 
 
 def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
@@ -218,6 +249,29 @@ def _solve_primal(problem: _Problem) -> tuple[LowRank, str]:
     if out_features <= in_features:
         return LowRank(torch.eye(out_features).to(delta), delta), ""
     return LowRank(delta, torch.eye(in_features).to(delta)), ""
+
+
+def _solve_two_sided(problem: _Problem) -> tuple[LowRank, str]:
+    # With X = ΔW H_M, M = H_M H_Mᵀ, it costs tr(H X Xᵀ). What equalities need lies in the span of
+    # their whitened rows, and the rest beside it: no term of the cost has both. So equalities are
+    # met first, where H drops out, and what soft keys lack then is met beside them.
+    cost = problem.value_metric or Metric.identity(problem.lacking.shape[1])
+    sided = TwoSided.of(cost, problem.lacking)
+    hard = problem.softness == 0
+    soft, equal = _rows_of(problem, ~hard), _rows_of(problem, hard)
+    rows = problem.metric.whiten(problem.keys)
+    whitened, parts, remark = rows[~hard], [], ""
+    if bool(hard.any()):
+        sided.check_confined(equal.lacking, equal.names)
+        system = GramSystem.of(rows[hard], equal.softness)
+        first, remark = _through(system, equal), system.remark
+        whitened = beside(whitened, system.rows)
+        met = product(soft.keys, first.down.T) @ first.up.T
+        soft, parts = replace(soft, lacking=soft.lacking - met), [first]
+    if not bool(hard.all()):
+        up, down = sided.ridge(whitened, soft.softness, soft.lacking)
+        parts.append(LowRank(up, problem.metric.unwhiten(down)))
+    return sum(parts[1:], parts[0]), remark
 
 
 def _residual(problem: _Problem, edit: LowRank) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,21 +118,22 @@ class Ledger:
     A solver of one's own is asked for that batch too, so that its edits are undone as exactly, if
     what it returns depends on its arguments alone.
 
-    The layer must be in its original state whenever something is added: the ledger's edit replaces
-    all earlier ones. Attached edits are refused, and what was fused since; other changes are
-    noticed by what it gives for the first and the latest key ever entered, and for a random input.
+    The layer must be in its original state whenever something is added: the edit replaces earlier
+    ones. Attached edits are refused, and what was fused since; other changes are noticed by what it
+    gives for the first and the latest key ever entered, and for a random input.
 
     Args:
         layer: module, weight or linear function, unedited; see `solve_edit`.
         metric: what a change costs.
         softness: one number, for every key; see `solve_edit`.
         hold: `[h, in]`, keys whose output must never move.
+        value_metric: of width `out`; see `solve_edit`.
         solver: `(layer, keys, values, metric) -> LowRank`, in the place of `solve_edit`; see
             `rankedit.testing.check_solver`. The layer that it gets is only run
             (`linear_output(layer, keys)`): it gives what the original one gave for the keys.
 
     Raises:
-        ShapeError: softness or hold is not what `solve_edit` takes, or comes with a solver.
+        ShapeError: what `solve_edit` does not take either, or what it is told beside a solver.
 
     Example:
         >>> ledger = Ledger(torch.zeros(2, 3), Metric.identity(3))
@@ -150,12 +152,13 @@ class Ledger:
         *,
         softness: float = 0.0,
         hold: Keys | None = None,
+        value_metric: Metric | None = None,
         solver: Solver | None = None,
     ) -> None:
-        if solver is not None and (softness or hold is not None):
+        if solver is not None and (softness or hold is not None or value_metric is not None):
             raise ShapeError(
-                "Ledger: softness and hold are what solve_edit is told, and the solver is called "
-                "in its place; leave them out, and let the solver decide about both."
+                "Ledger: softness, hold and value_metric are what solve_edit is told, and the "
+                "solver is called in its place; leave them out, and let the solver decide."
             )
         if not is_number(softness) or softness < 0:
             raise ShapeError(
@@ -163,13 +166,11 @@ class Ledger:
                 "holds for every key, so that edits can be entered in any order."
             )
         check_kind("Ledger", "metric", metric, Metric)
+        check_kind("Ledger", "value_metric", value_metric, Metric, optional=True)
         if hold is not None:
             check_rows("Ledger", "hold", hold, metric.dim, of="metric")
-        self._layer = layer
-        self._metric = metric
-        self._softness = softness
-        self._hold = hold
-        self._solver = solver
+        self._layer, self._metric, self._solver = layer, metric, solver
+        self._told: Any = {"softness": softness, "hold": hold, "value_metric": value_metric}
         self._entries: dict[Hashable, _Entry] = {}
         self._witnesses: list[_Witness] = []
         self._fused = standing_edits(layer).fused
@@ -214,14 +215,14 @@ class Ledger:
         Raises:
             SolveError: the ledger is empty, its edits contradict each other, or a solver runs the
                 layer for other inputs than the keys while it is edited.
-            ShapeError: the solver returns something else than an edit of the layer.
+            ShapeError: the solver returns something else, or value_metric is of another width.
         """
         if not self._entries:
             raise SolveError("Ledger.edit: the ledger is empty; add an edit first.")
         if self._solver is not None:
             return self._solved(self._solver)
         keys, lacking = self._stacked()
-        return solve_lacking(keys, lacking, self._metric, softness=self._softness, hold=self._hold)
+        return solve_lacking(keys, lacking, self._metric, **self._told)
 
     def _solved(self, solver: Solver) -> LowRank:
         entries = self._entries.values()
@@ -249,8 +250,7 @@ class Ledger:
         cosines = self._metric.cosine(keys, keys).cpu()
         # Scaled to unit length under the metric, so that long keys do not look like strong wishes.
         unit = lacking.cpu() / self._metric.energy(keys).sqrt().cpu()[:, None]
-        found = []
-        pairs = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+        found, pairs = [], torch.ones_like(cosines, dtype=torch.bool).triu(1)
         for i, j in torch.nonzero(pairs & (cosines.abs() >= threshold)).tolist():
             cosine = float(cosines[i, j])
             apart = float((unit[i] - cosine * unit[j]).norm() / unit[i].norm().clamp_min(1e-300))

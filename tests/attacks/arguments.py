@@ -92,6 +92,16 @@ def calls(folder):
     book, matrix = ledger(), moment().matrix
     return {
         "solve_edit": (rk.solve_edit, solve | {"softness": 0.0, "hold": rows(1, IN, seed=9)}),
+        "solve_edit.two_sided": (rk.solve_edit, solve | {"value_metric": rk.Metric.identity(OUT)}),
+        "CrossCovariance": (rk.CrossCovariance, {"dim": IN, "labels": 2}),
+        "CrossCovariance.update": (
+            lambda **a: rk.CrossCovariance(IN, 2).update(**a),
+            {"x": rows(N, IN), "z": rows(N, 2)},
+        ),
+        "CrossCovariance.merge_": (
+            lambda **a: rk.CrossCovariance(IN, 2).merge_(**a),
+            {"other": rk.CrossCovariance(IN, 2)},
+        ),
         "solve_edit.module": (rk.solve_edit, solve | {"layer": nn.Linear(IN, OUT)}),
         "linear_output": (
             lambda layer, keys: rk.linear_output(layer, keys),

@@ -57,8 +57,8 @@ Fuse = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        help="rome, r-rome, memit, encore, emmet or alphaedit, or package.module:function of your "
-        "own (docs/new-method.md).",
+        help="rome, r-rome, memit, encore, emmet, alphaedit or rlsedit, or package.module:function "
+        "of your own (docs/new-method.md).",
         show_default="memit, or that of the stream",
     ),
 ]
