@@ -46,11 +46,12 @@ if TYPE_CHECKING:
     from rankedit.models.fingerprints import fingerprint
     from rankedit.models.fusing import fuse_, unfuse_
     from rankedit.models.patching import Attachment, attach, detach_all
-    from rankedit.models.probe import Reading, probe
+    from rankedit.models.probe import Reading, Span, probe
     from rankedit.models.projections import Projection
     from rankedit.models.selecting import select
     from rankedit.models.sketches import Sketch
     from rankedit.moments import SecondMoment
+    from rankedit.placed import PlacedEdit, ToldEdit
     from rankedit.provenance import Provenance
     from rankedit.shrinkage import ledoit_wolf, oas
 else:
@@ -80,6 +81,7 @@ __all__ = [
     "LowRank",
     "Metric",
     "OutputSite",
+    "PlacedEdit",
     "Projection",
     "ProjectionError",
     "Provenance",
@@ -91,8 +93,10 @@ __all__ = [
     "Sigmoid",
     "Sketch",
     "SolveError",
+    "Span",
     "StatisticsError",
     "StepReport",
+    "ToldEdit",
     "ValueSearch",
     "ValueSearchError",
     "attach",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankedit import ProjectionError
-from rankedit.models.probe import Reading, probe
+from rankedit.models.probe import Reading, Span, probe
 
 TEXT, SIDE, WIDTH = 7, 8, 32  # 64 picture tokens at full resolution
 
@@ -48,10 +48,13 @@ def test_roles_of_a_small_model():
         "embed_image": "image-static",
         "pooled": "mixed",
         "time": "image-static",
-        "both": "joint",
+        "both": "shared",  # the time is varied with the image, and text rows have it added
         "spare": "not called",
         "out": "image-stream",
     }
+    text, image = Span(0, 3, frozenset({"text", "image"})), Span(3, 8, frozenset({"image"}))
+    assert found["both"].spans == ((text, image),)
+    assert found["time"].spans == ((),)
     assert found["both"].shapes == ((1, 8),)
     assert found["time"].changes == {"image"}
     assert not found["spare"].called
@@ -72,7 +75,39 @@ def test_another_number_of_calls_is_a_change():
 
     inputs = {"x": torch.ones(2, 4), "steps": 2}
     found = probe(Loop(), inputs, {"steps": {"steps": 3}, "same": {"steps": 2}})
-    assert found["step"] == Reading(frozenset({"steps"}), ((2,), (2,)))
+    assert found["step"] == Reading(frozenset({"steps"}), ((2,), (2,)), ((), ()))
+    inputs = {"x": torch.ones(1, 2, 4), "steps": 2}
+    found = probe(Loop(), inputs, {"steps": {"steps": 1}})
+    spans = Span(0, 2, frozenset()), Span(0, 2, frozenset({"steps"}))  # the second call is not made
+    assert [call for (call,) in found["step"].spans] == list(spans)
+
+
+class Single(nn.Module):
+    """Text in front of the picture in one sequence; text rows attend to text alone, or to all."""
+
+    def __init__(self, *, causal):
+        super().__init__()
+        self.first, self.second, self.causal = nn.Linear(4, 4), nn.Linear(4, 4), causal
+
+    def forward(self, image, text, time):
+        rows = self.first(torch.cat([text, image + time[:, None]], 1))
+        mask = torch.ones(8, 8).tril() if self.causal else torch.ones(8, 8)
+        return self.second((rows @ rows.mT * mask) @ rows)
+
+
+@pytest.mark.parametrize(("causal", "second"), [(True, "shared"), (False, "joint")])
+def test_rows_of_one_sequence_are_told_apart(causal, second):
+    inputs, vary = joint_inputs()
+    vary = {"text": vary["text"], "image": {"image": vary["image"]["image"]}}
+    vary["time"] = {"time": torch.ones(1, 4)}
+    found = probe(Single(causal=causal), inputs, vary)
+    lengths = {"text": 3, "image": 5}
+    assert [reading.role(lengths) for reading in found.values()] == ["shared", second]
+    alone, seen = Span(0, 3, frozenset({"text"})), frozenset({"image", "time"})
+    assert found["first"].spans == ((alone, Span(3, 8, seen)),)
+    everything = seen | {"text"}
+    later = (alone, Span(3, 8, everything)) if causal else (Span(0, 8, everything),)
+    assert found["second"].spans == (later,)
 
 
 def test_what_changes_by_itself_is_no_change():

@@ -278,7 +278,7 @@ def exchange(item: Installed, edit: Edit) -> Slot:
 def _form(edit: Edit) -> str:
     """What of an edit's arithmetic is not in its tensors."""
     if not isinstance(edit, GatedEdit):
-        return type(edit).__name__
+        return type(edit).__name__ + getattr(edit, "form", "")
     kind = type(edit.gate)
     floor = "without" if edit.floor is None else "with"
     return f"{kind.__module__}.{kind.__qualname__}, normalised={edit.normalised}, {floor} a floor"

@@ -28,6 +28,7 @@ from rankedit.models.reaching import Watch, discard
 from rankedit.models.slots import STRENGTH, Slot
 from rankedit.models.swapping import LOCK, check_reachable, install, made, remove, slots_of
 from rankedit.models.targets import Edits, Target, check_run, resolve
+from rankedit.models.telling import Context, checked, told_of
 from rankedit.shapes import check_kind
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
@@ -82,13 +83,14 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
     for target in targets:
         check_reachable("attach", target.name, target.layer)
         check_run("attach", target)
-    prepared = [
-        (target, _slot(target, edit, strength)) for target in targets for edit in target.edits
-    ]
+    context = Context()
+    pairs = [(target, edit) for target in targets for edit in target.edits]
+    prepared = [(target, _slot(target, edit, strength, context)) for target, edit in pairs]
     items = [Installed(target, slot.mark) for target, slot in prepared]
     # A layer on its own is not watched: whoever attaches to it calls it, or knows why not.
     root = None if isinstance(model, Projection) or not any(t.parents for t in targets) else model
-    attachment = Attachment(items, Watch(root, [(item.target, item.mark) for item in items]))
+    watch = Watch(root, [(item.target, item.mark) for item in items])
+    attachment = Attachment(items, watch, context)
     try:
         # The hook first: it must have seen every call that could have reached an edit.
         attachment._watch.start()
@@ -100,9 +102,11 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
     return attachment
 
 
-def _slot(target: Target, edit: Edit, strength: float) -> Slot:
+def _slot(target: Target, edit: Edit, strength: float, context: Context) -> Slot:
     tensors = bound_tensors("attach", target, edit, strength)
-    return made(target.layer, edit, target.view.layout, target.view.bounds, tensors)
+    layout = target.view.layout
+    told = told_of(target.name, edit, layout.stride, context)
+    return made(target.layer, edit, layout, target.view.bounds, tensors, told)
 
 
 @gradients_kept
@@ -130,9 +134,8 @@ class Attachment:
     it was recorded with: record it anew.
     """
 
-    def __init__(self, installed: Sequence[Installed], watch: Watch) -> None:
-        self._installed = tuple(installed)
-        self._watch = watch
+    def __init__(self, installed: Sequence[Installed], watch: Watch, context: Context) -> None:
+        self._installed, self._watch, self._context = tuple(installed), watch, context
         self._active = True
 
     @property
@@ -200,6 +203,24 @@ class Attachment:
             settings[STRENGTH] = strength
         with LOCK:  # what is read here is what is replaced
             _publish(changes_of(items, settings))
+
+    def tell(self, **context: float | Tensor | None) -> None:
+        """Tell edits that read something of each call what it is, for the calls to come.
+
+        All of it is exchanged at once, and holds for all layers and threads until something else is
+        told: run different prompts one after another. Checkpointed passes need it until their
+        gradients are there. `tell()` forgets; the model does not run until it is told again.
+
+        Args:
+            **context: by name what the edits read, such as `rows [batch, tokens]` and `time` of
+                `PlacedEdit`; `rows=None` for calls that are to stay as they are, to the bit.
+
+        Raises:
+            AttachError: detached already, or a name that no edit reads.
+            ShapeError: no finite numbers, or rows that are no `[batch, tokens, ...]`.
+        """
+        self._check_active("tell")
+        self._context.values = checked(context, [item.slot.edit for item in self._installed])
 
     @gradients_kept
     def refresh(self, edits: Edits) -> None:

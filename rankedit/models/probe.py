@@ -6,7 +6,7 @@ picture alone or both, whatever the model calls them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,21 @@ _NOISE_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
+class Span:
+    """Rows of a sequence, one after another, that depend on the same.
+
+    Attributes:
+        start: first row.
+        stop: one past the last row.
+        changes: the arguments that they depend on.
+    """
+
+    start: int
+    stop: int
+    changes: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a projection reads.
 
@@ -34,10 +49,13 @@ class Reading:
             were varied.
         shapes: shape of its input in each call, without the last axis (in); empty if the projection
             was never called.
+        spans: for each call its rows `[batch, tokens, in]` in order, in runs that depend on the
+            same in some entry of the batch; empty for a call that reads no such sequence.
     """
 
     changes: frozenset[str]
     shapes: tuple[tuple[int, ...], ...]
+    spans: tuple[tuple[Span, ...], ...] = ()
 
     @property
     def called(self) -> bool:
@@ -55,6 +73,8 @@ class Reading:
             * `"constant"`: depends on nothing that was varied
             * `"text-static"`: depends on the argument `text` alone, whatever its shape
             * `"text-stream"`: depends on others too, but has the tokens of `text`
+            * `"shared"`: has the tokens of several arguments in one sequence, of which some depend
+              on one argument alone; `spans` tells which
             * `"joint"`: has the tokens of several arguments in one sequence
             * `"mixed"`: depends on several, and has the tokens of none (pooled vectors)
         """
@@ -66,7 +86,10 @@ class Reading:
         owners = sorted(name for name, length in lengths.items() if length in tokens)
         if owners:
             return f"{owners[0]}-stream"
-        return "joint" if sum(lengths.values()) in tokens else "mixed"
+        if sum(lengths.values()) not in tokens:
+            return "mixed"
+        alone = any(len(span.changes) == 1 for call in self.spans for span in call)
+        return "shared" if alone else "joint"
 
 
 def probe(
@@ -132,16 +155,45 @@ def probe(
     # Two runs of the same inputs: on a CPU they agree to the bit, and any difference counts.
     noise = {name: _distance(base.get(name, []), again.get(name, [])) for name in targets}
     return {
-        name: Reading(
-            frozenset(
-                label
-                for label, found in varied.items()
-                if _distance(base.get(name, []), found.get(name, [])) > _NOISE_FACTOR * noise[name]
-            ),
-            tuple(tuple(x.shape[:-1]) for x in base.get(name, [])),
+        name: _reading(
+            base.get(name, []),
+            {label: found.get(name, []) for label, found in varied.items()},
+            _NOISE_FACTOR * noise[name],
         )
         for name in targets
     }
+
+
+def _reading(base: list[Tensor], varied: Mapping[str, list[Tensor]], noise: float) -> Reading:
+    changes = {label for label, found in varied.items() if _distance(base, found) > noise}
+    shapes = tuple(tuple(x.shape[:-1]) for x in base)
+    return Reading(frozenset(changes), shapes, tuple(_spans(base, varied, noise)))
+
+
+def _spans(
+    base: list[Tensor], varied: Mapping[str, list[Tensor]], noise: float
+) -> Iterator[tuple[Span, ...]]:
+    for index, x in enumerate(base):
+        if x.ndim < 3:
+            yield ()
+            continue
+        moved = {
+            label: _moved(x, found[index : index + 1], noise) for label, found in varied.items()
+        }
+        kinds = [frozenset(n for n in moved if moved[n][row]) for row in range(x.shape[-2])]
+        starts = [row for row, kind in enumerate(kinds) if not row or kind != kinds[row - 1]]
+        ends = [*starts[1:], len(kinds)]
+        yield tuple(Span(a, b, kinds[a]) for a, b in zip(starts, ends, strict=True))
+
+
+def _moved(x: Tensor, found: list[Tensor], noise: float) -> list[bool]:
+    """Which rows differ; all of them where there is no call of that shape to compare with."""
+    if not found or found[0].shape != x.shape:
+        return [True] * x.shape[-2]
+    apart = (x - found[0]).abs().flatten(0, -3).amax((0, 2))
+    scale = max(float(x.abs().max()), float(found[0].abs().max())) or 1.0
+    moved: list[bool] = (apart / scale > noise).tolist()
+    return moved
 
 
 def _check(model: object, inputs: object, vary: Any, call: object) -> None:  # noqa: ANN401

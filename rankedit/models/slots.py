@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.models.geometry import Geometry
+from rankedit.models.telling import Context
+from rankedit.placed import ROWS
 
 STRENGTH = "strength"
 
@@ -41,6 +43,7 @@ class Slot:
         by_row: names of the tensors that have one row for each entry of a batch.
         learned: whether any of the tensors requires gradients.
         narrow: whether any of the tensors is not float64.
+        context: what an edit that reads something of each call is told; None for all others.
     """
 
     mark: Mark
@@ -52,6 +55,7 @@ class Slot:
     by_row: tuple[str, ...] = ()
     learned: bool = False
     narrow: bool = True
+    context: Context | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         """With tensors of its own. The edit is immutable, but for one that says how to copy it."""
@@ -61,6 +65,7 @@ class Slot:
             mark=copy.deepcopy(self.mark, memo),
             edit=copy.deepcopy(self.edit, memo) if copied else self.edit,
             tensors=copy.deepcopy(self.tensors, memo),
+            context=copy.deepcopy(self.context, memo),
         )
 
 
@@ -96,6 +101,34 @@ def edited(slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
     return outputs + (strength * added).to(outputs.dtype)
 
 
+def placed(slot: Slot, context: Context, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """A layer's output with what an edit adds to those rows of the sequence that it was told of."""
+    slot.mark.reached = True
+    edit: Any = slot.edit
+    told = context.of_call(edit, inputs)
+    if told is None:
+        return outputs
+    if slot.learned:
+        _check_reduced(slot.tensors)
+    count, length = told[ROWS].shape[1], inputs.shape[1]
+    begin = length - count if edit.last else 0
+    read = inputs[:, begin : begin + count]
+    tensors = {n: _beside(inputs, t) for n, t in (*slot.tensors.items(), *told.items())}
+    if slot.by_row:
+        tensors = _aligned(slot, read, tensors)
+    added = edit.added(read, tensors) * tensors[STRENGTH]
+    # Nobody else holds what torch's own layers give; gradients need what was there.
+    whole = outputs if slot.joins and not _recording() else outputs.clone()
+    start, stop = slot.rows
+    whole[:, begin : begin + count, start:stop].add_(added.to(outputs.dtype))
+    return whole
+
+
+def _recording() -> bool:
+    # The compiler knows this question, and not the one of torch._C (torch 2.13).
+    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
 def _beside(inputs: Tensor, tensor: Tensor) -> Tensor:
     """A tensor of an edit where, and as wide as, the inputs are.
 
@@ -122,8 +155,7 @@ def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, T
     A trace is checked by another one without gradients, which must have the same operations.
     """
     flat = outputs.reshape(-1, outputs.shape[-1])
-    # The compiler knows this question, and not the one of torch._C (torch 2.13).
-    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if _recording():
         flat = flat.clone()
     start, stop = slot.rows
     part = flat[:, start:stop] if stop - start < flat.shape[1] else flat

@@ -30,7 +30,8 @@ from rankedit.errors import AttachError
 from rankedit.linear_outputs import Standing, standing_edits
 from rankedit.models.asking import stand_in
 from rankedit.models.geometry import Geometry, innermost
-from rankedit.models.slots import Mark, Slot, edited
+from rankedit.models.slots import Mark, Slot, edited, placed
+from rankedit.models.telling import Context
 
 _SLOTS = "_rankedit_slots"
 _BASE = "_rankedit_base"
@@ -107,7 +108,11 @@ def edited_class(base: type[nn.Module]) -> type[nn.Module]:
         # Not `super()`: the class may be taken away while this runs.
         outputs = base.forward(self, *args, **kwargs)
         for slot in getattr(self, _SLOTS, ()):
-            outputs = edited(slot, args[0] if args else next(iter(kwargs.values())), outputs)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            if slot.context is None:
+                outputs = edited(slot, inputs, outputs)
+            else:
+                outputs = placed(slot, slot.context, inputs, outputs)
         return outputs
 
     namespace = {"__module__": base.__module__, "__doc__": base.__doc__, "forward": forward}
@@ -167,6 +172,7 @@ def made(
     layout: Geometry,
     rows: tuple[int, int],
     tensors: Mapping[str, Tensor],
+    context: Context | None = None,
 ) -> Slot:
     """A slot for a layer.
 
@@ -176,11 +182,13 @@ def made(
         layout: of the layer.
         rows: output rows that the edit adds to.
         tensors: what `edit.bind` gave, with the strength, on the layer's device.
+        context: what the edit is told of each call, if it reads that.
     """
     learned = any(tensor.requires_grad for tensor in tensors.values())
     narrow = any(tensor.dtype != torch.float64 for tensor in tensors.values())
     joins = isinstance(edit, Factored) and _gives_fresh_outputs(module)
-    return Slot(Mark(), edit, layout, rows, dict(tensors), joins, learned=learned, narrow=narrow)
+    slot = Slot(Mark(), edit, layout, rows, dict(tensors), joins, learned=learned, narrow=narrow)
+    return slot if context is None else replace(slot, context=context)
 
 
 def _gives_fresh_outputs(module: nn.Module) -> bool:
