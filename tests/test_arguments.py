@@ -140,9 +140,7 @@ def test_fused_experts_of_a_real_mixture():
         mlp_only_layers=[0],
     )
     model = transformers.Qwen3MoeForCausalLM(config)
-    data = [{"input_ids": torch.arange(6)[None]}]
-    with pytest.warns(
-        rk.RankeditWarning, match=r"'model.layers.1.mlp.experts.down_proj' \[4, 16, 8"
-    ):
-        found = rk.collect(model, "*down_proj", data, progress=False)
-    assert list(found) == ["model.layers.0.mlp.down_proj"]
+    data = [{"input_ids": torch.arange(30)[None]}]
+    found = rk.collect(model, "*down_proj", data, progress=False)
+    stack = "model.layers.1.mlp.experts.down_proj"
+    assert list(found) == ["model.layers.0.mlp.down_proj", *(f"{stack}.{n}" for n in range(4))]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from rankedit.errors import RankeditWarning
+from rankedit.models.experts import stack_of
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import Pattern, clean_name, patterns_of, select
 from rankedit.provenance import Provenance
@@ -50,7 +51,7 @@ def targets_of(model: nn.Module, which: Which) -> dict[str, nn.Module]:
         ShapeError: a mapping has something else than modules and projections.
 
     Warns:
-        RankeditWarning: weights of fused experts match too, which cannot be watched.
+        RankeditWarning: weights of fused experts match too, for which no layer can stand.
     """
     if isinstance(which, Mapping) and which:
         for name, item in which.items():
@@ -72,15 +73,16 @@ def _warn_of_experts(model: nn.Module, patterns: Iterable[Pattern]) -> None:
         # Kernels of convolutions and tables with one row for all examples are no stacks.
         if tensor.ndim == 3
         and tensor.shape[0] > 1
+        and stack_of(module) is None
         and not isinstance(module, nn.modules.conv._ConvNd)
     }
     left = [name for name in stacks for pattern in patterns if _matches(pattern, name)]
     if left:
         warnings.warn(
             f"collect: {left[0]!r} {list(stacks[left[0]])} and {len(left) - 1} others match too "
-            "and are left out: each is one parameter with the matrices of many experts, of which "
-            "no module is called, so that what they read cannot be seen. Name what is meant to be "
-            "without them.",
+            "and are left out: each is one parameter with the matrices of many experts, quantised, "
+            "offloaded or of a layout that is not known, so that what they read cannot be seen. "
+            "Name what is meant to be without them.",
             RankeditWarning,
             stacklevel=4,
         )

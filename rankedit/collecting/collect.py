@@ -20,11 +20,19 @@ from rankedit.collecting.heads import before_head
 from rankedit.collecting.masks import Masks
 from rankedit.collecting.ranks import Ranks, reduced
 from rankedit.collecting.remaining import Remaining
-from rankedit.collecting.remarks import REMEDY, check_called, warn_of_extremes, warn_of_repeats
+from rankedit.collecting.remarks import (
+    REMEDY,
+    check_called,
+    warn_of_extremes,
+    warn_of_repeats,
+    warn_of_unrouted,
+)
 from rankedit.collecting.restoring import as_it_was
 from rankedit.collecting.sharing import Group, SharedMoments
 from rankedit.errors import RankeditError, StatisticsError
 from rankedit.interrupt import Interrupt
+from rankedit.models.experts import Expert
+from rankedit.models.geometry import innermost
 from rankedit.models.reaching import not_called
 from rankedit.models.reading import Observed, may_stop, quiet
 from rankedit.moments import SecondMoment
@@ -195,13 +203,22 @@ class _Collection:
     def _observed(self, masks: Masks[Batch]) -> Observed:
         def read(name: str, x: Tensor) -> None:
             try:
-                self._moments.read(name, x, masks.of(name, x))
+                self._moments.read(name, x, self._mask(name, x, masks))
             except RankeditError as error:
                 raise StatisticsError(
                     f"collect: projection {name!r}, batch {self._state.batches} (from 0): {error}"
                 ) from error
 
         return Observed("collect", self._targets, read, stops=self._whole)
+
+    def _mask(self, name: str, x: Tensor, masks: Masks[Batch]) -> Tensor | None:
+        layer = innermost(self._targets[name])
+        if not isinstance(layer, Expert) or layer.routed is None:
+            return masks.of(name, x)
+        # Of the tokens that came to the experts' module, those that were routed to this one.
+        inputs, tokens = layer.routed
+        mask = masks.of(name, inputs)
+        return None if mask is None else mask[tokens.to(mask.device)]
 
     def _count(self, left: Remaining[Batch]) -> None:
         groups, batches = self._moments.groups, self._state.batches + 1
@@ -244,6 +261,7 @@ class _Collection:
         for group in groups:
             group.moment.provenance = self._provenance(group)
         warn_of_extremes(groups)
+        warn_of_unrouted([n for n in self._targets if not moments[n].seen])
         self._keeper.remove()
         return {name: moments[name] for name in self._targets}
 

@@ -9,6 +9,7 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 
+from rankedit.models.experts import parts_of
 from rankedit.models.swapping import slots_of
 
 # Numbers of each tensor that are looked at: enough to notice training, merging or another seed.
@@ -34,7 +35,7 @@ def model_digest(model: nn.Module) -> str:
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-    for name, module in model.named_modules():
+    for name, module in parts_of(model):
         for number, slot in enumerate(slots_of(module)):
             held = sorted(slot.tensors.items())
             yield from ((f"{name} edit {number} {key}", tensor) for key, tensor in held)

@@ -30,6 +30,17 @@ def check_called(missing: list[str], of: int) -> None:
     warnings.warn(f"{message} Later batches may call them.", RankeditWarning, stacklevel=5)
 
 
+def warn_of_unrouted(names: Sequence[str]) -> None:
+    """Say which experts have no statistics, since no token came to them."""
+    if names:
+        warnings.warn(
+            f"collect: no token was routed to {len(names)} experts, the first {names[0]!r}: their "
+            "moments are empty, and no metric can be made of them; use more text, or other text.",
+            RankeditWarning,
+            stacklevel=4,
+        )
+
+
 def warn_of_repeats(repeats: Sequence[tuple[str, int, int]], batch: int) -> None:
     """Say that many vectors are one and the same."""
     name, total, same = max(repeats, key=lambda found: found[2] / found[1])

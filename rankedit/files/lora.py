@@ -7,6 +7,7 @@ own, `alpha` equals the rank, so that every reader's scale is exactly 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,12 @@ from rankedit.errors import EditFileError, ShapeError
 from rankedit.files.container import write_tensors
 from rankedit.files.header import checked_name, checked_place, checked_texts, told_of
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_config
+from rankedit.files.lora_experts import check_kept, stacks_of
 from rankedit.files.lora_layouts import (
     DIFFUSERS,
     KOHYA,
     PEFT,
+    PEFT_PREFIX,
     ZEROS_KEY,
     Layout,
     layout_named,
@@ -62,15 +65,16 @@ def to_lora(
         layout: `PEFT`, `DIFFUSERS` or `KOHYA` of this module, or its name.
         component: what precedes the names for diffusion pipelines, such as `"unet"`,
             `"transformer"` or `"text_encoder.text_model"`; empty if the names have it.
-        model: the model; needed if 1x1 convolutions are edited, whose tensors have four axes, and
-            to set `fan_in_fan_out` for layers that keep their weight transposed (GPT-2).
+        model: the model; needed if 1x1 convolutions are edited, whose tensors have four axes, if
+            experts in one parameter are (layout `PEFT` alone, as its `target_parameters`), and to
+            set `fan_in_fan_out` for layers that keep their weight transposed (GPT-2).
         dtype: how to store; 16 bits split the norm of each rank evenly between up and down, and
             leave a relative error of 3e-4 (float16) or 2.4e-3 (bfloat16).
         config: further fields of PEFT's `adapter_config.json`, such as `base_model_name_or_path`.
         metadata: strings for the file's header, such as `modelspec.trigger_phrase`.
 
     Raises:
-        EditFileError: not a low-rank edit, or names that the layout cannot express.
+        EditFileError: not a low-rank edit, or names or experts that the layout cannot express.
         ShapeError: entries that are not finite in `dtype`.
         ProjectionError: `model` lacks a layer.
     """
@@ -80,12 +84,20 @@ def to_lora(
     check_kind("to_lora", "config", config, Mapping, optional=True)
     check_kind("to_lora", "dtype", dtype, torch.dtype)
     chosen = layout_named(layout)
-    named = {f"{component}.{n}" if component else n: e for n, e in _checked(edits).items()}
-    views = {} if model is None else {n: _Kernel.of(find(model, n)) for n in edits}
-    kernels = dict(zip(named, (views.get(n, _Kernel()) for n in edits), strict=True))
+    layers, stacks = stacks_of(_checked(edits), model, component)
+    check_kept(stacks, folder=chosen.folder)
+    named = {f"{component}.{n}" if component else n: e for n, e in layers.items()}
+    views = {} if model is None else {n: _Kernel.of(find(model, n)) for n in layers}
+    kernels = dict(zip(named, (views.get(n, _Kernel()) for n in layers), strict=True))
     zeros = _zeros_for_diffusers(named, chosen)
     kernels |= dict.fromkeys(zeros, _Kernel())
-    tensors = _tensors(named | zeros, chosen, kernels, dtype)
+    # One rank for all beside parameters: PEFT 0.21.2 warns that patterns for those were ignored.
+    even = not chosen.folder or bool(stacks)
+    rank = max(edit.rank for edit in edits.values()) if even else 0
+    tensors = _tensors(named | zeros, chosen, kernels, dtype, rank)
+    for stack in stacks:
+        made = stack.tensors(rank, partial(_factors, dtype=dtype))
+        tensors |= {PEFT_PREFIX + name: tensor for name, tensor in made.items()}
     texts = checked_texts({} if metadata is None else metadata, "to_lora: metadata")
     header = {"format": "pt", **texts}
     if zeros:
@@ -93,9 +105,10 @@ def to_lora(
     if not chosen.folder:
         _write(Path(path), tensors, header)
         return
-    ranks = {name: edit.rank for name, edit in named.items()}
+    ranks = {name: rank or edit.rank for name, edit in named.items()}
+    parameters = dict.fromkeys((stack.name for stack in stacks), rank)
     transposed = {"fan_in_fan_out": any(kernel.transposed for kernel in kernels.values())}
-    text = adapter_config(ranks, {**transposed, **(config or {})})
+    text = adapter_config(ranks, {**transposed, **(config or {})}, parameters)
     _write_folder(Path(path), tensors, header, text)
 
 
@@ -167,11 +180,11 @@ def _tensors(
     layout: Layout,
     kernels: Mapping[str, _Kernel],
     dtype: torch.dtype,
+    rank: int,
 ) -> dict[str, Tensor]:
     # In single files readers find out ranks and alphas by themselves. Where they differ between
     # layers, diffusers 0.42 loses the alphas of attention layers with flat names, and earlier
     # versions give every layer the commonest rank's scale; equal ranks are read rightly by all.
-    rank = 0 if layout.folder else max(edit.rank for edit in edits.values())
     tensors: dict[str, Tensor] = {}
     for name, edit in edits.items():
         down, up = _factors(name, edit, rank or edit.rank, dtype)

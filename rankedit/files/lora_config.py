@@ -33,12 +33,17 @@ _READ = {
 }  # fmt: skip
 # These leave the base as it is; the others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) subtract from it.
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_NONE: Mapping[str, int] = {}
 _NO_PATTERNS = NamePatterns({}, "")
 _UNSET: tuple[object, ...] = (None, False, "", [], {})
 
 
-def adapter_config(ranks: Mapping[str, int], extra: Mapping[str, object]) -> str:
+def adapter_config(
+    ranks: Mapping[str, int], extra: Mapping[str, object], parameters: Mapping[str, int] = _NONE
+) -> str:
     """The text of `adapter_config.json` for layers of these ranks, all with `alpha = r`.
+
+    Parameters that hold many experts have their ranks beside those of layers.
 
     Where ranks differ, every layer gets its own entry, longest names first: the reader matches the
     end of names and takes the first that fits.
@@ -46,6 +51,7 @@ def adapter_config(ranks: Mapping[str, int], extra: Mapping[str, object]) -> str
     Raises:
         EditFileError: with the extra fields a layer would be read with another strength.
     """
+    layers, ranks = ranks, {**ranks, **parameters}
     mixed = len(set(ranks.values())) > 1
     longest_first = sorted(ranks, key=lambda name: (-len(name), name))
     pattern = {name: ranks[name] for name in longest_first} if mixed else {}
@@ -54,7 +60,7 @@ def adapter_config(ranks: Mapping[str, int], extra: Mapping[str, object]) -> str
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(layers),
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
         "fan_in_fan_out": False,
@@ -77,6 +83,8 @@ def adapter_config(ranks: Mapping[str, int], extra: Mapping[str, object]) -> str
             f"to_lora: config would have {wrong!r} read at {scales[wrong]:g} times its strength; "
             "leave out what is about ranks and alphas, and multiply the edit instead."
         )
+    if parameters:  # after the check: `from_lora` knows no parameters
+        text = json.dumps({**document, "target_parameters": sorted(parameters)}, indent=2) + "\n"
     return text
 
 

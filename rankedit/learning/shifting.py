@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ShapeError, SolveError
-from rankedit.models.geometry import device_of, geometry, run
+from rankedit.models.experts import Expert
+from rankedit.models.geometry import device_of, geometry, innermost, run
 from rankedit.models.projections import find
 from rankedit.shapes import Outputs, Values, check_count, check_dense, check_kind, describe
 
@@ -19,9 +20,10 @@ class OutputSite:
     """Values that a projection is to give at chosen tokens, found by shifting its output there.
 
     Attributes:
-        where: integers of the shape of the projection's output without its last axis: the number
-            of the request whose shift is added at this token, -1 for no shift. Or a function that
-            gives them for each call of the projection, or None to leave that call alone.
+        where: integers of the shape of the projection's output without its last axis (for an
+            expert, of what comes to all experts): the number of the request whose shift is added at
+            this token, -1 for no shift. Or a function that gives them for each call of the
+            projection, or None to leave that call alone.
         count: number of requests.
         scale: `[count]`, a length for each request that all about its shift is relative to: the
             learning rate (to its root mean square over the coordinates), clamp and decay. If None,
@@ -61,6 +63,7 @@ class ShiftedOutput:
 
     Attributes:
         initial: `[count, out]`: what the projection gave at each request's first token.
+        module: the projection.
         reached: whether the projection was called since the shift was installed.
         bias: `[1, out]`: what it gives for zero; part of `initial`, but of no value.
         leaf: `[count, out]`: the shift, in units of the scale if there is one; what learns.
@@ -68,9 +71,9 @@ class ShiftedOutput:
 
     def __init__(self, name: str, model: nn.Module, site: OutputSite) -> None:
         self.name, self._site, self.reached = name, site, False
-        self._module = find(model, name)
-        self._layout = geometry(self._module)
-        device = device_of(self._module)
+        self.module = find(model, name)
+        self._layout = geometry(self.module)
+        device = device_of(self.module)
         self._seen = torch.zeros(site.count, dtype=torch.bool)
         self.initial = torch.zeros(site.count, self._layout.out_features, device=device)
         self.leaf = torch.zeros_like(self.initial).requires_grad_()
@@ -83,7 +86,7 @@ class ShiftedOutput:
             # Run on zero rather than read from `bias`, which wrappers and quantised layers may
             # lack.
             zero = torch.zeros(1, self._layout.in_features)
-            self.bias = run(self._module, zero, self._layout).to(self.initial)
+            self.bias = run(self.module, zero, self._layout).to(self.initial)
 
     @property
     def count(self) -> int:
@@ -118,7 +121,7 @@ class ShiftedOutput:
 
     def install(self) -> Callable[[], None]:
         """Add the shift in the model; gives the function that takes it out."""
-        return self._module.register_forward_hook(self._hook).remove
+        return self.module.register_forward_hook(self._hook).remove
 
     def _hook(self, _module: nn.Module, _args: object, output: Tensor) -> Outputs | None:
         self.reached, site = True, self._site
@@ -126,16 +129,29 @@ class ShiftedOutput:
         if where is None:
             return None
         rows = output.movedim(-1 - len(self._layout.stride), -1)
-        where = self._checked(where, rows)
+        where = self._checked(self._routed("where", where), rows)
         self._note(where, rows)
         # Row 0 of the table is no shift, and number -1 is looked up there.
         table = torch.cat([torch.zeros_like(self.leaf[:1]), self.change()])
         added = table[(where + 1).to(table.device)]
         if site.factor is not None:
             factor = site.factor if isinstance(site.factor, Tensor) else site.factor()
-            added = added * self._fitting(factor, where).to(added)
+            added = added * self._fitting(self._routed("factor", factor), where).to(added)
         added = added.to(output)
         return output + self._layout.from_rows(added)
+
+    def _routed(self, what: str, given: Tensor) -> Tensor:
+        """Of an expert: what is given for all that come to the experts, for those that it reads."""
+        layer = innermost(self.module)
+        if not isinstance(layer, Expert) or layer.routed is None:
+            return given
+        inputs, tokens = layer.routed
+        if given.numel() != len(inputs):
+            raise ShapeError(
+                f"optimise_value: {what} of {self.name!r} must hold a number for each of the "
+                f"{len(inputs)} vectors that come to the experts, got {describe(given)}."
+            )
+        return given.flatten()[tokens.to(given.device)]
 
     def _fitting(self, factor: Tensor, where: Tensor) -> Tensor:
         if factor.numel() != where.numel() or not bool(factor.isfinite().all()):

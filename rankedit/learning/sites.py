@@ -13,6 +13,7 @@ from rankedit.errors import SolveError
 from rankedit.gated import GatedEdit
 from rankedit.learning.shifting import OutputSite, ShiftedOutput
 from rankedit.metric import Metric
+from rankedit.models.experts import watched
 from rankedit.models.geometry import device_of
 from rankedit.models.patching import Attachment, attach
 from rankedit.models.targets import resolve
@@ -145,6 +146,7 @@ class Sites:
     def installed(self) -> Iterator[Callable[[], contextlib.AbstractContextManager[object]]]:
         """Put everything into the model; gives a context in which the loss is to be evaluated."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(watched(site.module for site in self.shifted))
             for site in self.shifted:
                 stack.callback(site.install())
             if self.keys():  # their metric images change with them: attach anew for each step

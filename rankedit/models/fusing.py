@@ -21,12 +21,13 @@ from rankedit.edits import LowRank
 from rankedit.errors import AttachError, RankeditWarning
 from rankedit.interrupt import completely
 from rankedit.models.asking import gradients_kept
+from rankedit.models.experts import parts_of
 from rankedit.models.fingerprints import content_digest
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
 from rankedit.models.swapping import FUSED, LOCK
 from rankedit.models.targets import Edits, Target, resolve
-from rankedit.models.writable import check_untied, is_transposed, plain_weight
+from rankedit.models.writable import check_untied, is_transposed, plain_weight, weight_of
 from rankedit.shapes import check_kind
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
@@ -129,7 +130,7 @@ def fuse_(model: nn.Module | Projection, edits: Edits, *, tied: bool = False) ->
 
 def fused(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model that `fuse_` changed, by the name of the layer: what they were."""
-    layers = model.named_modules()
+    layers = parts_of(model)
     return {clean_name(n): vars(m)[FUSED].original for n, m in layers if FUSED in vars(m)}
 
 
@@ -149,11 +150,11 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
         AttachError: a weight was changed since; nothing is restored then.
     """
     check_kind("unfuse_", "model", model, nn.Module)
-    found = [(name, layer) for name, layer in model.named_modules() if FUSED in vars(layer)]
+    found = [(name, layer) for name, layer in parts_of(model) if FUSED in vars(layer)]
     changed = [
         name
         for name, layer in found
-        if content_digest(layer.get_parameter("weight")) != vars(layer)[FUSED].digest
+        if content_digest(weight_of(layer)) != vars(layer)[FUSED].digest
     ]
     if changed and not force:
         raise AttachError(
@@ -169,7 +170,7 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
 def _unfuse(layer: nn.Module) -> None:
     record = vars(layer).get(FUSED)
     if record is not None:
-        _restore(layer.get_parameter("weight"), record.original)
+        _restore(weight_of(layer), record.original)
         del vars(layer)[FUSED]
 
 

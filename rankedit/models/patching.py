@@ -23,6 +23,7 @@ from rankedit.errors import AttachError
 from rankedit.interrupt import completely
 from rankedit.models.asking import gradients_kept
 from rankedit.models.binding import Installed, bound_tensors, changes_of, exchange
+from rankedit.models.experts import Expert, parts_of
 from rankedit.models.projections import Projection
 from rankedit.models.reaching import Watch, discard
 from rankedit.models.slots import STRENGTH, Slot
@@ -118,7 +119,7 @@ def detach_all(model: nn.Module) -> int:
     """
     check_kind("detach_all", "model", model, nn.Module)
     # Listed before anything is taken out: an interrupt must not lose what is still to be done.
-    found = [(layer, slot.mark) for layer in model.modules() for slot in slots_of(layer)]
+    found = [(layer, slot.mark) for _, layer in parts_of(model) for slot in slots_of(layer)]
     completely(
         [partial(remove, layer, mark) for layer, mark in found]
         + [partial(discard, module) for module in model.modules()]
@@ -202,7 +203,9 @@ class Attachment:
         if strength is not None:
             settings[STRENGTH] = strength
         with LOCK:  # what is read here is what is replaced
-            _publish(changes_of(items, settings))
+            changes = changes_of(items, settings)
+            _check_rows(changes)
+            _publish(changes)
 
     def tell(self, **context: float | Tensor | None) -> None:
         """Tell edits that read something of each call what it is, for the calls to come.
@@ -292,6 +295,17 @@ class Attachment:
                 f"{list(self.names)}."
             )
         return [item for item in self._installed if not names or item.target.name in names]
+
+
+def _check_rows(changes: Iterable[tuple[Installed, Slot]]) -> None:
+    """Refuse a setting for each row of a batch where a layer does not know the rows."""
+    wrong = [item for item, slot in changes if slot.by_row and isinstance(item.layer, Expert)]
+    if wrong:
+        raise AttachError(
+            f"Attachment.set: {wrong[0].target.name!r} is an expert, which reads tokens of all "
+            "rows together, so that a setting cannot be given for each row; give one number, or "
+            "run the rows one after the other."
+        )
 
 
 def _publish(changes: Iterable[tuple[Installed, Slot]]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError
+from rankedit.models.experts import watched
 from rankedit.models.geometry import Geometry, geometry, innermost
 from rankedit.shapes import describe
 
@@ -75,6 +76,7 @@ class Observed:
         self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._hooks.enter_context(watched(self._targets.values()))
         for name, module in self._targets.items():
             # Keyword arguments too; after hooks of others, which may change the input.
             hook = self._hook(name, module)

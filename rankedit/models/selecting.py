@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from rankedit.errors import ProjectionError, ShapeError
+from rankedit.models.experts import Expert, experts_of
 from rankedit.models.geometry import geometry, innermost, is_projection
 from rankedit.shapes import check_kind
 
@@ -122,9 +123,13 @@ def find(model: nn.Module | Mapping[str, nn.Module], name: str) -> nn.Module:
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by the names that they have without compilation and sharding wrappers."""
+    """All modules by the names that they have without compilation and sharding wrappers.
+
+    Experts in one parameter follow the module that has them, `experts.down_proj.0` and so on.
+    """
     for name, module in model.named_modules(remove_duplicate=False):
         yield clean_name(name), module  # a wrapper comes before what it wraps, under the same name
+        yield from experts_of(module, clean_name(name))
 
 
 def clean_name(name: str) -> str:
@@ -146,10 +151,12 @@ def _outermost(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Modul
 
 
 def _matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
+    # Who names the parameter means all experts in it.
+    names = (name, name.rpartition(".")[0]) if isinstance(module, Expert) else (name,)
     if isinstance(pattern, str):
-        return fnmatch.fnmatchcase(name, pattern)
+        return any(fnmatch.fnmatchcase(one, pattern) for one in names)
     if isinstance(pattern, re.Pattern):
-        return pattern.fullmatch(name) is not None
+        return any(pattern.fullmatch(one) for one in names)
     return bool(pattern(name, module))
 
 
@@ -181,9 +188,10 @@ def _not_found(
     experts = _expert_parameters(model, pattern)
     if experts:
         return (
-            f"{message}: {experts[0]!r} is a 3-dimensional parameter of fused experts, which no "
-            "module runs as a projection. Edit a shared expert or the attention's output "
-            "projection, or load the model with one module for each expert."
+            f"{message}: {experts[0]!r} is a 3-dimensional parameter of fused experts, quantised, "
+            "offloaded, split over devices or of a layout other than that of transformers 5. "
+            "Edit a shared expert or the attention's output projection, or load the model in "
+            "floating point, or with one module for each expert."
         )
     if callable(pattern):
         return f"{message}; a predicate gets (name, module) of each projection and returns a bool."

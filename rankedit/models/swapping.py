@@ -29,6 +29,7 @@ from rankedit.edits import Edit, Factored
 from rankedit.errors import AttachError
 from rankedit.linear_outputs import Standing, standing_edits
 from rankedit.models.asking import stand_in
+from rankedit.models.experts import Expert
 from rankedit.models.geometry import Geometry, innermost
 from rankedit.models.slots import Mark, Slot, edited, placed
 from rankedit.models.telling import Context
@@ -227,6 +228,8 @@ def _settle(module: nn.Module, slots: tuple[Slot, ...]) -> None:
             vars(holder)[name] = MethodType(cls.forward, module)
     if not slots:
         vars(module).pop(_SLOTS, None)
+    if isinstance(module, Expert):
+        module.stack.settle()
 
 
 def _bound_forwards(module: nn.Module) -> Iterator[tuple[Any, str]]:

@@ -144,7 +144,8 @@ def _target(
 def _chain(modules: Mapping[str, nn.Module], path: str) -> list[nn.Module]:
     """The modules from the layer up to the root."""
     parts = path.split(".") if path else []
-    return [modules[".".join(parts[:count])] for count in range(len(parts), -1, -1)]
+    names = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+    return [modules[name] for name in names if name in modules]  # a parameter of experts is none
 
 
 # ------------------------------------------------------------------------------------- refusals

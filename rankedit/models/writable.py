@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankedit.errors import AttachError
 from rankedit.models.asking import on_disk
+from rankedit.models.experts import Expert
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
 from rankedit.models.swapping import suspended
@@ -25,9 +26,13 @@ def plain_weight(target: Target) -> Tensor:
     Raises:
         AttachError: says what kind of weight it is.
     """
-    weight = target.layer._parameters.get("weight")
+    weight: nn.Parameter | None = target.layer._parameters.get("weight")
+    own: Tensor | None = weight
+    if isinstance(target.layer, Expert):
+        weight = target.layer.stack.owner._parameters.get(target.layer.parameter)
+        own = None if weight is None else target.layer.stored
     why = None
-    if weight is None:
+    if weight is None or own is None:
         why = "has no parameter of its own called weight (it is computed or packed)"
     elif weight.is_meta:
         why = "has its weight on the meta device (offloaded, or not loaded)"
@@ -37,12 +42,17 @@ def plain_weight(target: Target) -> Tensor:
         why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
     elif not weight.is_floating_point() or weight.element_size() < 2:
         why = f"stores its weight as {weight.dtype} (quantised)"
-    if weight is None or why is not None:
+    if own is None or why is not None:
         raise AttachError(
             f"fuse_: {target.name!r} ({type(target.layer).__name__}) {why}, where adding an edit "
             "would fail, vanish or corrupt it; use attach, which keeps the edit beside the weight."
         )
-    return weight
+    return own
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight as it is stored, to be written in place."""
+    return layer.stored if isinstance(layer, Expert) else layer.get_parameter("weight")
 
 
 def is_transposed(target: Target, weight: Tensor) -> bool:
@@ -80,7 +90,8 @@ def check_untied(model: nn.Module, targets: Sequence[Target]) -> None:
         start = tensor.data_ptr()
         spans.setdefault(storage, []).append((name, start, start + tensor.nbytes))
     for target in targets:
-        weight = target.layer._parameters.get("weight")
+        own = target.layer._parameters.get("weight")
+        weight = target.layer.stored if isinstance(target.layer, Expert) else own
         if weight is None or not _is_plain(weight):
             continue
         start, stop = weight.data_ptr(), weight.data_ptr() + weight.nbytes
