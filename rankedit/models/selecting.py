@@ -208,7 +208,7 @@ def _expert_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 def _nearest(wanted: str, modules: Mapping[str, nn.Module]) -> str:
     """The known names that are most like the wanted one, numbers of blocks written as `*`."""
     known = {
-        _NUMBER.sub("*", name): name
+        _NUMBER.sub("*", f"{name}." if isinstance(module, Expert) else name): name
         for name, module in _outermost(modules)
         if is_projection(module)
     }

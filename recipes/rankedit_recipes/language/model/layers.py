@@ -44,6 +44,14 @@ def all_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:
         return find_blocks(model)
     stem, modules = block_list(model)
     chosen = rk.select(model, layers)  # type: ignore[arg-type]
+    parameters = {name for name, _ in model.named_parameters()}
+    expert = next((name for name in chosen if name.rpartition(".")[0] in parameters), None)
+    if expert is not None:
+        raise LanguageError(
+            f"language: {expert!r} is one expert of a mixture, which reads the tokens that are "
+            "routed to it and no others, so that a fact has no key there; pass layers= the names "
+            "of projections that read every token (a shared expert, the attention's output)."
+        )
     names = [f"{stem}.{index}" for index in range(len(modules))]
     # With the dot behind it: block 1 does not own what block 10 holds.
     owners = {name: next((n for n in names if name.startswith(f"{n}.")), "") for name in chosen}
