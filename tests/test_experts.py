@@ -267,6 +267,8 @@ def test_a_setting_for_each_row_of_a_batch_is_refused(model):
         with pytest.raises(rk.AttachError, match=r"experts\.\w+\.\d.*tokens of all rows together"):
             attachment.set(strength=torch.tensor([0.0, 1.0, 1.0]))
         assert torch.equal(model(tokens()).logits, expected)
+    with pytest.raises(rk.AttachError, match=r"Attachment.tell: .*tokens of all rows together"):
+        rk.attach(model, {name_of("down_proj", 0): rk.PlacedEdit(torch.ones(1, 16), 12)})
 
 
 def test_probe_sees_what_experts_read():

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MethodType
 from typing import Any, SupportsIndex, cast
 
 from torch import Tensor, nn
 
-from rankedit.errors import ProjectionError
+from rankedit.errors import AttachError, ProjectionError
 
 _STACK = "_rankedit_experts"  # where the owner keeps them: they are copied and pickled with it
 _BASE = "_rankedit_routed"
@@ -200,6 +200,21 @@ def watched(layers: Iterable[nn.Module]) -> Iterator[None]:
         for stack in stacks:
             stack.watchers -= 1
             stack.settle()
+
+
+def check_know_rows(verb: str, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse what is about rows of a batch where layers do not know them.
+
+    Raises:
+        AttachError: one is an expert.
+    """
+    name = next((name for name, layer in layers.items() if isinstance(layer, Expert)), None)
+    if name is not None:
+        raise AttachError(
+            f"Attachment.{verb}: {name!r} is an expert, which reads tokens of all rows together, "
+            "so that nothing can be given for each row; give one number for all, or run the rows "
+            "one after the other."
+        )
 
 
 # ---------------------------------------------------------------------------------- the owner

@@ -23,7 +23,7 @@ from rankedit.errors import AttachError
 from rankedit.interrupt import completely
 from rankedit.models.asking import gradients_kept
 from rankedit.models.binding import Installed, bound_tensors, changes_of, exchange
-from rankedit.models.experts import Expert, parts_of
+from rankedit.models.experts import check_know_rows, parts_of
 from rankedit.models.projections import Projection
 from rankedit.models.reaching import Watch, discard
 from rankedit.models.slots import STRENGTH, Slot
@@ -105,9 +105,8 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
 
 def _slot(target: Target, edit: Edit, strength: float, context: Context) -> Slot:
     tensors = bound_tensors("attach", target, edit, strength)
-    layout = target.view.layout
-    told = told_of(target.name, edit, layout.stride, context)
-    return made(target.layer, edit, layout, target.view.bounds, tensors, told)
+    told = told_of(target.name, target.layer, edit, target.view.layout.stride, context)
+    return made(target.layer, edit, target.view.layout, target.view.bounds, tensors, told)
 
 
 @gradients_kept
@@ -204,7 +203,7 @@ class Attachment:
             settings[STRENGTH] = strength
         with LOCK:  # what is read here is what is replaced
             changes = changes_of(items, settings)
-            _check_rows(changes)
+            check_know_rows("set", {i.target.name: i.layer for i, s in changes if s.by_row})
             _publish(changes)
 
     def tell(self, **context: float | Tensor | None) -> None:
@@ -295,17 +294,6 @@ class Attachment:
                 f"{list(self.names)}."
             )
         return [item for item in self._installed if not names or item.target.name in names]
-
-
-def _check_rows(changes: Iterable[tuple[Installed, Slot]]) -> None:
-    """Refuse a setting for each row of a batch where a layer does not know the rows."""
-    wrong = [item for item, slot in changes if slot.by_row and isinstance(item.layer, Expert)]
-    if wrong:
-        raise AttachError(
-            f"Attachment.set: {wrong[0].target.name!r} is an expert, which reads tokens of all "
-            "rows together, so that a setting cannot be given for each row; give one number, or "
-            "run the rows one after the other."
-        )
 
 
 def _publish(changes: Iterable[tuple[Installed, Slot]]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
+from rankedit.models.experts import check_know_rows
 from rankedit.placed import ROWS, ToldEdit
 from rankedit.shapes import check_finite, describe, is_number
 
@@ -58,7 +59,9 @@ class Context:
         return told
 
 
-def told_of(name: str, edit: Edit, stride: Sequence[int], context: Context) -> Context | None:
+def told_of(
+    name: str, layer: nn.Module, edit: Edit, stride: Sequence[int], context: Context
+) -> Context | None:
     """The context for an edit that reads one; None for all others.
 
     Raises:
@@ -66,6 +69,7 @@ def told_of(name: str, edit: Edit, stride: Sequence[int], context: Context) -> C
     """
     if not isinstance(edit, ToldEdit):
         return None
+    check_know_rows("tell", {name: layer})
     if stride:
         raise AttachError(
             f"attach: {name!r} is a convolution, which reads a map and no sequence; "

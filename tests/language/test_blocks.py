@@ -64,7 +64,7 @@ def test_fused_experts_are_refused_with_what_to_do_instead():
     with pytest.raises(LanguageError, match=r"experts, fused into 'mlp.experts.*pass layers="):
         find_blocks(model)
     for layers in ("model.layers.0.mlp.experts.down_proj.1", "*.experts.down_proj"):
-        with pytest.raises(LanguageError, match="is one expert of a mixture.*pass layers="):
+        with pytest.raises(LanguageError, match=r"is one expert of a mixture.*pass layers="):
             all_blocks(model, layers)
     blocks = all_blocks(model, "*.self_attn.o_proj")
     assert [block.down for block in blocks] == [

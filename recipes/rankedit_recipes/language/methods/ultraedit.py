@@ -31,7 +31,7 @@ class Features:
 
     def seen(self, rows: Tensor) -> Tensor:
         """Count rows `[n, dim]` in, and give them normalised; dead features as zeros."""
-        rows = rows.detach().double()
+        rows = rows.detach().double().cpu()
         count, apart = self.count + len(rows), rows.mean(0) - self.mean
         between = apart.square() * (self.count * len(rows) / count)
         self.squares = self.squares + (rows - rows.mean(0)).square().sum(0) + between
