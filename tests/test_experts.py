@@ -122,6 +122,22 @@ def test_attached_edits_do_what_they_do_in_the_parameter(model, function, parame
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
 
 
+def test_one_module_of_experts_to_the_last_digits(model):
+    """The model's norms are in float32, whatever the rest is: here nothing is."""
+    module, edits = experts(model), edits_of(model)
+    generator = torch.Generator().manual_seed(8)
+    inputs = torch.randn(20, 16, generator=generator, dtype=torch.float64)
+    index = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(20)])
+    weights = torch.rand(20, 2, generator=generator, dtype=torch.float64)
+    before, other = module(inputs, index, weights), copy.deepcopy(model)
+    rk.fuse_(other, edits)
+    expected = experts(other)(inputs, index, weights)
+    assert apart(expected, before) > 0.1
+    with rk.attach(model, edits):
+        assert apart(module(inputs, index, weights), expected) < 1e-14
+    assert torch.equal(module(inputs, index, weights), before)
+
+
 def dense_inputs(model, ids, mask, layer=1):
     """What each expert reads, by the definition: one token after the other."""
     module, seen = experts(model, layer), {}
@@ -312,15 +328,17 @@ def test_stacks_that_no_layer_can_stand_for_are_named():
     """Another layout, quantised and expert-parallel ones are refused, as before."""
     for change in (
         lambda e: setattr(e, "_is_expert_parallel", True),
+        lambda e: e.to("meta"),
         lambda e: delattr(e, "is_transposed"),
         lambda e: setattr(e, "down_proj", nn.Parameter(e.down_proj.to(torch.float8_e4m3fn))),
     ):
         model = mixture("mixtral", torch.float32)
+        rk.select(model, "*.experts.down_proj")  # it was known before
         for layer in (0, 1):
             change(experts(model, layer))
         with pytest.raises(rk.ProjectionError, match="3-dimensional parameter of fused experts"):
             rk.select(model, "*.experts.down_proj")
-        if experts(model).down_proj.dtype == torch.float32:
+        if hasattr(experts(model), "is_transposed") and experts(model)._is_expert_parallel:
             both = re.compile(r".*(q_proj|down_proj)")
             with pytest.warns(rk.RankeditWarning, match=r"experts.down_proj.*are left out"):
                 rk.collect(model, both, [tokens()], progress=False, mask=None)

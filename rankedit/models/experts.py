@@ -151,9 +151,6 @@ def stack_of(module: nn.Module) -> Stack | None:
     What is known of such a module is what transformers 5 writes into it, whatever model it is of.
     Quantised, sharded, offloaded and expert-parallel ones are none: there is no matrix to read.
     """
-    present: Stack | None = vars(module).get(_STACK)
-    if present is not None:
-        return present
     if not all(hasattr(module, name) for name in _SAID) or getattr(
         module, "_is_expert_parallel", False
     ):
@@ -161,7 +158,9 @@ def stack_of(module: nn.Module) -> Stack | None:
     names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
     if not all(_is_plain(module._parameters.get(name), module.num_experts) for name in names):
         return None
-    stack = vars(module)[_STACK] = Stack(module)
+    if _STACK not in vars(module):
+        vars(module)[_STACK] = Stack(module)
+    stack: Stack = vars(module)[_STACK]
     return stack
 
 
@@ -175,7 +174,11 @@ def _is_plain(tensor: Tensor | None, count: object) -> bool:
 def experts_of(module: nn.Module, name: str) -> Iterator[tuple[str, Expert]]:
     """The experts of a module by their names, which begin with the module's."""
     stack = stack_of(module)
-    for (parameter, number), expert in (stack.layers if stack else {}).items():
+    yield from _named(stack, name) if stack is not None else ()
+
+
+def _named(stack: Stack, name: str) -> Iterator[tuple[str, Expert]]:
+    for (parameter, number), expert in stack.layers.items():
         yield f"{name}.{parameter}.{number}".lstrip("."), expert
 
 
@@ -184,7 +187,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         yield name, module
         if _STACK in vars(module):
-            yield from experts_of(module, name)
+            yield from _named(vars(module)[_STACK], name)
 
 
 @contextlib.contextmanager
