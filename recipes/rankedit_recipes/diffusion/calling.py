@@ -290,4 +290,7 @@ def _is_embeds(value: Any) -> bool:  # noqa: ANN401 - a leaf
 
 
 def _is_pooled(value: Any) -> bool:  # noqa: ANN401 - a leaf
-    return isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
+    if not (isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()):
+        return False
+    # Chroma (diffusers 0.42) is given a mask of text and picture, in the precision of its weights.
+    return not bool(((value == 0) | (value == 1)).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from rankedit_recipes.diffusion import unet
 from rankedit_recipes.diffusion.asked import asked_denoiser
 from rankedit_recipes.diffusion.calling import Calling, calling, smallest
+from rankedit_recipes.diffusion.calls import Call
 from rankedit_recipes.diffusion.encoded import Encoded, Heard
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.layout import Layout, layout
@@ -147,8 +149,8 @@ class Denoiser:
         # A small picture is enough: outputs differ from inputs in their number of channels.
         least = self._least
         if least not in _given:
-            call = least.asking.first_calls(["a"])[0]
             with torch.no_grad():
+                call = least.asking.first_calls(["a"])[0]
                 given = self.forward(*self.probe_inputs(0, 0), least.encoded(call, Heard()))
             _given[least] = given.shape[1:]
         small, output, read = least.latents.shape[1:], _given[least], called.latents.shape[1:]
@@ -209,6 +211,22 @@ class Denoiser:
         with unanswered():
             output: Tensor = self.module(*args, **kwargs)[0]
         return placed.given(output)
+
+    def moments(self) -> Callable[[Call], Tensor]:
+        """What gives the time `[batch]` or `[1]` of a call, as a part of the scheduler's: 0 to 1.
+
+        Raises:
+            PipelineError: the pipeline tells the time in ways that are not known.
+        """
+        placed = layout(self._least, self._given_shape(self._least))
+        shift, scale = placed.times
+        steps = float(self.pipe.scheduler.config.get("num_train_timesteps", 1000))
+
+        def moment(call: Call) -> Tensor:
+            told = torch.atleast_1d(call.at(placed.time).detach().float())
+            return (told.reshape(len(told), -1)[:, 0] - shift) / (scale * steps)
+
+        return moment
 
     def forward(self, latents: Tensor, time: Any, text: Encoded) -> Tensor:  # noqa: ANN401
         """What the denoiser gives for what `probe_inputs` gave, and one prompt for each."""

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from rankedit_recipes.diffusion.denoising import Denoiser
 from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.stopping import ended_when
+from rankedit_recipes.diffusion.streams import Reader, readers
 from rankedit_recipes.diffusion.targets import Targets, probed
 from rankedit_recipes.diffusion.text import Pipeline, Texts
 
 # By denoiser and not by pipeline: pipelines that share one find the same, once.
 _found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
+_readers: WeakKeyDictionary[nn.Module, tuple[Reader, ...]] = WeakKeyDictionary()
 
 
 class Parts:
@@ -54,6 +56,18 @@ class Parts:
             with torch.no_grad():
                 _found[plain] = probed(self.text, self.denoiser)
         return _found[plain]
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """All attention that reads the text, joint attention too.
+
+        Raises:
+            PipelineError: nothing reads the text, or its tokens do not keep their order.
+        """
+        plain = self.denoiser.plain
+        if plain not in _readers:
+            _readers[plain] = readers(self.text, self.denoiser)
+        return _readers[plain]
 
     @property
     def projections(self) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """One real call of a pipeline, with its denoiser, scheduler and autoencoder stood in for.
 
-The pipeline encodes prompts, prepares latents and loops over its times as always; what its networks
-would compute is answered by a script. Nothing of the pipeline is left changed.
+The pipeline encodes prompts, prepares latents and loops over times as always; a script answers in
+place of its networks. Nothing of the pipeline is left changed.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from rankedit_recipes.diffusion.errors import PipelineError
 
 Pipeline = Any  # any diffusers pipeline that turns a prompt into a picture
 
-# What asks for one frame, and for exactly the size that is given; pipelines have some of these.
+# What asks for one frame, for the size that is given, and for calls of which each says all (later
+# ones of Qwen-Image 2.1 leave the text to a cache); pipelines have some of these.
 ONE_FRAME = {"num_frames": 1, "video_length": 1}
-_PLAIN = {**ONE_FRAME, "use_resolution_binning": False}
-
+_PLAIN = {**ONE_FRAME, "use_resolution_binning": False, "use_kv_cache": False}
 
 _local = threading.local()
 
 
 @contextlib.contextmanager
 def unanswered() -> Iterator[None]:
-    """Denoisers answer for themselves, even inside a call that is answered by a script.
-
-    A global lock runs the denoiser while prompts are encoded.
-    """
-    before = getattr(_local, "unanswered", False)
+    """Denoisers answer for themselves, even inside a call that is answered by a script."""
+    # A global lock runs the denoiser while prompts are encoded.
+    before = is_unanswered()
     _local.unanswered = True
     try:
         yield
     finally:
         _local.unanswered = before
+
+
+def is_unanswered() -> bool:
+    """Whether a denoiser runs for a recipe, and not for a picture."""
+    return bool(getattr(_local, "unanswered", False))
 
 
 class Reached(BaseException):
@@ -270,7 +273,7 @@ def _answered(module: nn.Module, rows: int, script: Script) -> Iterator[None]:
     class Answered(own):  # type: ignore[misc, valid-type]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             elsewhere = self is not module or threading.get_ident() != thread
-            if elsewhere or getattr(_local, "unanswered", False):
+            if elsewhere or is_unanswered():
                 return super().__call__(*args, **kwargs)
             return _Given((script.called(Call(args, kwargs, rows)),))
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from rankedit_recipes.perfusion.applying.exporting import export_embedding, export_lora
     from rankedit_recipes.perfusion.concept import Concept
     from rankedit_recipes.perfusion.errors import PerfusionError
+    from rankedit_recipes.perfusion.joint.applying import AppliedJoint, apply_joint
+    from rankedit_recipes.perfusion.joint.concept import JointConcept
+    from rankedit_recipes.perfusion.joint.config import JointConfig
+    from rankedit_recipes.perfusion.joint.learning import learn_joint
     from rankedit_recipes.perfusion.learning.config import Config
     from rankedit_recipes.perfusion.learning.masks import ClipSegMasks, masked
     from rankedit_recipes.perfusion.learning.photos import Photo, load_photos
@@ -51,11 +55,14 @@ __all__ = [
     "PRESETS",
     "TEMPLATES",
     "Applied",
+    "AppliedJoint",
     "ClipScorer",
     "ClipSegMasks",
     "Concept",
     "Config",
     "Explanation",
+    "JointConcept",
+    "JointConfig",
     "PerfusionError",
     "Photo",
     "Point",
@@ -67,12 +74,14 @@ __all__ = [
     "Validation",
     "active",
     "apply",
+    "apply_joint",
     "explain",
     "export_embedding",
     "export_lora",
     "find_targets",
     "generate",
     "learn",
+    "learn_joint",
     "load",
     "load_photos",
     "make_captions",

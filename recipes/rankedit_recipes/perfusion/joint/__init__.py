@@ -1,0 +1,1 @@
+"""Key locks for joint attention: docs/decisions/locked-streams.md."""
