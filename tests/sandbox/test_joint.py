@@ -7,6 +7,7 @@ import pytest
 import torch
 from rankedit_recipes import sandbox
 from rankedit_recipes.sandbox.checkpoint import latest_checkpoint, save_checkpoint
+from rankedit_recipes.sandbox.images import loading
 from rankedit_recipes.sandbox.images.batches import make_batch
 from rankedit_recipes.sandbox.images.exporting import export, write_pipeline
 from rankedit_recipes.sandbox.images.joint_models import JointPipeline, build_transformer
@@ -163,3 +164,16 @@ def test_the_probe_asks_either_kind(drawn, base):
     # Untrained, it predicts nothing, whatever it is told.
     assert all(value == 0 for name, value in found.items() if name != "right")
     assert found["right"] > 0
+
+
+def test_by_its_name_without_its_weights_it_says_how_they_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "JOINT_WEIGHTS", tmp_path / "nothing")
+    with pytest.raises(sandbox.WeightsError, match=r"sandbox\.train --preset joint --export"):
+        sandbox.pipeline("joint")
+
+
+def test_by_its_name_with_its_weights(drawn, base, tmp_path, monkeypatch):
+    trainer = JointTrainer(TINY, drawn, base)
+    write_pipeline(trainer.pipeline(), tmp_path)
+    monkeypatch.setattr(loading, "JOINT_WEIGHTS", tmp_path)
+    assert isinstance(sandbox.pipeline("joint"), JointPipeline)

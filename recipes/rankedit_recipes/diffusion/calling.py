@@ -34,8 +34,8 @@ from rankedit_recipes.diffusion.recording import Asking, Pipeline, RefusedError
 ROWS = 7
 _PROMPTS = ("a", "a photo of the night by the sea")
 # Edges that are tried, the least one first that leaves latents: pipelines cut down and refuse
-# what is too small for their autoencoder.
-_EDGES = (64, 128, 256, 512, 1024)
+# what is too small for their autoencoder. Networks with a table of places refuse what is too large.
+_EDGES = (48, 64, 128, 256, 512, 1024)
 _LEAST = 0
 
 

@@ -1,6 +1,7 @@
 """Reads the shipped models: lazily, offline, and with words when a file is broken."""
 
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
@@ -86,13 +87,20 @@ def load_weights_into(modules: nn.ModuleDict, folder: Path) -> None:
         modules[name].load_state_dict(state)
 
 
+@overload
+def pipeline(folder: Literal["joint"], *, dtype: torch.dtype = ...) -> JointPipeline: ...
+@overload
 def pipeline(
-    folder: Path | None = None, *, dtype: torch.dtype = torch.float32
-) -> StableDiffusionPipeline:
+    folder: Path | None = None, *, dtype: torch.dtype = ...
+) -> StableDiffusionPipeline: ...
+def pipeline(
+    folder: Path | Literal["joint"] | None = None, *, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline | JointPipeline:
     """The world's text-to-image pipeline.
 
     Args:
-        folder: A folder that `export` wrote; the shipped one by default.
+        folder: A folder that `export` wrote; the shipped one by default. `"joint"` for the one in
+            which text and picture share one attention; see `joint_pipeline`.
         dtype: Precision of the weights in memory; on disk they have 16 bit.
 
     Returns:
@@ -102,6 +110,8 @@ def pipeline(
         WeightsError: If a file is missing or broken; the message names it and the command that
             rebuilds it.
     """
+    if folder == "joint":
+        return joint_pipeline(dtype=dtype)
     folder = WEIGHTS if folder is None else folder
     text_config = read_config(folder / "text_encoder" / "config.json", REBUILD)
     unet_config = read_config(folder / "unet" / "config.json", REBUILD)
