@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion docs clean
+.PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion bench-concepts docs clean
 
 help:
 	@echo "make demo       set up, edit a layer, then teach the sandbox two concepts: a report with pictures"
@@ -18,6 +18,7 @@ help:
 	@echo "make check      format, lint, types, architecture, spelling: what a commit must pass"
 	@echo "make bench      benchmarks against named peers, written to benchmarks/README.md"
 	@echo "make bench-perfusion  Perfusion against baselines: hours, resumable; ARGS=--quick for minutes"
+	@echo "make bench-concepts  erase concepts of the sandbox by every method: benchmarks/results/concepts"
 	@echo "make bench-language  edit facts by every method: docs/language.md, benchmarks/results/language"
 	@echo "make docs       build the documentation, warnings are errors"
 
@@ -85,6 +86,10 @@ bench: $(INSTALLED)
 # What is done is kept in outputs/comparison, so that a stopped run goes on.
 bench-perfusion: $(USABLE)
 	$(BIN)/python benchmarks/comparison.py $(ARGS)
+
+# Goes on where an interrupted run stopped; units are kept in outputs/benchmarks/concepts.
+bench-concepts: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/concepts.py $(ARGS)
 
 # Goes on where an interrupted run stopped; rows are kept in outputs/benchmarks/language.
 bench-language: $(INSTALLED)

@@ -46,6 +46,9 @@ print(sorted(set({heavy!r}) & set(sys.modules)))
         (["language", "undo"], "Missing argument"),
         (["language", "edit", "--nonsense"], "No such option"),
         (["language", "edit"], "edit: give a file of facts"),
+        (["concepts", "erase", "--help"], "--hold"),
+        (["concepts", "replace", "cat", "cat"], "cannot become itself"),
+        (["concepts", "undo"], "Missing argument"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -57,7 +57,7 @@ def second_moment(
     width = parts.targets.width
     provenance = rk.Provenance(
         model=parts.denoiser.name,
-        weights=_weights(parts),
+        weights=text_digest(parts),
         tokenizer=_digest("\0".join(sorted(parts.text.tokenizer.get_vocab()))),
         # Joined by what no caption has; `chr(0)`, for f-strings of Python 3.11 take no backslash.
         corpus=f"{len(captions)} captions {_digest(chr(0).join(captions))}, tokens {tokens}",
@@ -114,7 +114,7 @@ def _cached(file: Path, provenance: rk.Provenance) -> rk.SecondMoment:
     return moment
 
 
-def _weights(parts: Parts) -> str:
+def text_digest(parts: Parts) -> str:
     """A hash of a sample of each weight that the text passes before it is read."""
     modules: list[nn.Module] = [encoder.model for encoder in parts.text.encoders]
     if not parts.targets.direct:

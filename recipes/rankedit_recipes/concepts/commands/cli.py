@@ -1,0 +1,20 @@
+"""The command `rankedit concepts`: erase and replace concepts, look at an edit, take parts back.
+
+Commands import what needs torch inside themselves: help and refusals are to come at once.
+"""
+
+from __future__ import annotations
+
+from rankedit_recipes.command_line.boundary import application
+from rankedit_recipes.concepts.commands.keep import export, list_, undo
+from rankedit_recipes.concepts.commands.make import erase, evaluate, replace
+from rankedit_recipes.concepts.commands.remedies import REMEDIES
+
+app = application("Erase, replace and hold concepts of a text-to-image model.", REMEDIES)
+# In the order of use, in which help lists them.
+app.command()(erase)
+app.command()(replace)
+app.command()(evaluate)
+app.command("list")(list_)
+app.command()(undo)
+app.command()(export)

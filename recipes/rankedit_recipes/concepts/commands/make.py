@@ -1,0 +1,159 @@
+"""The commands that edit, and that show what an edit does; see `cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankedit_recipes.command_line.choices import ModelChoice
+from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.options import (
+    ConfigFile,
+    Device,
+    DryRun,
+    Dtype,
+    Offload,
+    Overwrite,
+    PrintConfig,
+    Setting,
+    Variant,
+)
+from rankedit_recipes.command_line.outputs import picture_files, prepare_outputs
+from rankedit_recipes.command_line.quiet import quiet_imports
+from rankedit_recipes.concepts.commands import options as o
+from rankedit_recipes.concepts.requests import Request
+from rankedit_recipes.concepts.requests import erase as erase_request
+from rankedit_recipes.concepts.requests import hold as hold_request
+from rankedit_recipes.concepts.requests import replace as replace_request
+
+_OUT = Path("concepts.safetensors")
+
+
+def erase(
+    words: o.Words,
+    *,
+    to: o.To = None,
+    hold: o.Hold = None,
+    about: o.AboutOption = "thing",
+    context: o.Context = None,
+    method: o.Method = "covariance",
+    captions: o.Captions = None,
+    onto: o.Onto = None,
+    out: o.Out = _OUT,
+    config: ConfigFile = None,
+    set_: Setting = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    model: o.Model = SANDBOX,
+    device: Device = "",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
+    base: o.Base = "",
+) -> None:
+    """Take a concept out of what a model makes."""
+    request = erase_request(*words, to=to or (), about=about, contexts=context or ())
+    choice = ModelChoice(model, device, dtype, variant, offload, base)
+    _edit(
+        "erase", request, hold, choice, captions, onto, out, (method, config, set_ or []),
+        print_config=print_config, dry_run=dry_run, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def replace(
+    word: Annotated[str, typer.Argument(help="A word or phrase.")],
+    by: Annotated[str, typer.Argument(help="What it is to mean.")],
+    *,
+    hold: o.Hold = None,
+    about: o.AboutOption = "thing",
+    context: o.Context = None,
+    method: o.Method = "covariance",
+    captions: o.Captions = None,
+    onto: o.Onto = None,
+    out: o.Out = _OUT,
+    config: ConfigFile = None,
+    set_: Setting = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    model: o.Model = SANDBOX,
+    device: Device = "",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
+    base: o.Base = "",
+) -> None:
+    """Let a word mean another one."""
+    request = replace_request(word, by, about=about, contexts=context or ())
+    choice = ModelChoice(model, device, dtype, variant, offload, base)
+    _edit(
+        "replace", request, hold, choice, captions, onto, out, (method, config, set_ or []),
+        print_config=print_config, dry_run=dry_run, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def _edit(
+    command: str,
+    request: Request,
+    hold: list[str] | None,
+    choice: ModelChoice,
+    captions: Path | None,
+    onto: Path | None,
+    out: Path,
+    method: tuple[str, Path | None, list[str]],
+    *,
+    print_config: bool,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    requests = [request, *([hold_request(*hold)] if hold else [])]
+    with quiet_imports():
+        from rankedit_recipes.concepts.commands import tasks
+    settings = tasks.settings_from(*method)
+    if onto is not None:
+        settings = tasks.Edited.load(onto).settings
+    if print_config:
+        typer.echo(tasks.as_toml(settings))
+        return
+    task = tasks.EditTask(requests, settings, choice, captions, onto, out)
+    if not dry_run:
+        prepare_outputs(command, files={"--out": out}, overwrite=overwrite)
+    for line in tasks.plan(task) if dry_run else tasks.edit_to(task):
+        typer.echo(line)
+
+
+def evaluate(
+    edit: o.EditFile,
+    *,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; repeat.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    pictures: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture of each prompt.")] = 0,
+    sampling_steps: Annotated[int, typer.Option(help="Steps of sampling.", min=1)] = 25,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 6.0,
+    overwrite: Overwrite = False,
+    model: o.Model = SANDBOX,
+    device: Device = "",
+    dtype: Dtype = "",
+    variant: Variant = "",
+    offload: Offload = "none",
+    base: o.Base = "",
+) -> None:
+    """Make pictures without an edit and with it, of the same noise, and say how far they differ."""
+    seeds = range(seed, seed + pictures)
+    after = picture_files(out / "after", len(prompt), seeds)
+    before = picture_files(out / "before", len(prompt), seeds)
+    prepare_outputs(
+        "evaluate", files={f"--out, for {f.parent.name}/{f.name},": f for f in (*before, *after)},
+        growing={"--out": out}, overwrite=overwrite,
+    )  # fmt: skip
+    with quiet_imports():
+        from rankedit_recipes.concepts.commands import tasks
+    sampling = tasks.Sampling(steps=sampling_steps, guidance=guidance)
+    choice = ModelChoice(model, device, dtype, variant, offload, base)
+    files = list(zip(before, after, strict=True))
+    for line in tasks.pictures_to(edit, choice, prompt, seeds, sampling, files):
+        typer.echo(line)

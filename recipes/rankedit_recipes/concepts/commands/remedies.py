@@ -1,0 +1,24 @@
+"""What the library advises in Python, as commands."""
+
+# In order: each sees what those before it have put in.
+REMEDIES = (
+    (
+        r"give statistics=, a list of captions or what perfusion\.second_moment returned",
+        "give --captions FILE, one caption on a line, the same as before",
+    ),
+    (r"give contexts=\[.*\] in its own words", "give --context 'a photo of a {}' in its own words"),
+    (r"make it anew with concepts\.edit on this pipeline", "make it anew with --model"),
+    (
+        r"those are written by concepts\.edit\(\.\.\.\)\.save\(path\)",
+        "those are written by rankedit concepts erase and replace",
+    ),
+    (r"detach the edit, or remove its file, instead", "remove the file instead"),
+    (r"; give the same captions", "; give the same --captions"),
+    (r"to take a concept out use erase\(\.\.\.\)", "to take it out: rankedit concepts erase"),
+    (r"use a text-to-image pipeline of diffusers", "give --model a text-to-image pipeline"),
+    (r"read_captions:", "concepts: --captions"),
+    (r"second_moment: captions", "concepts: --captions"),
+    (r"^Settings: ", "concepts: settings: "),
+    (r"^(edit|without|load): ", "concepts: "),
+)
+"""See `rankedit_recipes.command_line.boundary`."""

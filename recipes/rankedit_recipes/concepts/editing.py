@@ -1,0 +1,114 @@
+"""`edit`: from requests to an edit of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import rankedit as rk
+from rankedit_recipes.concepts.edited import Edited
+from rankedit_recipes.concepts.methods.own import Method, settings_of
+from rankedit_recipes.concepts.reading import Rows, read_empty, read_held, read_request
+from rankedit_recipes.concepts.requests import Request, check_requests
+from rankedit_recipes.concepts.settings import Settings
+from rankedit_recipes.concepts.solving import Kept
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.statistics import second_moment, text_digest
+from rankedit_recipes.diffusion.text import Pipeline
+
+Statistics = rk.SecondMoment | Sequence[str] | None
+
+
+def edit(
+    pipe: Pipeline,
+    requests: Sequence[Request],
+    *,
+    method: Method = "covariance",
+    statistics: Statistics = None,
+    progress: bool = True,
+) -> Edited:
+    """Erase, replace and hold concepts of a text-to-image pipeline, all together.
+
+    Every projection W that reads the text becomes `W (I + M)`, with one M `[in, in]` that makes the
+    encodings of each concept act like those of what it is to become; see `Settings` for the
+    problem that M solves. The pipeline is not changed: `attach` or `fuse` the result.
+
+    Args:
+        pipe: a text-to-image pipeline of diffusers, unedited.
+        requests: what `erase`, `replace` and `hold` return; their order makes no difference.
+        method: a name in `METHODS`, settings, or a function `(layer, keys, values, metric) ->
+            LowRank`; see `method_of`.
+        statistics: captions of the kind that the model is used with, or their second moment (see
+            `second_moment`); needed by methods whose cost is the covariance.
+        progress: show it.
+
+    Raises:
+        ConceptsError: requests that contradict each other, or words that the model does not know.
+        PipelineError: the pipeline's projections do not read the text alone; says why.
+
+    Source:
+        The methods' own modules name their papers.
+    """
+    check_requests(requests)
+    settings, parts = settings_of(method), Parts(pipe)
+    moment = statistics
+    if moment is not None and not isinstance(moment, rk.SecondMoment):
+        moment = second_moment(pipe, moment, progress=progress)
+    return _edited(parts, requests, settings, moment)
+
+
+def _edited(
+    parts: Parts,
+    requests: Sequence[Request],
+    settings: Settings,
+    moment: rk.SecondMoment | None,
+) -> Edited:
+    # First, for its refusal: of a family that cannot be worked with, not of a word.
+    _ = parts.targets
+    rows = {r.name: read_request(parts, r, settings) for r in requests if r.kind != "hold"}
+    return Edited.solve(
+        requests, settings, rows, kept_of(parts, requests, settings, moment), text_digest(parts)
+    )
+
+
+def add(pipe: Pipeline, edited: Edited, requests: Sequence[Request]) -> Edited:
+    """An edit with further requests, as if all had been asked for together.
+
+    Args:
+        pipe: the pipeline, unedited.
+        edited: the edit; one that was loaded needs its statistics.
+        requests: what is new.
+    """
+    every = [*edited.requests, *requests]
+    check_requests(every)
+    parts = Parts(pipe)
+    edited.check(parts)
+    rows: dict[str, Rows] = dict(edited.rows)
+    rows |= {r.name: read_request(parts, r, edited.settings) for r in requests if r.kind != "hold"}
+    kept = kept_of(parts, every, edited.settings, edited.kept.moment)
+    return Edited.solve(every, edited.settings, rows, kept, edited.texts)
+
+
+def kept_of(
+    parts: Parts, requests: Sequence[Request], settings: Settings, moment: rk.SecondMoment | None
+) -> Kept:
+    """What an edit is measured against."""
+    held = [read_held(parts, r, settings) for r in requests if r.kind == "hold"]
+    return Kept(
+        torch.cat(held) if held else None,
+        read_empty(parts) if settings.anchored else None,
+        moment,
+        gram_of(parts) if settings.rounds else None,
+    )
+
+
+def gram_of(parts: Parts) -> Tensor:
+    """`Σ W_iᵀ W_i [in, in]` of all projections, float64, by running them on the unit vectors."""
+    unit = torch.eye(parts.targets.width)
+    total = torch.zeros(len(unit), len(unit), dtype=torch.float64)
+    for layer in parts.projections.values():
+        given = rk.linear_output(layer, unit).detach().cpu().double()
+        total += given @ given.T
+    return total
