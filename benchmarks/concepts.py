@@ -2,6 +2,7 @@
 
     make bench-concepts            # goes on where an interrupted run stopped
     make bench-concepts ARGS="--only cat-tree"
+    make bench-concepts ARGS=--cost
 
 Each unit is a file in outputs/benchmarks/concepts; the table goes to benchmarks/results/concepts.
 """
@@ -23,6 +24,7 @@ from rankedit_recipes.concepts.commands.opening import sandbox_captions  # noqa:
 from rankedit_recipes.diffusion.statistics import second_moment  # noqa: E402
 from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES  # noqa: E402
 
+from benchmarks.erasing.cost import cost  # noqa: E402
 from benchmarks.erasing.published import published  # noqa: E402
 from benchmarks.erasing.world import World, asked  # noqa: E402
 from rankedit.atomic import atomic_write  # noqa: E402
@@ -110,12 +112,26 @@ def written(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def costs() -> None:
+    """Time edits at full size; the peer's loop on a few projections of the large model."""
+    rows = []
+    for name, most in (("Stable Diffusion 1.5", 0), ("Stable Diffusion XL", 4)):
+        for count in (1, 100):
+            rows.append(cost(name, count, most))
+            print(json.dumps(rows[-1]), flush=True)
+    written(RESULTS / "cost.json", json.dumps(rows, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--words", nargs="*", default=["cat"], choices=CATEGORIES)
     parser.add_argument("--only", default="", help="units whose name has this in it")
+    parser.add_argument("--cost", action="store_true", help="time edits at full size instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.cost:
+        costs()
+        return
     run, rows = None, []
     for method, word, goal, held in units(given.words):
         parts = (

@@ -13,10 +13,11 @@ from rankedit.lazy import lazy_names
 # For type checkers; what is asked for is imported then: docs/decisions/imports-on-demand.md.
 if TYPE_CHECKING:
     from rankedit_recipes.concepts.edited import Edited
-    from rankedit_recipes.concepts.editing import add, edit
+    from rankedit_recipes.concepts.editing import add, edit, gated
     from rankedit_recipes.concepts.errors import ConceptsError
     from rankedit_recipes.concepts.methods import METHODS
     from rankedit_recipes.concepts.methods.own import method_of
+    from rankedit_recipes.concepts.probing import Probed, probe
     from rankedit_recipes.concepts.requests import Request, erase, hold, replace
     from rankedit_recipes.concepts.settings import Settings
 else:
@@ -26,12 +27,15 @@ __all__ = [
     "METHODS",
     "ConceptsError",
     "Edited",
+    "Probed",
     "Request",
     "Settings",
     "add",
     "edit",
     "erase",
+    "gated",
     "hold",
     "method_of",
+    "probe",
     "replace",
 ]

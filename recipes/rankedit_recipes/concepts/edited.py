@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rankedit as rk
 from rankedit_recipes.concepts.errors import ConceptsError
+from rankedit_recipes.concepts.gating import Detectors, GatedMap
 from rankedit_recipes.concepts.reading import Rows
 from rankedit_recipes.concepts.requests import Request
 from rankedit_recipes.concepts.settings import Settings
@@ -21,6 +22,7 @@ from rankedit_recipes.diffusion.statistics import text_digest
 from rankedit_recipes.diffusion.text import Pipeline
 
 _KIND = "concepts 1"
+_GATE = ("read", "offset", "floor", "found")
 _MAP, _HELD, _EMPTY = "map", "held", "empty"
 
 
@@ -35,6 +37,7 @@ class Edited:
         rows: of each request that changes something, by its name.
         kept: what is held, and the statistics.
         texts: digest of the text encoders whose encodings these are.
+        gate: which tokens it acts on; None for all, each as far as it is like a concept's.
     """
 
     requests: tuple[Request, ...]
@@ -43,6 +46,7 @@ class Edited:
     rows: Mapping[str, Rows] = field(repr=False)
     kept: Kept = field(repr=False)
     texts: str = ""
+    gate: Detectors | None = None
 
     @classmethod
     def solve(
@@ -80,7 +84,8 @@ class Edited:
                 "without: nothing would be left; detach the edit, or remove its file, instead."
             )
         rows = {name: own for name, own in self.rows.items() if name not in names}
-        return Edited.solve(left, self.settings, rows, self.kept, self.texts)
+        found = Edited.solve(left, self.settings, rows, self.kept, self.texts)
+        return replace(found, gate=self.gate and self.gate.of(found.names()))
 
     def edits(self, pipe: Pipeline) -> dict[str, rk.LowRank]:
         """By projection `ΔW = W M`, for the projections as they are now.
@@ -128,18 +133,29 @@ class Edited:
 
         `attachment.set(strength=0.5)` changes how far it acts while it is attached.
         """
-        return rk.attach(Parts(pipe).denoiser.plain, self.edits(pipe))
+        static, gate = self.edits(pipe), self.gate
+        gated = None if gate is None else {n: GatedMap(edit, gate) for n, edit in static.items()}
+        return rk.attach(Parts(pipe).denoiser.plain, static if gated is None else gated)
 
     def fuse(self, pipe: Pipeline) -> None:
         """Put the edit into the weights; `rankedit.unfuse_` of the denoiser restores their bits."""
+        self._check_static("fuse")
         rk.fuse_(Parts(pipe).denoiser.plain, self.edits(pipe))
 
     def export_lora(
         self, pipe: Pipeline, path: str | PathLike[str], *, layout: str = "kohya"
     ) -> None:
         """Write the edit as a LoRA, exactly; see `rankedit.to_lora` for the layouts."""
+        self._check_static("export_lora")
         component = "" if layout == "peft" else ("unet" if hasattr(pipe, "unet") else "transformer")
         rk.to_lora(self.edits(pipe), path, layout=layout, component=component)
+
+    def _check_static(self, call: str) -> None:
+        if self.gate is not None:
+            raise ConceptsError(
+                f"{call}: the edit has a gate, which decides for each token and has no form as a "
+                "weight; attach it, or make the edit without a gate."
+            )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a file: the map and every request's keys, of the size of some encodings.
@@ -153,6 +169,8 @@ class Edited:
                 items |= {f"keys.{index}": rows.keys, f"guides.{index}": rows.guides}
                 items[f"word.{index}"] = rows.word.double()
         known = {_HELD: self.kept.held, _EMPTY: self.kept.empty, "gram": self.kept.gram}
+        if self.gate is not None:
+            known |= {f"gate.{name}": getattr(self.gate, name) for name in _GATE}
         items |= {name: rows for name, rows in known.items() if rows is not None}
         moment = self.kept.moment
         metadata = {
@@ -161,6 +179,7 @@ class Edited:
             "settings": json.dumps(self.settings.to_dict()),
             "statistics": "" if moment is None else rk.Metric.from_moment(moment).fingerprint,
             "texts": self.texts,
+            "gate": json.dumps([] if self.gate is None else self.gate.names),
         }
         rk.save(items, path, metadata=metadata, dtype=torch.float64)
 
@@ -204,7 +223,9 @@ class Edited:
         }
         kept = Kept(tensors.get(_HELD), tensors.get(_EMPTY), statistics, tensors.get("gram"))
         settings = Settings.from_dict(json.loads(told["settings"]))
-        return cls(requests, settings, edit, rows, kept, told["texts"])
+        names = tuple(json.loads(told["gate"]))
+        gate = Detectors(names, *(tensors[f"gate.{name}"] for name in _GATE)) if names else None
+        return cls(requests, settings, edit, rows, kept, told["texts"], gate)
 
 
 def _outputs(layer: torch.nn.Module, changed: Tensor) -> Tensor:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 import rankedit as rk
 from rankedit_recipes.concepts.edited import Edited
+from rankedit_recipes.concepts.errors import ConceptsError
+from rankedit_recipes.concepts.gating import detectors
 from rankedit_recipes.concepts.methods.own import Method, settings_of
-from rankedit_recipes.concepts.reading import Rows, read_empty, read_held, read_request
+from rankedit_recipes.concepts.reading import (
+    Rows,
+    read_empty,
+    read_held,
+    read_prompts,
+    read_request,
+)
 from rankedit_recipes.concepts.requests import Request, check_requests
 from rankedit_recipes.concepts.settings import Settings
 from rankedit_recipes.concepts.solving import Kept
@@ -81,6 +90,11 @@ def add(pipe: Pipeline, edited: Edited, requests: Sequence[Request]) -> Edited:
         edited: the edit; one that was loaded needs its statistics.
         requests: what is new.
     """
+    if edited.gate is not None:
+        raise ConceptsError(
+            "add: the edit has a gate, which knows its own concepts alone; add to the edit without "
+            "one, and call gated again."
+        )
     every = [*edited.requests, *requests]
     check_requests(every)
     parts = Parts(pipe)
@@ -89,6 +103,36 @@ def add(pipe: Pipeline, edited: Edited, requests: Sequence[Request]) -> Edited:
     rows |= {r.name: read_request(parts, r, edited.settings) for r in requests if r.kind != "hold"}
     kept = kept_of(parts, every, edited.settings, edited.kept.moment)
     return Edited.solve(every, edited.settings, rows, kept, edited.texts)
+
+
+def gated(pipe: Pipeline, edited: Edited, captions: Sequence[str]) -> Edited:
+    """The same edit, acting on its concepts' tokens alone; every other token stays bit for bit.
+
+    Args:
+        pipe: the pipeline, unedited.
+        edited: the edit.
+        captions: texts of the kind that are prompts; those that say a concept's word are left out.
+
+    Returns:
+        An edit that can be attached, with a strength, and saved; it has no form as a weight.
+
+    Raises:
+        ConceptsError: no caption is left, or a concept's tokens cannot be told from others.
+    """
+    parts = Parts(pipe)
+    edited.check(parts)
+    said = {word for r in edited.requests if r.kind != "hold" for word in r.words}
+    free = [c for c in captions if not any(f" {word} " in f" {c} " for word in said)]
+    if not free:
+        raise ConceptsError(
+            "gated: captions without the edit's concepts are needed, to know what else there is; "
+            f"all {len(captions)} have one."
+        )
+    others = torch.cat([prompt.vectors for prompt in read_prompts(parts, free, [""] * len(free))])
+    metric = rk.Metric.from_moment(second_moment(pipe, free, progress=False), ridge=1e-3)
+    names = edited.names()
+    rows = {name: edited.rows[name] for name in names}
+    return replace(edited, gate=detectors(rows, others, metric))
 
 
 def kept_of(

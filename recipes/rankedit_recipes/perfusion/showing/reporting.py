@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,25 +11,11 @@ from typing import Any
 from PIL import Image
 
 from rankedit.atomic import atomic_write
+from rankedit_recipes.diffusion.pages import figure as shown
+from rankedit_recipes.diffusion.pages import gallery, page, section, table
 from rankedit_recipes.perfusion.applying.explaining import Explanation
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.showing.sweeping import Point, pareto_front
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
-  color: #1d2330; background: #fff; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
-  gap: .75rem; } figure { margin: 0; min-width: 0; }
-figure img { width: 100%; border-radius: .3rem; image-rendering: auto; }
-figcaption { font-size: .8rem; color: #4a5264; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } .plot { width: 100%; min-width: 34rem; height: auto; }
-table { border-collapse: collapse; font-size: .85rem; }
-td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #dde1e8; }
-td:not(:first-child) { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) { body { color: #e4e7ee; background: #14171d; }
-  figcaption { color: #a8b0c0; } td, th { border-color: #303644; } .plot { background: #fff; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -68,25 +52,19 @@ class Report:
     def html(self) -> str:
         """The page."""
         concept = self.concept
-        # A word such as <bean> would be taken for an element.
-        title = html.escape(f"{concept.trigger}: a {concept.category}")
+        title = f"{concept.trigger}: a {concept.category}"
         parts = [
-            _section(
-                "Photos given", _gallery({f"photo {i + 1}": p for i, p in enumerate(self.photos)})
+            section(
+                "Photos given", gallery({f"photo {i + 1}": p for i, p in enumerate(self.photos)})
             ),
-            _section("Pictures", _gallery(self.pictures)),
-            _section("Together", _gallery(self.together)),
-            _section("Training", _figure(self._training(), "training") if self.losses else ""),
-            _section("Gate", self._gate()),
-            _section("Concept against text", self._trade_off()),
-            _section("Settings and provenance", _table(self._facts())),
+            section("Pictures", gallery(self.pictures)),
+            section("Together", gallery(self.together)),
+            section("Training", shown(self._training(), "training") if self.losses else ""),
+            section("Gate", self._gate()),
+            section("Concept against text", self._trade_off()),
+            section("Settings and provenance", table(self._facts())),
         ]
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
-            f"{''.join(parts)}</body></html>\n"
-        )
+        return page(title, parts)
 
     def _facts(self) -> dict[str, str]:
         concept = self.concept
@@ -107,7 +85,7 @@ class Report:
     def _gate(self) -> str:
         if self.explanation is None:
             return ""
-        return _figure(self.explanation.plot(), "opening of the gate at each token")
+        return shown(self.explanation.plot(), "opening of the gate at each token")
 
     def _training(self) -> Any:  # noqa: ANN401 - a figure of matplotlib
         from matplotlib.figure import Figure
@@ -162,41 +140,4 @@ class Report:
         ]
         lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         cells = "".join(f"<tr>{line}</tr>" for line in lines)
-        return _figure(figure, "pictures against text") + f"<table>{cells}</table>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>{content}" if content else ""
-
-
-def _gallery(pictures: Mapping[str, Image.Image]) -> str:
-    figures = "".join(
-        f'<figure><img alt="{html.escape(name, quote=True)}" src="{_data(picture)}">'
-        f"<figcaption>{html.escape(name)}</figcaption></figure>"
-        for name, picture in pictures.items()
-    )
-    return f'<div class="gallery">{figures}</div>' if figures else ""
-
-
-# Within the page, so that the report can be passed on as one file.
-def _data(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.convert("RGB").save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _figure(figure: Any, name: str) -> str:  # noqa: ANN401 - a figure of matplotlib
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    data = base64.b64encode(stream.getvalue()).decode()
-    # On a narrow screen a plot is scrolled rather than shrunk until it cannot be read.
-    picture = f'<img class="plot" alt="{name}" src="data:image/png;base64,{data}">'
-    return f'<div class="scroll">{picture}</div>'
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    cells = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>"
-        for name, text in rows.items()
-    )
-    return f'<div class="scroll"><table>{cells}</table></div>'
+        return shown(figure, "pictures against text") + f"<table>{cells}</table>"
