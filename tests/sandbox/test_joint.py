@@ -172,8 +172,8 @@ def test_by_its_name_without_its_weights_it_says_how_they_are_made(tmp_path, mon
         sandbox.pipeline("joint")
 
 
-def test_by_its_name_with_its_weights(drawn, base, tmp_path, monkeypatch):
-    trainer = JointTrainer(TINY, drawn, base)
+def test_by_its_name_with_its_weights(drawn, tmp_path, monkeypatch):
+    trainer = JointTrainer(TINY, drawn)
     write_pipeline(trainer.pipeline(), tmp_path)
     monkeypatch.setattr(loading, "JOINT_WEIGHTS", tmp_path)
     assert isinstance(sandbox.pipeline("joint"), JointPipeline)
