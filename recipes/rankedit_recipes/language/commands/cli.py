@@ -6,7 +6,7 @@ Commands import what needs torch inside themselves: help and refusals are to com
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from rankedit_recipes.command_line.options import (
 )
 from rankedit_recipes.command_line.outputs import prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
+from rankedit_recipes.language.commands.demo import demo
 from rankedit_recipes.language.commands.options import (
     Chat,
     ContextTexts,
@@ -51,12 +52,10 @@ from rankedit_recipes.language.commands.options import (
 from rankedit_recipes.language.commands.remedies import REMEDIES
 from rankedit_recipes.language.errors import LanguageError
 
-if TYPE_CHECKING:
-    from rankedit_recipes.language.settings import Settings
-
 app = application(
     "Edit facts of a causal language model in closed form (ROME, MEMIT, AlphaEdit).", REMEDIES
 )
+app.command()(demo)
 
 
 @app.command()
@@ -105,7 +104,7 @@ def edit(
     with quiet_imports():
         from rankedit_recipes.language.commands import configuring, opening, tasks
 
-    settings = _settings(method, config, setting or [])
+    settings = configuring.chosen_settings(method, config, setting or [])
     if print_config:
         typer.echo(configuring.to_toml(settings), nl=False)
         return
@@ -283,17 +282,3 @@ def _check_requests(requests: list[Path] | None, model: str) -> None:
         raise LanguageError(
             "language: give a file of requests; only the sandbox has a test set of its own."
         )
-
-
-def _settings(method: str, config: Path | None, pairs: list[str]) -> Settings:
-    from rankedit_recipes.language.commands.configuring import from_pairs, from_toml
-    from rankedit_recipes.language.editing import settings_of
-
-    settings = settings_of(method or "memit") if config is None else from_toml(config)
-    # Neither wins in silence.
-    if config is not None and method and settings_of(method).method != settings.method:
-        raise LanguageError(
-            f"edit: --method {method} and the method {settings.method} of '{config}' differ; give "
-            "one of them."
-        )
-    return from_pairs(settings, pairs)

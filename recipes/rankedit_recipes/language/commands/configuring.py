@@ -16,6 +16,22 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.settings import Settings
 
 
+def chosen_settings(method: str, config: Path | None, pairs: Sequence[str]) -> Settings:
+    """Settings as they were asked for: a method's or a file's, with single ones changed.
+
+    Raises:
+        LanguageError: the method and the file contradict each other, or there is no such setting.
+    """
+    settings = settings_of(method or "memit") if config is None else from_toml(config)
+    # Neither wins in silence.
+    if config is not None and method and settings_of(method).method != settings.method:
+        raise LanguageError(
+            f"edit: --method {method} and the method {settings.method} of '{config}' differ; give "
+            "one of them."
+        )
+    return from_pairs(settings, pairs)
+
+
 def to_toml(settings: Settings) -> str:
     """Settings as a TOML file that `from_toml` reads; what is None is left out."""
     lines = []

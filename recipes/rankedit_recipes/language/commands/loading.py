@@ -27,6 +27,8 @@ def load_causal(choice: ModelChoice, dtype: torch.dtype) -> tuple[nn.Module, Any
         LanguageError: it cannot be opened, is of another kind, or lacks weights.
     """
     with quiet_imports():
+        # Loading imports it, and with it torchao, which lists its kernels that do not fit.
+        import transformers.quantizers.auto  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
     name, more = _source(choice)
     try:
