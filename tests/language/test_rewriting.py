@@ -1,9 +1,12 @@
 """Neighbours that another edit of the same set rewrites do not count; no other ones are lost."""
 
+from dataclasses import replace
+
 import pytest
-from rankedit_recipes.language import Case, Request, case_of, without_rewritten
+from rankedit_recipes.language import Case, LanguageError, Request, case_of, without_rewritten
 
 PLAYS = "{} plays the"
+NAMES = ("Bo", "Cy", "Bo Dean")
 
 
 def case(subject, *neighbours, relation="plays", true="lute"):
@@ -62,6 +65,30 @@ def test_what_is_edited_may_be_more_or_nothing():
     assert without_rewritten([ADA], []) == [ADA]
     (found,) = without_rewritten([ADA], [ADA, case("Cy")])
     assert found.neighbours == ("Bo plays the", "Bo Dean plays the")
+
+
+def test_a_neighbour_with_an_answer_of_its_own_is_edited_where_that_is_the_fact_s():
+    answers = ("harp", "drum", "lute")
+    own = replace(ADA, neighbour_answers=answers)
+    kept = without_rewritten([own, case("Cy", true="drum")])[0]
+    assert kept.answered == (("Bo plays the", "harp"), ("Bo Dean plays the", "lute"))
+    # Of another answer, as above: not what the neighbour is asked for.
+    assert without_rewritten([own, case("Cy", true="lute")])[0] is own
+    others = [case(name, true=true) for name, true in zip(NAMES, answers, strict=True)]
+    none = without_rewritten([own, *others])[0]
+    assert (none.neighbours, none.answered) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (("harp",), "one answer for each of the 3 neighbours, got 1"),
+        (("harp", " ", "lute"), "no answer of neighbour_answers must be empty"),
+    ],
+)
+def test_answers_of_neighbours_are_one_for_each(answers, message):
+    with pytest.raises(LanguageError, match=message):
+        replace(ADA, neighbour_answers=answers)
 
 
 def test_the_sandbox_s_batch_has_such_neighbours_and_single_edits_have_none():

@@ -57,6 +57,45 @@ def test_counterfact_by_hand():
     assert found["neighbourhood accuracy"] == pytest.approx(200 / 3)
 
 
+def test_a_neighbour_with_an_answer_of_its_own_is_to_keep_that():
+    asked = ("ben and of", "what of", "ben does play a")
+    # After "of" the piano is at 0.7, the violin at 0.1; after "a" at 0.2 and 0.4.
+    own = replace(ANNA, neighbours=asked, neighbour_answers=("piano", "flute", "piano"))
+    found = scores([own])
+    flute = (1 - 0.7 - 0.1) / (len(tokenizer()) - 2)
+    assert flute < 0.1  # so that the second neighbour fails as well as the third
+    assert found["neighbourhood"] == pytest.approx(100 / 3)
+    expected = (60 + 100 * (flute - 0.1) - 20) / 3
+    assert found["neighbourhood magnitude"] == pytest.approx(expected, rel=1e-4)
+    # Without a true target only neighbours with answers of their own are asked.
+    nobody = replace(own, true_target="")
+    assert scores([nobody])["neighbourhood"] == pytest.approx(100 / 3)
+    assert "neighbourhood" not in scores([replace(ANNA, true_target="")]).figures
+
+
+def test_free_generation_by_hand():
+    rows = {**ROWS, "is": {"violin": 0.6}, "a": {"flute": 0.9}, "violin": {"of": 0.9}}
+    own = replace(ANNA, neighbour_answers=("piano", "flute", "flute"))
+    found = scores([own, BEN], rows, answers=True)
+    # "the" and "is" go on with the violin, "a" with the flute, "of" with the piano.
+    assert found["free generation"] == 50  # Ben's "in" goes on with anything
+    assert found["paraphrase free generation"] == 50
+    assert found["neighbourhood free generation"] == pytest.approx(200 / 3)
+    assert not [name for name in scores([own], rows).figures if "free" in name]
+
+
+def test_a_text_goes_on_by_as_many_tokens_whatever_the_prompt_s_length():
+    tok = tokenizer()
+    model = table_model(tok, {"the": {"piano": 0.9}, "piano": {"of": 0.9}})
+    asked = ["the", "anna plays the"]
+    assert generate(model, tok, asked, more=2, top_k=1) == [
+        "the piano of",
+        "anna plays the piano of",
+    ]
+    assert generate(model, tok, asked, more=1, top_k=1, whole=False) == ["piano", "piano"]
+    assert generate(model, tok, asked, length=4, top_k=1)[1] == "anna plays the piano"
+
+
 def test_inverted_phrasings_are_measured_apart():
     # "the" ends in a win for the new target, "is" in none.
     inverted = ("what plays the", "what instrument is")

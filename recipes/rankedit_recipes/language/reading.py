@@ -31,7 +31,7 @@ def read_cases(path: str | PathLike[str], *, references: References | None = Non
       with the optional texts `relation`, `name`, `true_target`, the optional choices `space` and
       `chat` (true or false; see `Request`), and the optional lists
       `paraphrases`, `inverted`, `neighbours`, `attribute_prompts`, `generation_prompts`,
-      `references`;
+      `references`, `neighbour_answers`;
     * CounterFact's own records, with `requested_rewrite` (Meng et al., arXiv 2202.05262), and, as
       the sandbox's have it, `inverted_prompts`;
     * zsRE's records as ROME and MEMIT read them, with `src`, `subject`, `answers`, `rephrase`,
@@ -156,12 +156,13 @@ def _plain(record: Record) -> Case:
         _texts(record, "generation_prompts"),
         inverted=_texts(record, "inverted"),
         references=_texts(record, "references"),
+        neighbour_answers=_texts(record, "neighbour_answers"),
     )
 
 
 _LISTS = (
     "paraphrases", "inverted", "neighbours", "attribute_prompts", "generation_prompts",
-    "references",
+    "references", "neighbour_answers",
 )  # fmt: skip
 
 

@@ -114,12 +114,17 @@ class Case:
         paraphrases: other texts, complete, which the target is to follow too.
         inverted: the same, where what is asked for is told before the subject.
         neighbours: texts about other subjects, which the true target is to follow still.
+        neighbour_answers: what is to follow each of them instead, where that is not the true
+            target: empty, or one answer for each neighbour.
         attribute_prompts: texts about subjects of which the new target is true (CounterFact's
             `attribute_prompts`, the source of its reference texts).
         generation_prompts: texts for the model to go on with, to see whether it still writes.
         locality: unrelated texts, each with the answer that is to stay (zsRE).
         references: texts about things of which the new target is true, which what the model writes
             from `generation_prompts` is to be like.
+
+    Raises:
+        LanguageError: another number of neighbour_answers than of neighbours, or an empty one.
     """
 
     request: Request
@@ -131,6 +136,25 @@ class Case:
     locality: tuple[tuple[str, str], ...] = ()
     inverted: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    neighbour_answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        answers, neighbours = len(self.neighbour_answers), len(self.neighbours)
+        # Pairs of unlike lists would be cut to the shorter one, and a neighbour not asked.
+        if answers and answers != neighbours:
+            raise LanguageError(
+                "Case: neighbour_answers must be empty or have one answer for each of the "
+                f"{neighbours} neighbours, got {answers}."
+            )
+        if not all(answer.strip() for answer in self.neighbour_answers):
+            raise LanguageError("Case: no answer of neighbour_answers must be empty, got one.")
+
+    @property
+    def answered(self) -> tuple[tuple[str, str], ...]:
+        """Each neighbour with what is to follow it; none where nobody told the true target."""
+        if self.neighbour_answers:
+            return tuple(zip(self.neighbours, self.neighbour_answers, strict=True))
+        return tuple((text, self.true_target) for text in self.neighbours if self.true_target)
 
 
 def continued(target: str, after: str = "", *, space: bool | None = None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import rankedit as rk
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.evaluating.answering import answered
 from rankedit_recipes.language.evaluating.generating import LENGTH, generate, generation_entropy
 from rankedit_recipes.language.evaluating.likelihoods import (
     BATCH_TOKENS,
@@ -31,6 +32,12 @@ from rankedit_recipes.language.requests import Case, Request, continued
 
 # What each kind of prompt is called among the measures.
 _KINDS = ("efficacy", "paraphrase", "inverted phrasing", "neighbourhood")
+# And among those of free generation.
+_FREELY = {
+    "efficacy": "free generation",
+    "paraphrase": "paraphrase free generation",
+    "neighbourhood": "neighbourhood free generation",
+}
 
 
 def evaluate(
@@ -39,6 +46,7 @@ def evaluate(
     cases: Sequence[Case],
     *,
     unrelated: Unrelated | None = None,
+    answers: bool = False,
     generations: bool = False,
     length: int = LENGTH,
     batch_tokens: int = BATCH_TOKENS,
@@ -54,6 +62,7 @@ def evaluate(
         tokenizer: its fast tokenizer.
         cases: what was edited, with the prompts to evaluate on.
         unrelated: what the unedited model predicts on unrelated text, for the locality.
+        answers: also let the model answer freely, which the measures of free generation need.
         generations: also let the model write, for the generation entropy and, where cases have
             `references`, the reference score. It takes longer than all the rest, and needs cases
             with `generation_prompts`.
@@ -77,6 +86,8 @@ def evaluate(
         batch_tokens=batch_tokens, chat=questions.chats, progress=progress,
     )  # fmt: skip
     samples = questions.samples(found)
+    if answers:
+        samples |= questions.answers(model, tokenizer)
     if generations:
         samples |= _of_writing(model, tokenizer, cases, length, seed)
     if unrelated is not None:
@@ -133,6 +144,8 @@ class _Questions:
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.pairs: list[Pair] = []
+        # What is asked in words: the measure, the case, and the pair that has prompt and target.
+        self._free: list[tuple[str, int, int]] = []
         self.chats: list[bool] = []
         self._count = len(cases)
         # By measure: the case, and the pairs to compare or to count.
@@ -147,18 +160,19 @@ class _Questions:
             "efficacy": (case.request.text,),
             "paraphrase": case.paraphrases,
             "inverted phrasing": case.inverted,
-            # A neighbour is to keep its true target: without one nothing is asked of it.
-            "neighbourhood": case.neighbours if true else (),
         }
-        for kind, prompts in asked.items():
-            # What is wanted there, and what it competes with.
-            wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
-            for prompt in prompts:
-                first = self._add(case.request, prompt, wanted)
-                self._counted.setdefault(f"{kind} accuracy", []).append((index, first))
-                if other:
-                    second = self._add(case.request, prompt, other)
-                    self._compared[kind].append((index, first, second))
+        # What is wanted behind a prompt, and what it competes with.
+        pairs = [(kind, text, new, true) for kind, texts in asked.items() for text in texts]
+        # A neighbour is to keep its answer: without one nothing is asked of it.
+        pairs += [("neighbourhood", text, answer, new) for text, answer in case.answered]
+        for kind, prompt, wanted, other in pairs:
+            first = self._add(case.request, prompt, wanted)
+            self._counted.setdefault(f"{kind} accuracy", []).append((index, first))
+            if kind in _FREELY:
+                self._free.append((_FREELY[kind], index, first))
+            if other:
+                second = self._add(case.request, prompt, other)
+                self._compared[kind].append((index, first, second))
         for question, answer in case.locality:
             pair = self._add(case.request, question, answer)
             self._counted.setdefault("specificity accuracy", []).append((index, pair))
@@ -172,6 +186,20 @@ class _Questions:
         self.pairs.append((text, target))
         self.chats.append(bool(request.chat))
         return len(self.pairs) - 1
+
+    def answers(self, model: nn.Module, tokenizer: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """By measure `[cases]`: the share of prompts that the model answers rightly."""
+        chosen = [pair for _, _, pair in self._free]
+        texts = [self.pairs[pair][0] for pair in chosen]
+        targets = [self.pairs[pair][1] for pair in chosen]
+        chats = [self.chats[pair] for pair in chosen]
+        right = answered(model, tokenizer, texts, targets, chat=chats)
+        samples = {}
+        for name in dict.fromkeys(name for name, _, _ in self._free):
+            rows = [(i, ok) for (n, i, _), ok in zip(self._free, right, strict=True) if n == name]
+            case = torch.tensor([i for i, _ in rows])
+            samples[name] = self._means(case, torch.tensor([float(ok) for _, ok in rows]).double())
+        return samples
 
     def samples(self, found: Likelihoods) -> dict[str, Tensor]:
         """By measure `[cases]`: the mean over each case's prompts, NaN where it has none."""

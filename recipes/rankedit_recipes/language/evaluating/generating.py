@@ -29,9 +29,11 @@ def generate(
     prompts: Sequence[str],
     *,
     length: int = LENGTH,
+    more: int | None = None,
     top_k: int = TOP_K,
     seed: int = 0,
     chat: bool | Sequence[bool] = False,
+    whole: bool = True,
 ) -> list[str]:
     """Texts that go on from prompts, each prompt included, of `length` tokens in all.
 
@@ -44,10 +46,12 @@ def generate(
         prompts: texts to go on with.
         length: tokens of prompt and continuation together; fewer if the model ends the text or
             takes no longer ones.
+        more: tokens of each continuation instead, whatever the prompt's length.
         top_k: how many tokens are drawn from; 1 always takes the likeliest.
         seed: of what is drawn.
         chat: whether a prompt is what the user says, of all or of each; the text is then the
             prompt, and on the next line what the assistant says.
+        whole: False for what follows the prompt alone.
 
     Raises:
         LanguageError: an empty prompt, or a chat without a template.
@@ -57,7 +61,8 @@ def generate(
         _chat_ids(tokenizer, prompt) if said else _prompt_ids(tokenizer, prompt)
         for prompt, said in zip(prompts, chats, strict=True)
     ]
-    limit = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    longest = length if more is None else max(map(len, ids), default=0) + more
+    limit = min(longest, getattr(model.config, "max_position_embeddings", None) or longest)
     # All numbers are drawn beforehand, a row for each prompt: batches cannot change what is drawn.
     uniform = torch.rand(len(prompts), max(1, limit), generator=torch.Generator().manual_seed(seed))
     groups: dict[int, list[int]] = defaultdict(list)
@@ -66,14 +71,16 @@ def generate(
         groups[len(row)].append(index)
     texts = [""] * len(prompts)
     with torch.inference_mode(), evaluating(model):
-        for indices in groups.values():
+        for begun, indices in groups.items():
+            last = limit if more is None else min(limit, begun + more)
             for start in range(0, len(indices), _BATCH):
                 chosen = indices[start : start + _BATCH]
                 rows = torch.tensor([ids[i] for i in chosen], device=embedding_device(model))
-                written = _go_on(model, rows, uniform[chosen], limit, top_k)
+                written = _go_on(model, rows, uniform[chosen], last, top_k)
                 for index, row in zip(chosen, written.tolist(), strict=True):
-                    begun = len(ids[index])
-                    if chats[index]:
+                    if not whole:
+                        texts[index] = _text(tokenizer, row[begun:], 0)
+                    elif chats[index]:
                         answer = _text(tokenizer, row[begun:], 0).strip()
                         texts[index] = f"{prompts[index]}\n{answer}"
                     else:

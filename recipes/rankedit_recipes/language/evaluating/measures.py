@@ -37,6 +37,7 @@ class Measure:
 
 _COUNTERFACT = "CounterFact, Meng et al., arXiv 2202.05262"
 _LIKE_PARAPHRASE = "the measure of paraphrases on other phrasings"
+_FREE = "exact match of what is written, as Yang et al., arXiv 2502.11177, ask for"
 _ZSRE = "zsRE, as in Meng et al., arXiv 2210.07229"
 
 MEASURES = {
@@ -71,7 +72,8 @@ MEASURES = {
         Measure(
             "neighbourhood",
             "% of prompts about other subjects of the true target with P(true target) > "
-            "P(new target), mean of each case's share",
+            "P(new target), mean of each case's share; of a subject with an answer of its own, "
+            "that answer counts as the true target",
             _COUNTERFACT,
             "unchanged",
         ),
@@ -132,6 +134,26 @@ MEASURES = {
             "% of the tokens of unrelated answers that are the likeliest behind their questions, "
             "likewise",
             _ZSRE,
+            "unchanged",
+        ),
+        Measure(
+            "free generation",
+            "% of cases where what the model writes behind the prompt that was edited, always the "
+            "likeliest token, begins with the new target",
+            _FREE,
+            "higher",
+        ),
+        Measure(
+            "paraphrase free generation",
+            "% of paraphrases behind which it does, mean of each case's share",
+            _FREE,
+            "higher",
+        ),
+        Measure(
+            "neighbourhood free generation",
+            "% of prompts about other subjects behind which what the model writes begins with "
+            "their own answer, mean of each case's share",
+            _FREE,
             "unchanged",
         ),
         Measure(

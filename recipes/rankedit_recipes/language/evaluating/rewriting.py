@@ -16,8 +16,8 @@ def without_rewritten(cases: Sequence[Case], edited: Sequence[Case] | None = Non
     A neighbour asks the case's relation of another subject, of which the case's true target is true
     as well. Where that subject's own fact is edited at the same time, the true target is no longer
     right there, and the prompt tells nothing about what an edit does beside its purpose. An edited
-    fact is that of a neighbour if the prompt names its subject, as whole words, and its relation
-    and its true target are those of the case, as far as they are known.
+    fact is that of a neighbour if the prompt names its subject, as whole words, its relation is
+    that of the case, and its true target is the neighbour's answer, as far as they are known.
 
     Args:
         cases: to evaluate.
@@ -36,8 +36,15 @@ def without_rewritten(cases: Sequence[Case], edited: Sequence[Case] | None = Non
     rewritten = _Rewritten(cases if edited is None else edited)
     found = []
     for case in cases:
-        kept = tuple(text for text in case.neighbours if not rewritten.holds(case, text))
-        found.append(replace(case, neighbours=kept) if kept != case.neighbours else case)
+        own = case.neighbour_answers
+        answers = own or (case.true_target,) * len(case.neighbours)
+        pairs = zip(case.neighbours, answers, strict=True)
+        kept = [(t, answer) for t, answer in pairs if not rewritten.holds(case, t, answer)]
+        if len(kept) == len(case.neighbours):
+            found.append(case)
+            continue
+        texts, left = tuple(t for t, _ in kept), tuple(answer for _, answer in kept)
+        found.append(replace(case, neighbours=texts, neighbour_answers=left if own else ()))
     return found
 
 
@@ -51,11 +58,11 @@ class _Rewritten:
             words = re.compile(rf"(?<!\w){re.escape(case.request.subject)}(?!\w)")
             self._facts[case.true_target].append((case.request, words))
 
-    def holds(self, case: Case, text: str) -> bool:
+    def holds(self, case: Case, text: str, answer: str) -> bool:
         """Whether a neighbour of the case asks for what another edit changes."""
         own = case.request
         # A case that does not tell its true target may be about anybody's.
-        near = [(known, *fact) for known in {case.true_target, ""} for fact in self._facts[known]]
+        near = [(known, *fact) for known in {answer, ""} for fact in self._facts[known]]
         return any(
             _same_relation(own, other, known)
             and other.subject != own.subject
