@@ -53,14 +53,7 @@ class Editor:
 
     def _found(self, engine: Engine) -> dict[str, Tensor]:
         """Shifts by request, of one search over all cases that are studied; kept in a file."""
-        settings, block = engine.settings, engine.chosen[-1]
-        search = {name: getattr(settings, name) for name in _SEARCH} | {"block": block.index}
-        if settings.through:  # it sees the edit of the mean key then
-            search |= {"bare": settings.bare, "metric": engine.metrics[block.down].fingerprint}
-        kind = type(settings)
-        if (kind.search, kind.shares) != (Settings.search, Settings.shares):
-            search["by"] = f"{kind.__module__}:{kind.__qualname__}"
-        digest = hashlib.sha256(repr([self.world.digest, search]).encode()).hexdigest()[:16]
+        digest = search_digest(self.world.digest, engine)
         if digest in self._shifts:
             return self._shifts[digest]
         file, requests = KEPT / f"shifts-{digest}.safetensors", self._requests()
@@ -132,6 +125,18 @@ class Editor:
                 finally:
                     self.world.model = original
         return Row("", scores, {"layers": [b.index for b in engine.chosen]})
+
+
+def search_digest(world: str, engine: Engine) -> str:
+    """Of what the values depend on that an engine finds, on a world with this digest."""
+    settings, block = engine.settings, engine.chosen[-1]
+    search = {name: getattr(settings, name) for name in _SEARCH} | {"block": block.index}
+    if settings.through:  # it sees the edit of the mean key then
+        search |= {"bare": settings.bare, "metric": engine.metrics[block.down].fingerprint}
+    kind = type(settings)
+    if (kind.search, kind.shares) != (Settings.search, Settings.shares):
+        search["by"] = f"{kind.__module__}:{kind.__qualname__}"
+    return hashlib.sha256(repr([world, search]).encode()).hexdigest()[:16]
 
 
 def one_by_one(facts: Facts) -> Iterator[Facts]:

@@ -76,9 +76,9 @@ def scores_of(rows: Mapping[str, Row], start: str) -> dict[str, Scores]:
     }
 
 
-def table(every: Mapping[str, Scores], note: str = "") -> Table:
+def table(every: Mapping[str, Scores], note: str = "", shown: Sequence[str] = SHOWN) -> Table:
     """A row for each model; measures with 95 % intervals."""
-    names = [n for n in SHOWN if any(n in s.figures for s in every.values())]
+    names = [n for n in shown if any(n in s.figures for s in every.values())]
     lines = [
         (name, *(s.figures[n].text(MEASURES[n]) if n in s.figures else "" for n in names))
         for name, s in every.items()
@@ -232,9 +232,9 @@ def write(
         pictures["relations"] = relations_figure(best.last)
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(png(picture, resolution=80))
-    compact = {key: _compact(row) for key, row in rows.items()}
+    told = {key: compact(row) for key, row in rows.items()}
     with atomic_write(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps({"facts": dict(facts), "rows": compact}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"facts": dict(facts), "rows": told}, indent=1) + "\n")
     Report(
         title="Editing facts of the sandbox's language model",
         scores={} if best is None else {"MEMIT, batch": best.last},
@@ -259,7 +259,7 @@ def _document(made: Mapping[str, Table], page: Path) -> None:
     page.write_text(f"{before}{MARKS[0]}\n{said}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
-def _compact(row: Row) -> dict[str, Any]:
+def compact(row: Row) -> dict[str, Any]:
     """A row without what each case gave."""
     scores = {
         part: {
