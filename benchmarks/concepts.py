@@ -119,7 +119,7 @@ def costs() -> None:
         for count in (1, 100):
             rows.append(cost(name, count, most))
             print(json.dumps(rows[-1]), flush=True)
-    written(RESULTS / "cost.json", json.dumps(rows, indent=1) + "\n")
+            written(RESULTS / "cost.json", json.dumps(rows, indent=1) + "\n")
 
 
 def main() -> None:
