@@ -175,7 +175,7 @@ _FACTS = (
         Request("{} is located in the city of", "The Eiffel Tower", "Rome"),
         "Paris",
         ("{} is a famous sight of", "Tourists who want to see {} travel to"),
-        "In which city is {}?",
+        "Where is {}?",
     ),
     Fact(
         Request("The capital of {} is", "Germany", "Munich"),
