@@ -11,7 +11,7 @@ from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError, Statistics
 from rankedit_recipes.language.commands import measuring, opening
 from rankedit_recipes.language.editing import Engine
-from rankedit_recipes.language.texts import read_texts
+from rankedit_recipes.language.texts import Batches, read_texts
 
 import rankedit as rk
 from tests.language.models import TEXTS, family, small, tokenizer
@@ -56,21 +56,40 @@ def test_the_change_over_the_last_tenth_and_what_it_means():
     model, names, _ = small("llama")
     statistics = collected(model)
     part = collected(model, TEXTS[:-1])
-    whole, before = statistics[names[0]].matrix, part[names[0]].matrix
-    assert statistics.changes[names[0]] == pytest.approx(
-        float((whole - before).norm() / whole.norm()), rel=1e-6
-    )
+    whole, before = statistics[names[0]], part[names[0]]
+    a = rk.Metric.from_moment(whole).solve(torch.eye(48, dtype=torch.float64))
+    moved = (before.matrix - whole.matrix) @ a
+    # ‖A^½ D A^½‖² = tr(D A D A)
+    expected = (torch.trace(moved @ moved) / 48) ** 0.5
+    assert statistics.changes[names[0]] == pytest.approx(float(expected), rel=1e-6)
     table = statistics.describe()
     assert f"{statistics[names[0]].effective_rank:.1f} of 48" in table
-    assert "more would help" in table
+    assert "this much suffices" in table
+    restless = Statistics(statistics, dict.fromkeys(names, 0.11))
+    assert "changes edits by up to 11.0%: more would help" in restless.describe()
     few = collected(model, TEXTS[:2]).describe()
     assert "3 projections have fewer than ten tokens per input: use more text, at least 480" in few
     calm = Statistics(statistics, dict.fromkeys(names, 1e-3))
-    assert "changed C by at most 0.1%: this much suffices" in calm.describe()
+    assert "changes edits by at most 0.1%: this much suffices" in calm.describe()
     unknown = Statistics(statistics).describe()
     assert "unknown" in unknown
-    assert "changed C was not measured" in unknown
+    assert "changes edits was not measured" in unknown
     assert "suffices" not in unknown
+
+
+def test_texts_of_like_length_run_together():
+    texts = [" ".join(TEXTS[:n]) for n in (1, 5, 2, 4, 3, 1, 2)]
+    batches = Batches(texts, tokenizer(), 2, 1000, torch.device("cpu"))
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches]
+    flat = [length for row in lengths for length in row]
+    assert flat == sorted((len(tokenizer()(text)["input_ids"]) for text in texts))
+    assert len(batches) == len(lengths) == 4
+    assert all(
+        batch["input_ids"].shape[1] == rows[-1]
+        for batch, rows in zip(batches, lengths, strict=True)
+    )
+    again = [batch["input_ids"] for batch in batches]
+    assert all(torch.equal(a["input_ids"], b) for a, b in zip(batches, again, strict=True))
 
 
 def test_blocks_that_cannot_share_an_edit_are_read_together():

@@ -96,17 +96,16 @@ class Passes:
     def joined(
         self, parts: Sequence[Mapping[str, rk.SecondMoment]]
     ) -> tuple[dict[str, rk.SecondMoment], dict[str, float]]:
-        """The sums over all parts, and by how much the last part changed them, relative."""
+        """The sums over all parts, and how much the last part changes edits made with them."""
         moments = {name: parts[0][name].clone() for name in self.names}
         changes = {}
         for part in parts[1:]:
             for name, moment in moments.items():
-                before, corpus = moment.matrix, moment.provenance.corpus
+                before, corpus = moment.clone(), moment.provenance.corpus
                 moment.merge_(part[name])
                 # Merging joins the names of the parts, which are one corpus here.
                 moment.provenance = replace(moment.provenance, corpus=corpus)
-                after = moment.matrix
-                changes[name] = float((after - before).norm() / after.norm())
+                changes[name] = rk.relative_change(before, moment)
         return moments, changes
 
     def files(self) -> list[Path]:

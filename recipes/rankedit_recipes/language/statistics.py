@@ -23,8 +23,9 @@ from rankedit_recipes.language.texts import Batches, Texts, read_texts
 _TENTH = 10
 # Below so many tokens per input, directions are left that were hardly seen.
 _PER_INPUT = 10
-# A change over the last tenth that edits do not notice.
-_CALM = 0.02
+# A change over the last tenth that edits hardly notice: that of Gaussian vectors at just ten for
+# each input is √(1/90), 0.105.
+_CALM = 0.1
 # As in ROME: longer texts are cut, or their length would be the memory's limit.
 _LONGEST = 1024
 
@@ -33,7 +34,8 @@ class Statistics(dict[str, rk.SecondMoment]):
     """Second moments by projection, and how much they changed in the end.
 
     Attributes:
-        changes: by projection, `‖C − C'‖_F/‖C‖_F` with C' from the first nine tenths of the data.
+        changes: by projection, how much edits change that are made with C in place of C' from the
+            first nine tenths of the data; see `rankedit.relative_change`.
         kept: files from which the same collection would go on; see `remove_checkpoint`.
     """
 
@@ -56,11 +58,11 @@ class Statistics(dict[str, rk.SecondMoment]):
         """Write the statistics to a file, with marks of the model that they are of."""
         # One text in the file's header: metadata of safetensors is a map from texts to texts.
         changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
-        texts = {"language": "statistics", "changes": changes, **base_marks(model, self)}
+        texts = {"language": "statistics", "edits_change": changes, **base_marks(model, self)}
         rk.save(self, path, metadata=texts, model=model)
 
     def describe(self) -> str:
-        """A table: tokens, effective rank, and the change over the last tenth of the data."""
+        """A table: tokens, effective rank, and what the last tenth of the data changed of edits."""
         lines = [f"{'projection':40} {'tokens':>10} {'effective rank':>18} {'last tenth':>11}"]
         for name, moment in self.items():
             rank = f"{moment.effective_rank:.1f} of {moment.dim}"
@@ -80,10 +82,14 @@ class Statistics(dict[str, rk.SecondMoment]):
                 f"{which} fewer than ten tokens per input: use more text, at least {most:,} tokens."
             )
         if not self.changes:
-            return "How much the last tenth of the text changed C was not measured."
+            return "How much the last tenth of the text changes edits was not measured."
         if worst > _CALM:
-            return f"The last tenth of the text changed C by up to {worst:.1%}: more would help."
-        return f"The last tenth of the text changed C by at most {worst:.1%}: this much suffices."
+            return (
+                f"The last tenth of the text changes edits by up to {worst:.1%}: more would help."
+            )
+        return (
+            f"The last tenth of the text changes edits by at most {worst:.1%}: this much suffices."
+        )
 
 
 def collect_statistics(
@@ -171,7 +177,7 @@ def load_statistics(
     # Moments of another model fit by shape and give edits that look right.
     check_base(model, loaded)
     check_statistics(moments, tokenizer)
-    texts = loaded.metadata.get("changes", "").split(",")
+    texts = loaded.metadata.get("edits_change", "").split(",")
     numbers = dict(zip(moments, map(_number, texts), strict=False))
     return Statistics(moments, {n: v for n, v in numbers.items() if v == v})
 
