@@ -82,7 +82,7 @@ def test_texts_of_like_length_run_together():
     batches = Batches(texts, tokenizer(), 2, 1000, torch.device("cpu"))
     lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches]
     flat = [length for row in lengths for length in row]
-    assert flat == sorted((len(tokenizer()(text)["input_ids"]) for text in texts))
+    assert flat == sorted(len(tokenizer()(text)["input_ids"]) for text in texts)
     assert len(batches) == len(lengths) == 4
     assert all(
         batch["input_ids"].shape[1] == rows[-1]

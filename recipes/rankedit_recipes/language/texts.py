@@ -94,8 +94,8 @@ _TOGETHER = 1000
 class Batches:
     """Texts in tokens, as batches of like length that can be read again.
 
-    From the shortest to the longest: of a corpus in its own order, half of what runs is padding, and
-    `rankedit.collect` runs its first batch through the whole model, later ones to the last
+    From the shortest to the longest: of a corpus in its own order, half of what runs is padding,
+    and `rankedit.collect` runs its first batch through the whole model, later ones to the last
     projection only.
 
     Attributes:
