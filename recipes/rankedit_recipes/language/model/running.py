@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankedit.models.reading import may_stop
 from rankedit_recipes.language.model.tokens import Batch
 
 Hook = Callable[..., Any]
@@ -98,6 +99,10 @@ def _at(rows: Tensor, places: Tensor) -> Tensor:
     return rows.gather(1, index)
 
 
+class _Enough(BaseException):
+    """Unwinds a run of which nothing more is needed; a model must not swallow it."""
+
+
 @dataclass
 class Seen:
     """What a run of the model read and wrote at the subject of each row.
@@ -123,6 +128,8 @@ def look(
 ) -> Seen:
     """Run the model and note vectors at the subjects, all in float32 on the CPU.
 
+    The run ends where everything was noted: what is edited lies low, and most blocks above it.
+
     Args:
         model: the model.
         batch: rows of tokens.
@@ -140,10 +147,22 @@ def look(
         hooks.append((module, _noting(batch, name, seen)))
     for name, block in blocks.items():
         hooks.append((block, _noting_stream(batch, name, seen)))
-    with quiet(model), hooked(*hooks):
+    def end(*_: object) -> None:
+        if len(seen.read) == len(projections) and len(seen.stream) == len(blocks):
+            raise _Enough
+
+    if _may_end(model):
+        # After all others: what notes comes first.
+        hooks += [(module, end) for module in (*projections.values(), *blocks.values())]
+    with quiet(model), hooked(*hooks), contextlib.suppress(_Enough):
         # Through the output layer at one place only: its other logits would be most of the memory.
         logits_at(model, batch, batch.subjects[:, None])
     return seen
+
+
+def _may_end(model: nn.Module) -> bool:
+    """Whether a run may be unwound; accelerate's hooks put weights away when a module is done."""
+    return may_stop(model) and not any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _at_subjects(batch: Batch, vectors: Tensor) -> Tensor:
