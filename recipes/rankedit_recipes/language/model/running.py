@@ -147,6 +147,7 @@ def look(
         hooks.append((module, _noting(batch, name, seen)))
     for name, block in blocks.items():
         hooks.append((block, _noting_stream(batch, name, seen)))
+
     def end(*_: object) -> None:
         if len(seen.read) == len(projections) and len(seen.stream) == len(blocks):
             raise _Enough
