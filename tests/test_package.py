@@ -1,6 +1,7 @@
 """The package as a whole: what importing it costs and needs, and which way its imports flow."""
 
 import ast
+import compileall
 import importlib
 import inspect
 import json
@@ -51,6 +52,8 @@ def _python(code: str) -> str:
 
 
 def test_importing_takes_little_more_than_importing_torch() -> None:
+    # As pip does when it installs; where nobody may write bytecode, every import compiles anew.
+    assert compileall.compile_dir(Path(rk.__file__).parent, quiet=1)
     ratios = []
     for _ in range(3):
         torch_alone, both = json.loads(_python(TIMING))

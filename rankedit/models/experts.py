@@ -29,7 +29,8 @@ from rankedit.errors import AttachError, ProjectionError
 _STACK = "_rankedit_experts"  # where the owner keeps them: they are copied and pickled with it
 _BASE = "_rankedit_routed"
 # What transformers 5 says of a module of experts, whose forward takes (vectors, experts, weights).
-_SAID = ("num_experts", "has_gate", "has_bias", "is_transposed")
+# In this order: models of diffusers warn when asked for what is in their configuration (0.42).
+_SAID = ("is_transposed", "has_gate", "has_bias", "num_experts")
 
 _KEPT: dict[type[nn.Module], type[nn.Module]] = {}
 

@@ -53,10 +53,11 @@ def check_edit(
     x = torch.randn(2, 3, edit.in_features, generator=generator)
     added = _checked_added(edit, x, tensors)
     _check_terms(edit, x, tensors, added)
+    if context is None:
+        _check_rows_alone(edit, x, tensors, added)
     _check_reads_tensors_only(edit, x, tensors)
     _check_precision(edit, x, tensors)
     if context is None:
-        _check_rows_alone(edit, x, tensors, added)
         _check_gradient(edit, x, tensors)
 
 
