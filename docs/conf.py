@@ -27,7 +27,10 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Value|Lookup|Runtime|OS)Error|UserWarning|Exception|KeyboardInterrupt"),
     # Private: in signatures of what the library makes by itself.
     (r"py:.*", r"rankedit\.(factors\.Factors|models\.\w+\.(Geometry|Installed)|[\w.]+\.Batch)"),
-    (r"py:.*", r"rankedit\.(files\.lora_layouts\.Suffixes|models\.reaching\.Watch|[\w.]+\._\w+)"),
+    (
+        r"py:.*",
+        r"rankedit\.(files\.lora_layouts\.Suffixes|models\.(reaching\.Watch|telling\.Context)|[\w.]+\._\w+)",
+    ),
     (r"py:.*", r"rankedit\.spectra\.Guard"),
 ]
 

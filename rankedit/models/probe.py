@@ -73,8 +73,7 @@ class Reading:
             * `"constant"`: depends on nothing that was varied
             * `"text-static"`: depends on the argument `text` alone, whatever its shape
             * `"text-stream"`: depends on others too, but has the tokens of `text`
-            * `"shared"`: has the tokens of several arguments in one sequence, of which some depend
-              on one argument alone; `spans` tells which
+            * `"shared"`: has the tokens of several, and some of one alone: see `spans`
             * `"joint"`: has the tokens of several arguments in one sequence
             * `"mixed"`: depends on several, and has the tokens of none (pooled vectors)
         """

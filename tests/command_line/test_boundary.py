@@ -28,8 +28,9 @@ PYTHON = re.compile(r"\bpass \w+|\w+\.\w+\(|\bwith_\w+|pipe\b\)|\w+\(\.\.\.\)")
 # Not reached by a command, which opens a pipeline of its own with nothing in it, gives one number
 # for all rows of a batch, and whose methods have the names that they were asked for by.
 NOT_REACHED = re.compile(
-    r"concepts are already in this (pipeline|denoiser)|that has concepts in it|an IP-Adapter is loaded|"
-    r"solves in its own way|rows of a batch|settings were given for|are in the pipeline"
+    r"concepts are already in this (pipeline|denoiser)|that has concepts in it|"
+    r"an IP-Adapter is loaded|solves in its own way|rows of a batch|"
+    r"settings were given for|are in the pipeline"
 )
 
 
