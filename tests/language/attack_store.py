@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def forked(work):
         return child
     try:
         os._exit(work())
+    except BaseException:
+        traceback.print_exc()  # `os._exit` says nothing of it
     finally:
         os._exit(9)
 

@@ -70,6 +70,20 @@ def test_a_stale_handle_is_refused_with_the_remedy(tmp_path):
     assert kept(tmp_path) == kept_of([request(n) for n in (0, 1, 2, 3, 7, 8)])
 
 
+def test_a_stream_that_another_process_begins_meanwhile_is_opened(tmp_path, monkeypatch):
+    empty = Folder._is_empty
+
+    def late(folder):
+        # Between the look for `stream.json` and the look at what else is there.
+        monkeypatch.setattr(Folder, "_is_empty", empty)
+        begun(tmp_path)
+        return folder._is_empty()
+
+    monkeypatch.setattr(Folder, "_is_empty", late)
+    opened(tmp_path).add([request(8)])
+    assert kept(tmp_path) == kept_of([request(n) for n in (0, 1, 2, 3, 8)])
+
+
 def test_a_folder_that_another_stream_took_is_refused(tmp_path):
     stream = begun(tmp_path / "a")
     begun(tmp_path / "b").undo()

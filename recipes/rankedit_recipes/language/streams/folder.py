@@ -71,8 +71,14 @@ class Folder:
         """
         file = self.path / _NAME
         data = self._bytes()
+        if data is None and not self._is_empty():
+            data = self._bytes()  # another process may have begun the stream between the two looks
+            if data is None:
+                raise LanguageError(
+                    f"Stream.open: '{self.path}' holds something else than a stream; name an empty "
+                    "folder or a new one."
+                )
         if data is None:
-            self._check_empty()
             return None
         try:
             return decoded(data)
@@ -256,15 +262,10 @@ class Folder:
     def _file(self, number: int) -> Path:
         return self.path / name_of(number)
 
-    def _check_empty(self) -> None:
+    def _is_empty(self) -> bool:
         if not self.path.exists():
-            return
+            return True
         # A process that was killed while it began the stream leaves its lock, and what it wrote.
-        if self.path.is_dir() and all(
+        return self.path.is_dir() and all(
             entry.name == LOCK or _ASIDE.fullmatch(entry.name) for entry in self.path.iterdir()
-        ):
-            return
-        raise LanguageError(
-            f"Stream.open: '{self.path}' holds something else than a stream; name an empty folder "
-            "or a new one."
         )
