@@ -49,6 +49,17 @@ def test_an_edit_is_made_listed_extended_undone_and_exported(run, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
+@pytest.mark.parametrize("given", [("--method", "time"), ("--set", "weight=7.0")])
+def test_another_method_than_that_of_the_edit_is_not_taken_for_it(run, given):
+    run("erase", "cat", "--to", "dog", "--out", "a.safetensors", *METHOD)
+    with pytest.raises(
+        rk.RankeditError, match="--onto goes on with the method 'uce' and the settings"
+    ):
+        run("erase", "cup", "--onto", "a.safetensors", "--out", "b.safetensors", *given)
+    assert not Path("b.safetensors").exists()
+    run("erase", "cup", "--onto", "a.safetensors", "--out", "c.safetensors", *METHOD)
+
+
 def test_an_edit_under_the_covariance_is_undone_with_its_captions(run):
     given = ("--captions", "captions.txt")
     run("erase", "cat", *given, "--out", "a.safetensors")

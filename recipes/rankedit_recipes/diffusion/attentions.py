@@ -130,13 +130,12 @@ class Attentions:
         start, stop = columns
         middle = (start + stop) // 2
         halves = [Part(name, (start, middle)), Part(name, (middle, stop))]
-        bends = [self._bend(name, row, half.columns) for half in halves]
-        if None in bends:
+        first, second = (self._bend(name, row, half.columns) for half in halves)
+        if first is None or second is None:
             return None
-        ordered = sorted(zip(bends, halves, strict=True), key=lambda pair: pair[0] or 0.0)
+        # By the number alone: parts have no order.
+        ordered = sorted(zip((first, second), halves, strict=True), key=lambda pair: pair[0])
         (straight, value), (bent, key) = ordered
-        assert straight is not None
-        assert bent is not None
         told_apart = straight < _AFFINE and bent > _CONTRAST * straight
         return (key, value) if told_apart else None
 

@@ -23,12 +23,14 @@ from rankedit_recipes.command_line.options import (
 from rankedit_recipes.command_line.outputs import picture_files, prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.concepts.commands import options as o
+from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.requests import Request
 from rankedit_recipes.concepts.requests import erase as erase_request
 from rankedit_recipes.concepts.requests import hold as hold_request
 from rankedit_recipes.concepts.requests import replace as replace_request
 
 _OUT = Path("concepts.safetensors")
+_METHOD = "covariance"
 
 
 def erase(
@@ -38,7 +40,7 @@ def erase(
     hold: o.Hold = None,
     about: o.AboutOption = "thing",
     context: o.Context = None,
-    method: o.Method = "covariance",
+    method: o.Method = _METHOD,
     captions: o.Captions = None,
     onto: o.Onto = None,
     out: o.Out = _OUT,
@@ -70,7 +72,7 @@ def replace(
     hold: o.Hold = None,
     about: o.AboutOption = "thing",
     context: o.Context = None,
-    method: o.Method = "covariance",
+    method: o.Method = _METHOD,
     captions: o.Captions = None,
     onto: o.Onto = None,
     out: o.Out = _OUT,
@@ -114,7 +116,14 @@ def _edit(
         from rankedit_recipes.concepts.commands import tasks
     settings = tasks.settings_from(*method)
     if onto is not None:
-        settings = tasks.Edited.load(onto).settings
+        asked, settings = settings, tasks.Edited.load(onto).settings
+        # The default method stands for none asked for: a command cannot tell the two apart.
+        if asked not in (settings, tasks.settings_from(_METHOD, None, [])):
+            raise ConceptsError(
+                f"{command}: --onto goes on with the method {settings.method!r} and the settings "
+                f"of '{onto}', and others were given; leave out --method, --config and --set, or "
+                "begin another edit."
+            )
     if print_config:
         typer.echo(tasks.as_toml(settings))
         return
