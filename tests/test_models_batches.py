@@ -211,3 +211,19 @@ def test_an_edit_may_put_its_batches_together_itself():
         torch.testing.assert_close(layer(x), torch.cat(wanted))
         with pytest.raises(ShapeError, match="'strength' was given 2 numbers"):
             layer(x[:3])
+
+
+def test_one_key_goes_from_rows_to_its_own_number_and_back():
+    """A setting of shape [1] is the one key's, not that of a batch of one row."""
+    gate = JointSigmoid(torch.tensor([0.4]), torch.tensor([0.2]))
+    layer, x = nn.Linear(16, 32), rows(3)
+    with attach(layer, gated(16, 32, count=1).with_gate(gate)) as attachment:
+        by_row = one_by_one(layer, attachment, x, bias=BIASES)
+        attachment.set(bias=0.6)
+        by_number = layer(x)
+        for value in (torch.tensor([0.6]), torch.tensor(0.6), 0.6):
+            for table in (BIASES, BIASES[:, None]):
+                attachment.set(bias=table)
+                torch.testing.assert_close(layer(x), by_row)
+            attachment.set(bias=value)
+            torch.testing.assert_close(layer(x), by_number)

@@ -71,6 +71,53 @@ class TestNeverReached:
             assert attachment.reached == {name: False}
             model(X)  # told once
 
+    @pytest.mark.parametrize("switch", ["eval", "no_grad"])
+    def test_a_fast_way_in_another_mode_is_told_of(self, switch):
+        class Fast(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.head = nn.Linear(16, 16), nn.Linear(16, 16)
+
+            def forward(self, x):
+                slow = self.training and torch.is_grad_enabled()
+                inner = self.layer(x) if slow else x @ self.layer.weight.T + self.layer.bias
+                return self.head(inner)
+
+        model = made(Fast)
+        with attach(model, {"layer": low_rank(16, 16)}) as attachment:
+            model(X)
+            assert attachment.reached == {"layer": True}
+            with torch.set_grad_enabled(switch != "no_grad"):
+                model.train(mode=switch != "eval")
+                with pytest.warns(RankeditWarning, match=f"{WHEN} .*the first in this mode: 'laye"):
+                    model(X)
+            assert attachment.reached == {"layer": False}
+
+    def test_torchs_fused_encoder_that_was_switched_off_and_on(self):
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        model = made(lambda: nn.Sequential(layer)).eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), attach(model, {"0.linear1": low_rank(16, 32)}) as attachment:
+                model(X)
+                torch.backends.mha.set_fastpath_enabled(True)
+                with pytest.warns(RankeditWarning, match=rf"{WHEN} .*the first in this mode"):
+                    model(X)
+                assert attachment.reached == {"0.linear1": False}
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+
+    def test_a_way_of_its_own_that_is_put_into_a_block_afterwards(self):
+        model = made(lambda: nn.Sequential(nn.ModuleDict({"a": nn.Linear(16, 16)})))
+        block = model[0]
+        block.forward = lambda x: block["a"](x)
+        with attach(model, {"0.a": low_rank(16, 16)}) as attachment:
+            model(X)
+            block.forward = lambda x: x @ block["a"].weight.T
+            with pytest.warns(RankeditWarning, match="rearranged"):
+                model(X)
+            assert attachment.reached == {"0.a": False}
+
     def test_beside_edits_that_are_it_is_told_at_the_end(self):
         model = made(Functional)
         edits = {"used": low_rank(16, 16), "called": gated(16, 16)}

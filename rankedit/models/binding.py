@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -174,8 +174,7 @@ def changes_of(
         }
         _check_gate(slot, values)
         by_row = {name for name, tensor in values.items() if tensor.ndim == 2}
-        kept = set(slot.by_row) - values.keys()
-        changes.append((item, _succeeding(slot, values, by_row | kept)))
+        changes.append((item, _succeeding(slot, values, by_row | slot.by_row.keys() - values)))
     return changes
 
 
@@ -184,12 +183,10 @@ def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> T
     present = slot.tensors[name]
     tensor = torch.as_tensor(value, dtype=present.dtype, device=present.device).detach()
     check_finite("Attachment.set", name, tensor)  # a wider number may be infinite in this dtype
-    own = present.shape[present.ndim - 1 :] if present.ndim else present.shape
-    if name in slot.by_row and own == (1,):
-        own = torch.Size()
+    own = slot.by_row.get(name, present.shape)
     if tensor.ndim == 0 or tensor.shape == own:
         return tensor.expand(own)
-    rows = tensor[:, None] if tensor.ndim == 1 and not own else tensor
+    rows = tensor[:, None] if tensor.ndim == 1 and own.numel() == 1 else tensor
     fits = rows.ndim == 2 and rows.shape[1] in (1, *own) and not present.requires_grad
     # `[n]` might be meant for the n keys of an edit, whose number is that of what they read.
     count = len(slot.tensors.get("read", ()))
@@ -203,10 +200,11 @@ def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> T
     return rows.expand(-1, *own) if own else rows
 
 
-def _succeeding(slot: Slot, values: Mapping[str, Tensor], by_row: set[str]) -> Slot:
+def _succeeding(slot: Slot, values: Mapping[str, Tensor], by_row: Iterable[str]) -> Slot:
     """The slot with other tensors in the place of some."""
     new = {name: _successor(slot.tensors[name], value) for name, value in values.items()}
-    return replace(slot, tensors={**slot.tensors, **new}, by_row=tuple(sorted(by_row)))
+    own = {name: slot.by_row.get(name, slot.tensors[name].shape) for name in sorted(by_row)}
+    return replace(slot, tensors={**slot.tensors, **new}, by_row=own)
 
 
 def _successor(present: Tensor, value: Tensor) -> Tensor:
@@ -272,7 +270,7 @@ def exchange(item: Installed, edit: Edit) -> Slot:
             "on; detach and attach to learn it."
         )
     changed = {key: tensor for key, tensor in new.items() if tensor is not old[key]}
-    return _succeeding(slot, changed, set(slot.by_row) & {STRENGTH})
+    return _succeeding(slot, changed, slot.by_row.keys() & {STRENGTH})
 
 
 def _form(edit: Edit) -> str:

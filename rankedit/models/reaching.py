@@ -43,8 +43,13 @@ class _Observed:
         self.around = self.surroundings()
 
     def surroundings(self) -> list[list[int]]:
-        """The modules around the layer and their children: those of rearranged models differ."""
-        return [list(map(id, part._modules.values())) for part in self.target.parents]
+        """The modules around the layer, what runs them and their children: rearranged, others."""
+        found = []
+        for part in self.target.parents:
+            own = vars(part)  # where functions are patched in; diffusers keeps its processors there
+            runs = (type(part).forward, own.get("forward"), own.get("processor"))
+            found.append([id(function) for function in (*runs, *part._modules.values())])
+        return found
 
     def passed(self) -> bool:
         """Whether the edit was reached since this was asked before."""
@@ -64,7 +69,7 @@ class Watch:
     ) -> None:
         self._model = model
         self._observed = [_Observed(target, mark) for target, mark in marked]
-        self._ran = False
+        self._modes: set[tuple[bool, ...]] = set()
 
     def start(self) -> None:
         """Look on, if there is a model around the layers."""
@@ -76,9 +81,13 @@ class Watch:
         if self._model is not None:
             discard(self._model, self)
 
-    def __call__(self, _model: nn.Module, _args: object, _output: object) -> None:
+    def __call__(self, model: nn.Module, _args: object, _output: object) -> None:
         """The model was called."""
-        first, self._ran = not self._ran, True
+        # What is fast without gradients may leave out the layers that a training forward calls.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        mode = (model.training, torch.is_grad_enabled(), fused)
+        first = mode not in self._modes
+        self._modes.add(mode)
         # Warnings are no part of a graph. What was reached is in the marks, which it does write.
         if torch.compiler.is_compiling():
             return
@@ -87,8 +96,6 @@ class Watch:
             return
         moved = [one for one in missed if one.around != one.surroundings()]
         if moved:
-            for one in moved:
-                one.reached = False
             self._tell(
                 moved,
                 "after it was rearranged",
@@ -97,7 +104,8 @@ class Watch:
             )
         # Of several that were attached together, others may be called later: of routed experts.
         elif first and len(missed) == len(self._observed):
-            self._tell(missed, "in the model's first call")
+            again = ", and the first in this mode" if len(self._modes) > 1 else ""
+            self._tell(missed, f"in the model's {'latest' if again else 'first'} call{again}")
 
     def reached(self) -> dict[str, bool]:
         """By name, whether the edits of a layer were reached."""
@@ -112,12 +120,12 @@ class Watch:
         reached = self.reached()
         missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
         # A model that never ran says nothing of its layers.
-        if missed and self._ran:
+        if missed and self._modes:
             self._tell(missed, "while edits were attached there")
 
     def _tell(self, observed: Sequence[_Observed], when: str, why: str = _USUAL) -> None:
         for one in observed:
-            one.told = True
+            one.told, one.reached = True, False
         names = [one.target.name for one in observed]
         warnings.warn(
             not_called("attach", names, when, _REMEDY, why),

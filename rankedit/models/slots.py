@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Slot:
         rows: first and one past the last output row that the edit adds to.
         tensors: the edit's tensors and the strength, by name.
         joins: whether the edit's products may be summed into what the layer's own forward gives.
-        by_row: names of the tensors that have one row for each entry of a batch.
+        by_row: of the tensors that have one row for each entry of a batch, the shapes without.
         learned: whether any of the tensors requires gradients.
         narrow: whether any of the tensors is not float64.
         context: what an edit that reads something of each call is told; None for all others.
@@ -52,7 +52,7 @@ class Slot:
     rows: tuple[int, int]
     tensors: Mapping[str, Tensor]
     joins: bool
-    by_row: tuple[str, ...] = ()
+    by_row: Mapping[str, torch.Size] = field(default_factory=dict)
     learned: bool = False
     narrow: bool = True
     context: Context | None = None
@@ -135,6 +135,12 @@ def _beside(inputs: Tensor, tensor: Tensor) -> Tensor:
     It is there already, but under offloading schemes, in models that were cast to float64 after
     attaching, and in tensor parallelism, where inputs are replicated over a mesh of devices.
     """
+    if tensor.is_meta and not inputs.is_meta:
+        raise AttachError(
+            "attach: the layer runs with its weight in another's place (torch.func), and its edits "
+            "are on the meta device: they are no part of a model's parameters. Run it without "
+            "edits, with static ones put into the weights by fuse_ before they are taken from it."
+        )
     wide = tensor.is_floating_point() and inputs.dtype == torch.float64
     placed = tensor.to(inputs.device, torch.float64 if wide else tensor.dtype)
     sharded: Any = sys.modules.get("torch.distributed.tensor")
@@ -200,3 +206,22 @@ def _check_reduced(tensors: Mapping[str, Tensor]) -> None:
                 "from learned keys cannot be: wrap no model, and average the keys' gradient with "
                 "torch.distributed.all_reduce."
             )
+
+
+def check_unstacked(layer: nn.Module) -> None:
+    """Refuse to run with the weights of several models at once, each of which has its own edits.
+
+    Raises:
+        AttachError: the weight is a batch of weights (`torch.func.stack_module_state`).
+    """
+    functorch: Any = torch._C._functorch
+    weight: Tensor | None = layer._parameters.get("weight")
+    while weight is not None and functorch.is_functorch_wrapped_tensor(weight):
+        if functorch.is_batchedtensor(weight):
+            raise AttachError(
+                "attach: the weights of several models are stacked (torch.func.vmap), but edits "
+                "are no part of what is stacked, and those of one model would act in all. Put "
+                "static edits into each model's weights with fuse_ before stack_module_state, or "
+                "call the models one by one."
+            )
+        weight = functorch.get_unwrapped(weight)
