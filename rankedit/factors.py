@@ -216,7 +216,7 @@ def short_hash(text: str) -> str:
 
 def hash_of(rows: Tensor) -> str:
     """Short hash of a tensor's bytes."""
-    return hashlib.sha256(rows.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(rows.cpu().resolve_neg().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def fingerprint(matrix: Covariance, settings: str) -> str:

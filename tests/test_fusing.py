@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from rankedit import AttachError, LowRank, ProjectionError, RankeditWarning, ShapeError
 from rankedit.linear_outputs import linear_output
@@ -318,3 +319,83 @@ def test_a_static_edit_of_another_dtype():
     fuse_(layer, LowRank(edit.up.double(), edit.down.double()))
     exact = weight + edit.up.double() @ edit.down.double()
     assert torch.equal(layer.weight, exact.float())
+
+
+def _weight_normed(layer):
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def _pruned(layer):
+    prune.identity(layer, "weight")
+
+
+def _meta(layer):
+    layer.to("meta")
+
+
+def _other_size(layer):
+    layer.weight = nn.Parameter(torch.zeros(4, 16))
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("change", [_weight_normed, _pruned, _meta, _other_size])
+def test_what_cannot_be_put_back_is_told(change, force):
+    layer = nn.Linear(16, 8)
+    fuse_(layer, low_rank(16, 8))
+    change(layer)
+    with pytest.raises(AttachError, match=r"unfuse_: .* must have its plain weight \[8, 16\]"):
+        unfuse_(layer, force=force)
+
+
+def test_a_parametrisation_that_was_taken_away_again():
+    layer, edit = nn.Linear(16, 8), low_rank(16, 8)
+    before = layer.weight.detach().clone()
+    fuse_(layer, edit)
+    prune.identity(layer, "weight")
+    prune.remove(layer, "weight")
+    assert unfuse_(layer) == 1
+    assert torch.equal(layer.weight, before)
+
+
+def _inference():
+    with torch.inference_mode():
+        return torch.randn(8, 16)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (_inference, "inference mode"),
+        (lambda: torch.randn(1, 16).expand(8, 16), "share memory"),
+        (lambda: torch.randn(8, 1).expand(8, 16), "share memory"),
+        (lambda: torch.randn(30).as_strided((8, 16), (2, 1)), "share memory"),
+        (lambda: torch.randn(8, 16).to_sparse_csr(), "sparse_csr"),
+        (lambda: torch.randn(8, 16).to_sparse(), "sparse_coo"),
+        (lambda: torch.randn(8, 16).to_mkldnn(), "_mkldnn"),
+    ],
+)
+def test_weights_that_cannot_be_written_to(made, why):
+    layer = nn.Linear(16, 8).requires_grad_(requires_grad=False)
+    layer.weight = nn.Parameter(made(), requires_grad=False)
+    with pytest.raises(AttachError, match=f"fuse_: .*{why}.*use attach"):
+        fuse_(layer, low_rank(16, 8))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.randn(8, 40)[:, ::2][:, :16],
+        lambda: torch.randn(16, 8).T,
+        lambda: torch._neg_view(torch.randn(8, 16)),
+    ],
+)
+def test_views_are_written_to(made):
+    layer, edit = nn.Linear(16, 8), low_rank(16, 8)
+    layer.weight = nn.Parameter(made())
+    before = layer.weight.detach().clone()
+    negative = LowRank(torch._neg_view(-edit.up), edit.down)
+    fuse_(layer, negative)
+    torch.testing.assert_close(layer.weight.detach(), before + edit.delta())
+    unfuse_(layer)
+    assert torch.equal(layer.weight, before)

@@ -50,7 +50,16 @@ def _sample(tensor: Tensor) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
+    return (
+        tensor.detach()
+        .resolve_neg()
+        .contiguous()
+        .reshape(-1)
+        .view(torch.uint8)
+        .cpu()
+        .numpy()
+        .tobytes()
+    )
 
 
 def batch_digest(batch: object, *, before: str = "", whole: bool = True) -> str:

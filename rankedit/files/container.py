@@ -36,7 +36,7 @@ _DIGEST_MARK = rb"\"digest\":\""
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().resolve_neg().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

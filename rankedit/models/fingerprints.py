@@ -98,7 +98,7 @@ def content_digest(tensor: Tensor) -> str:
 
 def _content(tensor: Tensor) -> bytes:
     # As bytes: numpy knows no bfloat16, and NaN of different bits are different.
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     if flat.numel() > SAMPLED_BYTES:
         count = SAMPLED_BYTES // BLOCK_BYTES
         starts = torch.arange(count, device=flat.device) * (flat.numel() - BLOCK_BYTES)

@@ -27,7 +27,13 @@ from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
 from rankedit.models.swapping import FUSED, LOCK
 from rankedit.models.targets import Edits, Target, resolve
-from rankedit.models.writable import check_untied, is_transposed, plain_weight, weight_of
+from rankedit.models.writable import (
+    check_untied,
+    is_transposed,
+    plain_weight,
+    weight_of,
+    written,
+)
 from rankedit.shapes import check_kind
 
 # Share of an edit that rounding to the weight's dtype may lose before the user is told.
@@ -151,11 +157,11 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     """
     check_kind("unfuse_", "model", model, nn.Module)
     found = [(name, layer) for name, layer in parts_of(model) if FUSED in vars(layer)]
-    changed = [
-        name
-        for name, layer in found
-        if content_digest(weight_of(layer)) != vars(layer)[FUSED].digest
-    ]
+    changed = []
+    for name, layer in found:
+        record: _Fused = vars(layer)[FUSED]
+        if content_digest(written(layer, record.original.shape)) != record.digest:
+            changed.append(name)
     if changed and not force:
         raise AttachError(
             f"unfuse_: {len(changed)} weights, the first that of {changed[0]!r}, are not what "

@@ -14,6 +14,7 @@ from rankedit.models.projections import Projection
 from rankedit.models.selecting import clean_name
 from rankedit.models.swapping import suspended
 from rankedit.models.targets import Target
+from rankedit.shapes import describe
 
 # Relative deviation of `keys @ Wᵀ` from the layer's output at which the weight is not what it
 # multiplies by; a bfloat16 layer deviates by 0.004.
@@ -26,23 +27,17 @@ def plain_weight(target: Target) -> Tensor:
     Raises:
         AttachError: says what kind of weight it is.
     """
-    weight: nn.Parameter | None = target.layer._parameters.get("weight")
-    own: Tensor | None = weight
-    if isinstance(target.layer, Expert):
-        weight = target.layer.stack.owner._parameters.get(target.layer.parameter)
-        own = None if weight is None else target.layer.stored
-    why = None
+    weight, own = _stored(target.layer)
+    why = ""
     if weight is None or own is None:
         why = "has no parameter of its own called weight (it is computed or packed)"
-    elif weight.is_meta:
-        why = "has its weight on the meta device (offloaded, or not loaded)"
     elif on_disk(target.layer):
         why = "has its weight on disk between forwards (group offloading)"
-    elif type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
-        why = f"has a weight of type {type(weight).__name__} (quantised or sharded)"
+    elif not_writable(weight):
+        why = f"has its weight {not_writable(weight)}"
     elif not weight.is_floating_point() or weight.element_size() < 2:
         why = f"stores its weight as {weight.dtype} (quantised)"
-    if own is None or why is not None:
+    if own is None or why:
         raise AttachError(
             f"fuse_: {target.name!r} ({type(target.layer).__name__}) {why}, where adding an edit "
             "would fail, vanish or corrupt it; use attach, which keeps the edit beside the weight."
@@ -50,9 +45,61 @@ def plain_weight(target: Target) -> Tensor:
     return own
 
 
+def _stored(layer: nn.Module) -> tuple[nn.Parameter | None, Tensor | None]:
+    """The parameter that holds a layer's weight, and the weight in it."""
+    if not isinstance(layer, Expert):
+        weight = layer._parameters.get("weight")
+        return weight, weight
+    whole = layer.stack.owner._parameters.get(layer.parameter)
+    return whole, None if whole is None else layer.stored
+
+
+def written(layer: nn.Module, shape: torch.Size) -> Tensor:
+    """The weight of a fused layer, if the original can be put back into it.
+
+    Raises:
+        AttachError: says what is there instead.
+    """
+    weight, own = _stored(layer)
+    if weight is not None and own is not None and own.shape == shape and not not_writable(weight):
+        return own
+    found = "no such parameter"
+    if weight is not None and own is not None:
+        found = f"{describe(own)} {not_writable(weight)}".rstrip()
+    raise AttachError(
+        f"unfuse_: {type(layer).__name__} must have its plain weight {list(shape)} that fuse_ "
+        f"wrote, got {found}: take away what computes, packs or offloads it "
+        "(torch.nn.utils.parametrize.remove_parametrizations, prune.remove), or load the model "
+        "anew."
+    )
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight as it is stored, to be written in place."""
     return layer.stored if isinstance(layer, Expert) else layer.get_parameter("weight")
+
+
+def not_writable(weight: Tensor) -> str:
+    """Why a weight cannot be written to in place, in words after "its weight"; empty if it can."""
+    if weight.is_meta:
+        return "on the meta device (offloaded, or not loaded)"
+    if weight.layout != torch.strided:
+        return f"as {weight.layout} (sparse or packed)"
+    if type(weight.data) is not Tensor or type(weight) is not nn.Parameter:
+        return f"in a {type(weight).__name__} (quantised or sharded)"
+    if weight.is_inference() and not torch.is_inference_mode_enabled():
+        return "made in inference mode, and not to be written to outside it"
+    return "with entries that share memory (expanded)" if _overlaps(weight) else ""
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two entries are, or may be, one place in memory."""
+    last = 0  # of the axes so far, from the one of the smallest steps
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and step <= last:
+            return True
+        last += step * (size - 1)
+    return False
 
 
 def is_transposed(target: Target, weight: Tensor) -> bool:
@@ -113,4 +160,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return not tensor.is_meta and type(tensor.data) is Tensor
+    plain = not tensor.is_meta and tensor.layout == torch.strided
+    return plain and type(tensor.data) is Tensor
