@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from rankedit.errors import ShapeError
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
-from rankedit.products import row_norms
+from rankedit.products import DIGITS, holds, lopsided, row_norms
 from rankedit.shapes import (
     Inputs,
     Keys,
@@ -160,11 +160,26 @@ class LowRank:
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> LowRank:
-        """The edit in another dtype or on another device."""
+        """The edit in another dtype or on another device.
+
+        Where a factor is out of the dtype's range, and their product is not, it is `balanced`.
+
+        Raises:
+            ShapeError: the factors are out of range however they are balanced.
+        """
         check_kind("LowRank.to", "dtype", dtype, torch.dtype, optional=True)
         place = checked_device("LowRank.to", "device", device)
-        up, down = (t.to(place or t.device, dtype or t.dtype) for t in (self.up, self.down))
-        return replace(self, up=up, down=down)
+        dtype = dtype or self.up.dtype
+        edit = self if holds(dtype, self.up.T, self.down) else self._evened()
+        cast = replace(edit, **{n: getattr(edit, n).to(place, dtype) for n in ("up", "down")})
+        if edit is not self:
+            lost = (LowRank(*edit._doubles_on(place)) - LowRank(*cast._doubles_on(place))).norm()
+            if lost > DIGITS * torch.finfo(dtype).eps * edit.norm():
+                raise ShapeError(
+                    f"LowRank.to: up and down must be within the range of {dtype}, but an edit of "
+                    f"norm {edit.norm():.2g} is not; choose a wider dtype, or scale the edit."
+                )
+        return cast
 
     def norm(self) -> float:
         """Frobenius norm `‖ΔW‖_F`."""
@@ -192,6 +207,9 @@ class LowRank:
         Half precision loses components whose factors are very large and very small; split evenly,
         both keep their digits.
         """
+        return self._evened().to(self.up.dtype)
+
+    def _evened(self) -> LowRank:
         # Squares and ratios leave the range of half precision.
         up, down = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.up, self.down))
         ups, downs = row_norms(up.T), row_norms(down)
@@ -199,8 +217,7 @@ class LowRank:
         # Roots first: the ratio of 1e-30 and 1e30 is none of float32's numbers.
         ratio = torch.where(alive, downs.sqrt() / ups.where(alive, 1).sqrt(), 0.0)
         inverse = torch.where(alive, 1 / ratio.where(alive, 1), 0.0)
-        balanced = replace(self, up=up * ratio, down=down * inverse[:, None])
-        return balanced.to(self.up.dtype)
+        return replace(self, up=up * ratio, down=down * inverse[:, None])
 
     def compress(self, rank: int, metric: Metric | None = None) -> LowRank:
         """The edit of at most `rank` with the least expected change of output against this one.
@@ -244,7 +261,9 @@ class LowRank:
         return self + -other if isinstance(other, LowRank) else NotImplemented
 
     def __mul__(self, factor: float) -> LowRank:
-        return LowRank(self.up * factor, self.down)
+        # Not in half precision, where a factor times a small number may be nothing.
+        wide = torch.promote_types(self.up.dtype, torch.float32)
+        return LowRank(self.up.to(wide) * factor, self.down.to(wide)).to(self.up.dtype)
 
     __rmul__ = __mul__
 
@@ -256,7 +275,14 @@ class LowRank:
     def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
         """`up` and `down`; what the layer gives does not matter."""
         dtype = precision(outputs)
-        return {"up": bound(self.up, dtype), "down": bound(self.down, dtype)}
+        learned = self.up.requires_grad or self.down.requires_grad
+        edit = (
+            self
+            if learned or not lopsided(self.up.detach().T, self.down.detach())
+            else self._evened()
+        )
+        edit = edit if learned else edit.to(dtype)
+        return {"up": bound(edit.up, dtype), "down": bound(edit.down, dtype)}
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
         """`x downᵀ upᵀ`."""

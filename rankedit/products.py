@@ -12,6 +12,9 @@ from torch import Tensor
 _NUMBERS, _FEWEST_ROWS = 1 << 21, 512
 # Columns of a symmetric matrix that are computed at once, from the diagonal down.
 _COLUMNS = 256
+# Binary digits between the norms of up and down from which on an edit is run balanced, and units of
+# a dtype's last digit that rounding to it may cost.
+_APART, DIGITS = 60, 4
 
 
 def pieces(rows: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,3 +63,22 @@ def row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows, whose squares may be out of range."""
     peaks = rows.abs().amax(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
     return peaks * (rows / peaks[:, None]).norm(dim=1)
+
+
+def holds(dtype: torch.dtype, *factors: Tensor) -> bool:
+    """Whether every row of the factors keeps its digits in a dtype."""
+    for rows in factors:
+        if torch.promote_types(dtype, rows.dtype) != dtype:
+            # Relative to the row: what of it is too small for the dtype may be all of it.
+            wide = rows.detach()
+            lost = row_norms(wide - wide.to(dtype).to(wide.dtype))
+            if not bool((lost <= DIGITS * torch.finfo(dtype).eps * row_norms(wide)).all()):
+                return False
+    return True
+
+
+def lopsided(ups: Tensor, downs: Tensor) -> bool:
+    """Whether rows are so far apart in length that what is between them may leave float32."""
+    first, second = row_norms(ups).double(), row_norms(downs).double()
+    apart = (first.log2() - second.log2()).abs() > _APART
+    return bool((apart & (first > 0) & (second > 0)).any())

@@ -266,3 +266,43 @@ def test_report_leaves_out_what_is_unknown():
     nan = float("nan")
     assert str(rk.EditReport(0.25, nan, nan, ("a note",))) == "residual at the keys 0.25; a note"
     assert str(rk.EditReport(nan, nan, nan, ("a note",))) == "a note"
+
+
+FACTORS = (normal(3, 2, seed=0), normal(2, 4, seed=1))
+POWERS = [(-46, 37), (-150, 149), (-20, 44), (30, -42), (-44, 30), (38, -60)]
+
+
+@pytest.mark.parametrize("powers", POWERS)
+def test_factors_out_of_range_act_as_their_product(powers, tmp_path):
+    up, down = (10.0**power * factor for power, factor in zip(powers, FACTORS, strict=True))
+    edit = rk.LowRank(
+        torch.cat([up, normal(3, 1, seed=2)], 1), torch.cat([down, normal(1, 4, seed=3)])
+    )
+    layer, x = torch.nn.Linear(4, 3, bias=False), normal(5, 4, seed=4).float()
+    torch.nn.init.zeros_(layer.weight)
+    with rk.attach(layer, edit):
+        torch.testing.assert_close(layer(x), (x.double() @ edit.delta().T).float())
+    rk.save({"layer": edit}, tmp_path / "edit")
+    rk.to_lora({"layer": edit}, tmp_path / "lora")
+    found = [rk.load(tmp_path / "edit"), rk.from_lora(tmp_path / "lora")]
+    for narrow in (edit.to(torch.float32), *(read["layer"] for read in found)):
+        assert relative(narrow.to(torch.float64).delta(), edit.delta()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("powers", [(-9, 4), (6, -9), (-20, 19)])
+def test_half_precision_keeps_what_it_can(dtype, powers):
+    up, down = (10.0**power * factor for power, factor in zip(powers, FACTORS, strict=True))
+    edit, error = rk.LowRank(up, down), 4 * torch.finfo(dtype).eps
+    assert relative(edit.to(dtype).to(torch.float64).delta(), edit.delta()) < error
+    scaled = 1e-3 * (1e3 * edit.to(dtype))
+    assert relative(scaled.to(torch.float64).delta(), edit.delta()) < error
+
+
+def test_an_edit_that_a_dtype_cannot_hold_is_refused():
+    edit = rk.LowRank(1e-12 * FACTORS[0], FACTORS[1])
+    with pytest.raises(rk.ShapeError, match=r"LowRank\.to: .* range of torch.float16, but an edit"):
+        edit.to(torch.float16)
+    # A component that is rounding beside the others may go.
+    mixed = rk.LowRank(torch.cat([edit.up, normal(3, 2, seed=1)], 1), normal(4, 4, seed=5))
+    assert relative(mixed.to(torch.float16).to(torch.float64).delta(), mixed.delta()) < 4e-3

@@ -41,7 +41,8 @@ def encode_low_rank(
 ) -> Entry:
     """`up` and `down`; in 16 bits with the norm of each rank split evenly between the two."""
     kept = dtype or torch.float32
-    balanced = edit.balanced() if kept.itemsize == 2 else edit
+    # In 16 bits the table scales what it stores into their range.
+    balanced = edit.balanced() if kept.itemsize == 2 else edit.to(kept)
     entry: Entry = {
         "kind": "low-rank",
         "module": name,
