@@ -228,3 +228,46 @@ def test_two_alphas_that_differ_are_refused(tmp_path):
             assert_read_as_merged(tmp_path)
     with pytest.raises(EditFileError, match=r"alpha 1 beside its tensors and 4 in the config"):
         from_lora(tmp_path)
+
+
+def _written(folder, name, suffixes=(".lora_A.weight", ".lora_B.weight"), **more):
+    """A PEFT adapter of scale 4 whose weights file was renamed, and what it adds."""
+    down, up = torch.randn(2, 4), torch.randn(3, 2)
+    tensors = {f"a{suffixes[0]}": down, f"a{suffixes[1]}": up}
+    safetensors.torch.save_file(tensors, folder / name, more.pop("metadata", None))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["a"], **more}
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    return 4 * up @ down
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "pytorch_lora_weights.safetensors"])
+@pytest.mark.parametrize("kind", ["lora_{}", "lora_{}.default", "lora.{}", "lora_linear_layer.{}"])
+def test_the_configuration_beside_a_renamed_file_says_its_strength(tmp_path, name, kind):
+    letters = ("A", "B") if kind.startswith("lora_{}") else ("down", "up")
+    delta = _written(tmp_path, name, [f".{kind.format(n)}.weight" for n in letters])
+    torch.testing.assert_close(from_lora(tmp_path / name)["a"].delta(), delta)
+
+
+def test_a_configuration_that_may_be_of_another_file(tmp_path):
+    _written(tmp_path, "lora.safetensors", r=4)
+    with pytest.raises(EditFileError, match="has rank 2, its configuration says 4"):
+        from_lora(tmp_path / "lora.safetensors")
+    delta = _written(tmp_path, "adapter_model.safetensors")
+    with pytest.raises(EditFileError, match=r"nothing tells whether .*another folder"):
+        from_lora(tmp_path / "lora.safetensors")
+    torch.testing.assert_close(from_lora(tmp_path)["a"].delta(), delta)
+
+
+@pytest.mark.parametrize("key", ["ss_network_alpha", "lora_alpha", "adapter_config"])
+def test_a_strength_in_foreign_metadata_is_refused(tmp_path, key):
+    _written(tmp_path, "lora.safetensors", metadata={key: "8"})
+    (tmp_path / CONFIG_NAME).unlink()
+    with pytest.raises(EditFileError, match=f"its metadata has '{key}', .* alpha as a tensor"):
+        from_lora(tmp_path / "lora.safetensors")
+
+
+def test_the_state_dict_of_peft_alone_tells_no_strength(tmp_path):
+    _written(tmp_path, "lora.safetensors", (".lora_A.default.weight", ".lora_B.default.weight"))
+    (tmp_path / CONFIG_NAME).unlink()
+    with pytest.raises(EditFileError, match=r"strength in adapter_config\.json"):
+        from_lora(tmp_path / "lora.safetensors")

@@ -40,7 +40,7 @@ _READ_SUFFIXES = (
 )
 # In a file's metadata: layers of zeros that are there for diffusers only.
 ZEROS_KEY = "rankedit.zeros"
-PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX, PEFT_ADAPTER = "base_model.model.", ".default."
 # kohya-ss writes `lora_te1_` for SDXL's first text encoder and `lora_te_` where there is only one;
 # diffusers reads both alike, so that only the second is written.
 COMPONENTS = {

@@ -13,7 +13,7 @@ from rankedit.errors import EditFileError, RankeditError
 from rankedit.files.container import as_tensors, read_data
 from rankedit.files.header import Limits, checked_object, parse_json, read_header, told_of
 from rankedit.files.lora_config import CONFIG_NAME, WEIGHTS_NAME, Strength, strengths_in_metadata
-from rankedit.files.lora_layouts import PEFT_PREFIX, ZEROS_KEY, split_key
+from rankedit.files.lora_layouts import PEFT_ADAPTER, PEFT_PREFIX, ZEROS_KEY, split_key
 from rankedit.files.lora_names import names_of
 from rankedit.files.storage import NOTHING, PathLike, open_regular
 from rankedit.shapes import check_kind, check_path
@@ -23,6 +23,8 @@ _FOREIGN_LIMITS = Limits(header=4 << 20, tensors=20_000, dimensions=4, separator
 # Comparisons of a name with a pattern; 1.5 seconds. An adapter of 500 layers, each with a rank and
 # an alpha of its own, needs 500,000.
 _LARGEST_WORK = 4_000_000
+# How names end under which programs write a strength into a file's metadata.
+_STRENGTHS = ("alpha", "adapter_config", "lora_config")
 
 
 def from_lora(
@@ -52,7 +54,7 @@ def from_lora(
     place = Path(path)
     with told_of(f"from_lora: '{path}'", NOTHING):
         tensors, metadata = _read(place / WEIGHTS_NAME if place.is_dir() else place)
-        strengths = strengths_in_metadata(metadata) or _strength_beside(place, tensors)
+        strengths = strengths_in_metadata(metadata) or _strength_beside(place, tensors, metadata)
         layers = _layers(tensors, metadata.get(ZEROS_KEY, "").split())
         names = names_of(layers, candidates)
         if len(set(names.values())) < len(names):
@@ -68,25 +70,42 @@ def from_lora(
     return {name.removeprefix(prefix): edit for name, edit in edits.items()}
 
 
-def _strength_beside(place: Path, tensors: Mapping[str, Tensor]) -> dict[str, Strength]:
-    """The configuration in PEFT's second file, if these are the tensors of PEFT's first.
+def _strength_beside(
+    place: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> dict[str, Strength]:
+    """The configuration in PEFT's second file, if these are, or may be, the tensors of its first.
 
     Raises:
-        EditFileError: it is not there, and nothing else says how strong they are.
+        EditFileError: it is not there, or may be that of other tensors, and nothing else says how
+            strong these are.
     """
-    config = (place if place.is_dir() else place.parent) / CONFIG_NAME
+    folder = place if place.is_dir() else place.parent
     by_peft = place.is_dir() or place.name == WEIGHTS_NAME
-    if not by_peft and not any(PEFT_PREFIX in key for key in tensors):
+    own = 3 * sum(split_key(key)[1] == "alpha" for key in tensors) == len(tensors)
+    if own and not by_peft:
         return {}
-    if config.exists():
-        return {"": Strength.from_config(_config(config))}
-    own = sum(split_key(key)[1] == "alpha" for key in tensors)
-    if own and 3 * own == len(tensors):
+    if (folder / CONFIG_NAME).exists():
+        if not by_peft and (folder / WEIGHTS_NAME).exists():
+            raise EditFileError(
+                f"{CONFIG_NAME} beside it says how strong {WEIGHTS_NAME} is, and nothing tells "
+                "whether it is about these tensors, too: move one of them into another folder"
+            )
+        return {"": Strength.from_config(_config(folder / CONFIG_NAME))}
+    if own:
         return {}
-    raise EditFileError(
-        f"PEFT keeps a LoRA's strength in {CONFIG_NAME}, and there is none beside the tensors: it "
-        "was not copied along, or writing was interrupted; put it there, or write the LoRA again"
-    )
+    if by_peft or any(PEFT_PREFIX in key or PEFT_ADAPTER in key for key in tensors):
+        raise EditFileError(
+            f"PEFT keeps a LoRA's strength in {CONFIG_NAME}, and there is none beside the tensors: "
+            "it was not copied along, or writing was interrupted; put it there, or write the LoRA "
+            "again"
+        )
+    stated = [key for key in metadata if key.endswith(_STRENGTHS)]
+    if stated:
+        raise EditFileError(
+            f"its metadata has {stated[0]!r:.80}, which may say how strong it is, in a form that "
+            "is not known: give each layer its alpha as a tensor, or take that entry away"
+        )
+    return {}
 
 
 def _config(path: Path) -> Mapping[str, object]:
