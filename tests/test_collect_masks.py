@@ -445,3 +445,78 @@ def test_messages_name_projection_and_remedy():
     with pytest.raises(StatisticsError) as caught:
         rk.collect(Two(), "out", [batch], progress=False)
     assert re.match(r"collect: projection 'out', batch 0 \(from 0\): the mask", str(caught.value))
+
+
+# ---------------------------------------------------------------- masks of pairs of tokens
+
+
+class Attending(nn.Module):
+    """Attention of one layer that puts its mask to use in one of several ways."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.query, self.out, self.use = nn.Linear(8, 8), nn.Linear(8, 8), use
+
+    def forward(self, x, attention_mask):
+        heads = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        mixed = self.use(heads, attention_mask.bool())
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def added(q, mask):
+    return ((q @ q.mT) + (1 - mask.float()) * -1e4).softmax(-1) @ q
+
+
+def filled(q, mask):
+    return torch.einsum("bhqd,bhkd->bhqk", q, q).masked_fill(~mask, -1e4).softmax(-1) @ q
+
+
+def fused(q, mask):
+    return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+
+def unused(q, mask):
+    return q
+
+
+CAUSAL = torch.ones(5, 5).tril()
+SQUARES = {
+    "causal": CAUSAL, "window": CAUSAL.triu(-1), "anticausal": CAUSAL.T.contiguous(),
+    "prefix": CAUSAL.logical_or(torch.arange(5) < 2).float(),
+    "packed": torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", [added, filled, fused])
+@pytest.mark.parametrize("name", SQUARES)
+def test_a_mask_of_pairs_is_none_of_padding(use, name):
+    batch = {"x": torch.randn(5, 5, 8), "attention_mask": SQUARES[name]}
+    refused(Attending(use), "out", batch, r"'attention_mask' .* \[tokens, tokens\].*mask=None")
+    padding = Attending(lambda q, mask: use(q, mask[:, None, None]))
+    check(padding, "out", batch, SQUARES[name].bool())  # the same numbers, of rows of the batch
+
+
+def test_a_causal_mask_of_which_nothing_is_seen():
+    batch = {"x": torch.randn(5, 5, 8), "attention_mask": CAUSAL}
+    refused(Attending(unused), "out", batch, "may be, no mask of padding")
+    lengths = {**batch, "attention_mask": kept(5, 5, [5, 2, 5, 1, 4]).long()}
+    check(Attending(unused), "out", lengths, lengths["attention_mask"].bool())
+    found = rk.collect(Attending(unused), "out", [batch], mask=None, progress=False)
+    assert found["out"].count == 25
+
+
+def test_a_mask_of_pairs_of_torchs_own_layer():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.out = (
+                nn.MultiheadAttention(8, 2, batch_first=True),
+                nn.Linear(8, 8),
+            )
+
+        def forward(self, x, attention_mask):
+            mixed, _ = self.attention(x, x, x, attn_mask=attention_mask == 0, need_weights=False)
+            return self.out(mixed)
+
+    batch = {"x": torch.randn(5, 5, 8), "attention_mask": SQUARES["packed"]}
+    refused(Own(), "out", batch, r"\[tokens, tokens\]")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from rankedit.collecting.digests import batch_digest
@@ -86,6 +87,31 @@ def checked_mask(found: object) -> Tensor:
         )
     flat = found.ndim > 2 and not set(found.shape[1:-1]) - {1}
     return (found.reshape(found.shape[0], -1) if flat else found).bool()
+
+
+def check_padding(
+    masks: Mapping[str, Tensor], pairs: Container[str], padding: Container[str]
+) -> None:
+    """Refuse masks of pairs of tokens, which are as large as those of padding in some batches.
+
+    Args:
+        masks: by name, those without a name the caller's own.
+        pairs: names of those that were seen used for pairs.
+        padding: names of those that were seen used for rows of the batch.
+
+    Raises:
+        StatisticsError: it is of pairs, or nothing tells and it looks like one.
+    """
+    for name, mask in masks.items():
+        shape = mask.shape[0] if mask.ndim == 2 and len({*mask.shape}) == 1 else 0
+        shapes = (mask, mask.T) if shape > 1 else ()
+        causal = any(torch.equal(m, m.tril()) and bool(m.diag().all()) for m in shapes)
+        if name and (name in pairs or (causal and name not in padding and not mask.all())):
+            raise StatisticsError(
+                f"collect: {name!r} is, or may be, no mask of padding but one [tokens, tokens], of "
+                "which token sees which; pass mask=None to count everything, or a function of the "
+                "batch that gives the padding."
+            )
 
 
 def padded_left(mask: Tensor) -> bool:

@@ -16,18 +16,20 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rankedit.collecting.axes import BATCH, Axes
 from rankedit.collecting.batches import (
     DEFAULT_MASK,
     INVERTED_MASK,
     KNOWN_MASKS,
     Mask,
+    check_padding,
     checked_mask,
     fitted,
     is_mask,
     named_tensors,
     padded_left,
 )
-from rankedit.collecting.tracing import BATCH, Argument, Axes, Trace, parameters
+from rankedit.collecting.tracing import Argument, Trace, parameters
 from rankedit.errors import RankeditWarning, StatisticsError
 from rankedit.shapes import Inputs, describe
 
@@ -92,6 +94,7 @@ class Masks(Generic[Batch]):
         try:
             with self._trace.followed():
                 yield
+            check_padding(self._masks, self._trace.pairs, self._trace.padding)
             if padded:
                 self._positions_checked = True
                 self._warn_of_positions(self._trace.tables)

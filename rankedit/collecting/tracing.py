@@ -11,18 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Axes: TypeAlias = tuple[str, ...]  # one role for each axis, "" for none
+from rankedit.collecting.axes import (
+    BATCH,
+    Axes,
+    aligned,
+    counts,
+    crosses,
+    einsum,
+    reorders,
+    storage,
+    tensors,
+    viewed,
+)
 
-BATCH = "*"
 # By the operation's name without underscores; `radd` and `iadd` are `add`.
 _MEETING = {"add", "sub", "mul", "div", "truediv", "where", "masked_fill", "and"}
 _MEETING |= {f"{way}{name}" for name in _MEETING for way in "ri"} | {"bitwise_and", "logical_and"}
@@ -31,6 +40,8 @@ _REORDERING = {"getitem", "index_select", "gather", "take_along_dim", "flip", "f
 _REORDERING |= {"roll", "rot90", "sort", "msort", "topk", "scatter", "index_copy", "index_put"}
 # These are filled afterwards, in any order; of `new_zeros` models make the labels, shifted by one.
 _REORDERING |= {f"{way}_like" for way in ("empty", "zeros", "ones", "full")}
+# Arguments of torch's attention and its layers: masks of two axes there are of pairs of tokens.
+_OF_PAIRS = {"attn_mask", "src_mask", "tgt_mask", "mask"}
 # Pieces of one tensor, put together in any order.
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
@@ -60,6 +71,7 @@ class Trace(TorchFunctionMode):
         calls: what modules were called with, of calls with several tensors from the batch.
         masks: parameter, name in the batch (empty if it is from elsewhere), and tensor, of what
             modules were called with as masks.
+        pairs, padding: names of masks whose first axis met tokens, and a batch.
         tables: parameters and buffers that were read at places that count on along every row of
             the batch, or added to such rows: absolute positions, which count padding too.
     """
@@ -68,13 +80,15 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self._model = model
         held = (*model.named_parameters(), *model.named_buffers())
-        self._held = {_storage(tensor): name for name, tensor in held}
+        self._held = {storage(tensor): name for name, tensor in held}
         self._axes: Any = WeakTensorKeyDictionary()
         self._named = {name: tensor for name, (tensor, _) in named.items()}
         self._same: dict[str, str] = {}
         self._floats: set[str] = set()
         self.calls: list[list[Argument]] = []
         self.masks: list[tuple[str, str, Tensor]] = []
+        self.pairs: set[str] = set()
+        self.padding: set[str] = set()
         self.tables: list[str] = []
         for tensor, axes in named.values():
             self._note(tensor, axes)
@@ -129,10 +143,12 @@ class Trace(TorchFunctionMode):
         # or memory of its own: sparse tensors, and those inside of torch.func.
         with contextlib.suppress(RuntimeError, NotImplementedError):
             name = getattr(func, "__name__", "").strip("_")
-            operands = list(_tensors((*args, *kwargs.values())))
-            if name == "embedding" and _counts(operands[0]):
+            operands = list(tensors((*args, *kwargs.values())))
+            if name == "embedding" and counts(operands[0]):
                 self._read_table(operands[1])
-            for output in _tensors((result,)) if operands else ():
+            if name == "scaled_dot_product_attention":
+                self._check_scores(*args[:4], **kwargs)
+            for output in tensors((result,)) if operands else ():
                 # What is written to in place keeps its roles, but may meet others.
                 if name in _MEETING:
                     self._note(output, self._met(operands, output, adds=name.endswith("add")))
@@ -150,7 +166,7 @@ class Trace(TorchFunctionMode):
     def _read_table(self, table: Tensor) -> None:
         # Cast or computed tables have no name; what is square may be a mask of pairs of tokens.
         one = table.numel() == table.shape[-2:].numel() and table.shape[-1] != table.shape[-2]
-        name = self._held.get(_storage(table)) or ("a computed table" if one else "")
+        name = self._held.get(storage(table)) or ("a computed table" if one else "")
         self.tables += [name] if name and name not in self.tables else []
 
     def _carried(self, name: str, equation: object, given: list[Tensor], output: Tensor) -> Axes:
@@ -158,22 +174,24 @@ class Trace(TorchFunctionMode):
         first = given[1 if name in {"addmm", "baddbmm"} else 0]
         axes = self.axes(first)
         if isinstance(equation, str) and "->" in equation:
-            return _einsum(equation.replace(" ", ""), axes)
-        if _storage(output) == _storage(first):
-            return _viewed(axes, first.shape, first.stride(), output)
+            return einsum(equation.replace(" ", ""), axes)
+        if storage(output) == storage(first):
+            return viewed(axes, first.shape, first.stride(), output)
         if name in {"reshape", "flatten"}:  # a copy, in the order of the contiguous form
             strides = torch.empty(first.shape, device="meta").stride()
-            return _viewed(axes, first.shape, strides, output)
+            return viewed(axes, first.shape, strides, output)
         if name in _REORDERING:
             return ()
-        axes = _aligned(axes, first.shape, output.shape)
-        return () if name in _JOINING and _reorders("".join(axes), given) else axes
+        axes = aligned(axes, first.shape, output.shape)
+        return () if name in _JOINING and reorders("".join(axes), given) else axes
 
     def _met(self, given: list[Tensor], output: Tensor, *, adds: bool) -> Axes:
         """Of one axis all that met there are the same tokens."""
         found = [""] * output.ndim
         for tensor in given:
-            for place, role in enumerate(_aligned(self.axes(tensor), tensor.shape, output.shape)):
+            axes = aligned(self.axes(tensor), tensor.shape, output.shape)
+            self._note_pairs([aligned(self.axes(t), t.shape, output.shape) for t in given], axes)
+            for place, role in enumerate(axes):
                 if role and found[place] and BATCH not in role + found[place]:
                     self.join(role, found[place])
                 found[place] = found[place] or role
@@ -183,6 +201,23 @@ class Trace(TorchFunctionMode):
             ):
                 self._read_table(table)
         return tuple(found)
+
+    def _note_pairs(self, given: list[Axes], axes: Axes) -> None:
+        full = [other for other in given if len(other) == len(axes)]
+        own = {role for role in axes if role not in ("", BATCH)}
+        if any(crosses(other, axes) for other in full):
+            self.pairs |= own
+        elif any((BATCH, BATCH) in zip(other, axes, strict=True) for other in full):
+            self.padding |= own
+
+    def _check_scores(
+        self, query: Tensor, key: Tensor, _: Tensor, attn_mask: Tensor | None = None, **__: object
+    ) -> None:
+        """What torch's attention does with a mask of scores, out of sight."""
+        if attn_mask is not None and self.axes(query):
+            shape = torch.Size((*query.shape[:-1], key.shape[-2]))
+            scores = (*self.axes(query)[:-1], *(self.axes(key) or ("", ""))[-2:-1])
+            self._note_pairs([scores], aligned(self.axes(attn_mask), attn_mask.shape, shape))
 
     # ---------------------------------------------------------------- calls of modules
 
@@ -195,10 +230,13 @@ class Trace(TorchFunctionMode):
         kwargs = {name: self._told_apart(name, value) for name, value in kwargs.items()}
         found = []
         for parameter, value in (*zip(names, args, strict=False), *kwargs.items()):
-            for tensor in _tensors((value,)):
+            for tensor in tensors((value,)):
                 sizes = zip(self.axes(tensor), tensor.shape, strict=False)
                 tokens = [(axis.strip(BATCH), size) for axis, size in sizes if axis.strip(BATCH)]
                 found += [Argument(parameter, *tokens[0])] if tokens else []
+                if parameter in _OF_PAIRS and tensor.ndim == 2:
+                    own = type(module).__module__.startswith("torch.nn.")
+                    self.pairs |= {name for name, _ in tokens if own}
                 if parameter.endswith("mask") and tensor.ndim == 2:
                     self.masks.append((parameter, tokens[0][0] if tokens else "", tensor))
         self.calls += [found] if len(found) > 1 else []
@@ -219,8 +257,8 @@ class Trace(TorchFunctionMode):
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
     ) -> None:
         """What a module does out of sight (custom kernels) gives vectors in their order."""
-        first = next((t for t in _tensors((*args, *kwargs.values())) if self.axes(t)), None)
-        output = next(_tensors((result,)), None)
+        first = next((t for t in tensors((*args, *kwargs.values())) if self.axes(t)), None)
+        output = next(tensors((result,)), None)
         if first is None or output is None or self.axes(output):
             return
         if first.shape[:-1] == output.shape[:-1]:
@@ -233,68 +271,3 @@ def parameters(module: nn.Module) -> list[str]:
         return [*inspect.signature(module.forward).parameters]
     except (TypeError, ValueError):  # what was not written in Python may have no signature
         return []
-
-
-def _reorders(roles: str, pieces: list[Tensor]) -> bool:
-    """Whether joining these may have changed an order: along an axis that is now without a role."""
-    one = len({_storage(piece) for piece in pieces}) == 1 < len(pieces)
-    return BATCH not in roles or (roles == BATCH and one)
-
-
-def _counts(places: Tensor) -> bool:
-    """Whether every row of these counts on by one, as places do."""
-    rows = places.reshape(-1, places.shape[-1]) if places.ndim else places[None, None]
-    return rows.shape[1] > 1 and bool((rows.diff() == 1).all() and (rows == rows[:1]).all())
-
-
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list, Mapping)):
-            yield from _tensors(value.values() if isinstance(value, Mapping) else value)
-
-
-def _storage(tensor: Tensor) -> object:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # it has no memory of its own
-        return tensor
-
-
-def _aligned(axes: Axes, shape: torch.Size, out: torch.Size) -> Axes:
-    """Roles of what an operation gives that keeps its axes, adds some, or broadcasts."""
-    extra = len(out) - len(shape)
-    if extra >= 0 and out[: len(shape)] == shape:  # an embedding adds one at the end
-        return axes + ("",) * extra
-    if extra < 0:  # a sum over the last ones
-        return axes[:extra] if out == shape[:extra] else ()
-    kept = (role if a == b else "" for role, a, b in zip(axes, shape, out[extra:], strict=False))
-    return ("",) * extra + tuple(kept)
-
-
-def _einsum(equation: str, axes: Axes) -> Axes:
-    given, made = equation.split("->")
-    first = given.split(",")[0]
-    if "." in equation or len(first) != len(axes):
-        return ()
-    return tuple(axes[first.index(letter)] if letter in first else "" for letter in made)
-
-
-def _viewed(axes: Axes, shape: torch.Size, stride: tuple[int, ...], out: Tensor) -> Axes:
-    """Roles of a view, by the steps in memory, which differ for all axes longer than one."""
-    if out.shape == shape and out.stride() == stride:
-        return axes
-    known = [a for a in zip(axes, shape, stride, strict=False) if a[0] and a[1] > 1]
-    by_step = {(step, size): role for role, size, step in known}
-    for (a, m, far), (b, n, near) in itertools.pairwise(known):  # two axes that become one
-        if far == n * near:
-            by_step[near, m * n] = a + b
-    found: list[str] = []
-    for place, (size, step) in enumerate(zip(out.shape, out.stride(), strict=True)):
-        found.append(by_step.get((step, size), ""))
-        before = out.shape[place - 1] if place and out.stride(place - 1) == step * size else 0
-        whole = by_step.get((step, size * before), "")
-        if BATCH in whole and whole != BATCH and not found[-1]:  # one that becomes two
-            found[-2:] = [BATCH, whole[1:]] if whole.startswith(BATCH) else [whole[:-1], BATCH]
-    return tuple(found)
