@@ -316,3 +316,40 @@ def test_a_compiled_denoiser_follows_strengths_by_row_without_compiling_again():
         applied.set("<bean>", strength=STRENGTHS)
         close(pictures(pipe, PROMPTS, range(4)), wanted)
         assert counter.frame_count == frames > 0
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_another_pipeline_of_the_same_parts_does_not_get_the_rows(prompts):
+    """With guidance one prompt of the other makes as many rows as two settings."""
+    pipe, concept, _ = made("stable_diffusion")
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    mine = ["a photo of a <bean>", "a <bean> on grass"]
+    with apply(pipe, concept, strength={"<bean>": [0.2, 1.0]}):
+        wanted = pictures(pipe, mine, [0, 1])
+        with pytest.raises(PerfusionError, match="the text encoder has run for another pipeline"):
+            pictures(other, ["a photo of a cat"] * prompts, range(prompts))
+        close(pictures(pipe, mine, [0, 1]), wanted)
+    assert not any(encoder._forward_pre_hooks for encoder in (pipe.text_encoder,))
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_call_may_scale_no_lora_that_concepts_were_fitted_to(adapted):
+    peft = pytest.importorskip("peft")
+    pipe = pipelines.stable_diffusion()
+    if adapted:
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(
+            peft.LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False)
+        )
+    prompt, half = ["a photo of a <bean>"], {"cross_attention_kwargs": {"scale": 0.5}}
+    with apply(pipe, random_concept(pipe)):
+        whole = pictures(pipe, prompt, [0])
+        close(pictures(pipe, prompt, [0], cross_attention_kwargs={"scale": 1.0}), whole)
+        if adapted:
+            with pytest.raises(PerfusionError, match=r"'scale': 0\.5.*pipe\.set_adapters"):
+                pictures(pipe, prompt, [0], **half)
+        else:  # it is no strength of concepts
+            close(pictures(pipe, prompt, [0], **half), whole)
+    pictures(pipe, prompt, [0], **half)
+    assert not pipe.unet._forward_pre_hooks

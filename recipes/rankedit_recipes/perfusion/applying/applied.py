@@ -185,7 +185,7 @@ class Applied:
                 self._parts.pop()
         elif rows:
             # Last, for it wraps `encode_prompt` and is taken away first.
-            call = Batches(self._model.pipe, rows, lambda: self._publish(self._settings))
+            call = Batches(self._model.text, rows, lambda: self._publish(self._settings))
             self._parts.append(call)
         return rows
 
@@ -249,7 +249,7 @@ class Applied:
         own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
-        self._parts.append(Kept(self._model.denoiser.plain, self.triggers))
+        self._parts.append(Kept(self._model, self.triggers))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankedit_recipes.diffusion.text import Pipeline, encoding_for_recipe
+from rankedit_recipes.diffusion.text import Texts, encoding_for_recipe
 from rankedit_recipes.perfusion.errors import PerfusionError
 
 Number = float | tuple[float, ...]
@@ -77,15 +77,25 @@ class Batches:
     """Listens to a pipeline's `encode_prompt`, which every call begins with, until it is removed.
 
     Args:
-        pipe: the pipeline.
+        texts: of the pipeline.
         rows: for how many rows settings were given.
         publish: called when `pictures` has changed.
     """
 
-    def __init__(self, pipe: Pipeline, rows: int, publish: Callable[[], None]) -> None:
+    def __init__(self, texts: Texts, rows: int, publish: Callable[[], None]) -> None:
         self.rows = rows
-        self._pipe, self._publish = pipe, publish
-        self._seen = (0, 0)
+        pipe, self._publish = texts.pipe, publish
+        self._pipe = pipe
+        self._seen, self._called_here = (0, 0), False
+        # Another pipeline may have the same parts, and its prompts are not those of the settings.
+        encoders = [encoder.model for encoder in texts.encoders]
+
+        # A function: copies of a pipeline have it as it is, and other encoders.
+        def heard(encoder: object, _: object) -> None:
+            if any(encoder is own for own in encoders):
+                self._encoded()
+
+        self._hooks = [encoder.register_forward_pre_hook(heard) for encoder in encoders]
         self._own = "encode_prompt" in vars(pipe)
         self._encode = pipe.encode_prompt
         self._signature = inspect.signature(self._encode)
@@ -94,7 +104,11 @@ class Batches:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as encode_prompt
         """`encode_prompt`, and a look at what it was called with."""
-        result = self._encode(*args, **kwargs)
+        self._called_here = True
+        try:
+            result = self._encode(*args, **kwargs)
+        finally:
+            self._called_here = False
         # Recipes read prompts of their own beside the calls that settings are for.
         if not encoding_for_recipe():
             self._called(self._signature.bind(*args, **kwargs).arguments, len(result[0]))
@@ -111,8 +125,16 @@ class Batches:
         # one picture and guidance.
         return self._seen[1] // self.rows if self.rows in self._seen else 0
 
+    def _encoded(self) -> None:
+        """A text encoder runs: for somebody else, after whom nothing is known of the next batch."""
+        if not self._called_here and not encoding_for_recipe() and self._seen != (0, 0):
+            self._seen = (0, 0)
+            self._publish()
+
     def remove(self) -> None:
         """Restore the pipeline."""
+        for hook in self._hooks:
+            hook.remove()
         if vars(self._pipe).get("encode_prompt") is not self:
             return  # another one was put there meanwhile
         if self._own:

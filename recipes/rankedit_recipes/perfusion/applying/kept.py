@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
+from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.errors import PerfusionError
 
 # It makes one layer of the weights of several (diffusers 0.42), and calls no longer those that have
@@ -35,13 +37,21 @@ class Kept:
     A pipeline's own calls, such as `load_lora_weights`, go through those of its denoiser.
 
     Args:
-        denoiser: without the wrapper of a compiler.
+        parts: of the pipeline.
         words: of the concepts.
     """
 
-    def __init__(self, denoiser: nn.Module, words: Sequence[str]) -> None:
-        self._denoiser = denoiser
-        said = ", ".join(words)
+    def __init__(self, parts: Parts, words: Sequence[str]) -> None:
+        self._denoiser = denoiser = parts.denoiser.plain
+        self._said = said = ", ".join(words)
+        # With their own hooks, below which the edits lie: wrappers of LoRA libraries.
+        read = [*parts.projections.values(), *(encoder.model for encoder in parts.text.encoders)]
+        adapted = any(hasattr(part, "base_layer") for top in read for part in top.modules())
+        self._hook = (
+            denoiser.register_forward_pre_hook(self._check_scale, with_kwargs=True)
+            if adapted
+            else None
+        )
         self._refused = {
             name: functools.partial(_refuse, why.format(words=said))
             for name, why in {**_FUSING, **_ADAPTERS}.items()
@@ -49,8 +59,22 @@ class Kept:
         }
         vars(denoiser).update(self._refused)
 
+    def _check_scale(self, _: nn.Module, __: tuple[object, ...], given: dict[str, Any]) -> None:
+        """Refuse a call that scales the LoRAs of layers that concepts were fitted to."""
+        for name, value in given.items():
+            scale = value.get("scale", 1.0) if isinstance(value, dict) else 1.0
+            if name.endswith("attention_kwargs") and scale not in (None, 1):
+                _refuse(
+                    f"{name}={{'scale': {scale}}} would scale the LoRA of this call, and not "
+                    f"{self._said}, which are fitted to the weights with all of it; take the "
+                    "concepts out, set the LoRA's scale with pipe.set_adapters, and put them in "
+                    "again."
+                )
+
     def remove(self) -> None:
         """Let them be changed again."""
+        if self._hook is not None:
+            self._hook.remove()
         for name in self._refused:
             # The instance's attribute hid the class's method.
             vars(self._denoiser).pop(name, None)

@@ -156,9 +156,9 @@ class Weighted:
         """
         if not len(setting):
             raise PerfusionError(
-                "perfusion: settings by row were set after the prompts had been encoded, so that "
-                "it is not known which row is whose; set them first, and then call the pipeline or "
-                "its encode_prompt."
+                "perfusion: settings by row were set after the prompts had been encoded, or the "
+                "text encoder has run for another pipeline since, so that it is not known which "
+                "row is whose; set them first, and then call the pipeline or its encode_prompt."
             )
         # Apart: code compiled for any number of rows (torch 2.13) has no divmod.
         times, rest = count // len(setting), count % len(setting)
