@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +13,15 @@ from torch.nn.functional import linear
 from rankedit.errors import ShapeError
 from rankedit.metric import Metric
 from rankedit.moments import SecondMoment
-from rankedit.products import DIGITS, holds, lopsided, row_norms
+from rankedit.products import (
+    DIGITS,
+    bound,
+    full_precision,
+    holds,
+    lopsided,
+    row_norms,
+    sum_of_products,
+)
 from rankedit.shapes import (
     Inputs,
     Keys,
@@ -28,8 +35,6 @@ from rankedit.shapes import (
 )
 
 KeyOutputs = Callable[[Keys], Values]
-
-_AS_IT_IS = nullcontext()
 
 
 @runtime_checkable
@@ -303,24 +308,3 @@ def precision(outputs: KeyOutputs) -> torch.dtype:
     """In which dtype a layer wants an edit's tensors: its `dtype`, float32 where it names none."""
     dtype: torch.dtype = getattr(outputs, "dtype", torch.float32)
     return dtype
-
-
-def bound(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in the dtype asked for; one that an optimiser changes as it is, not a copy."""
-    learns = tensor.requires_grad and tensor.is_leaf and tensor.dtype == torch.float32
-    return tensor if learns else tensor.to(dtype)
-
-
-def full_precision(x: Inputs) -> AbstractContextManager[None]:
-    """Autocast off where it is on: to enter its context costs as much as a small edit."""
-    device = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
-        return _AS_IT_IS
-    return torch.autocast(device, enabled=False)
-
-
-def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Outputs:
-    """What the terms of a `Factored` edit for x sum to."""
-    with full_precision(x):
-        products = [coefficients @ rows for coefficients, rows in terms]
-        return products[0] if len(products) == 1 else sum(products[1:], products[0])

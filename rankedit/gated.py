@@ -15,15 +15,13 @@ from rankedit.edits import (
     EditReport,
     KeyOutputs,
     LowRank,
-    bound,
-    full_precision,
     precision,
-    sum_of_products,
 )
 from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
 from rankedit.independence import Orthogonalised, check_independent
 from rankedit.metric import Metric
+from rankedit.products import bound, full_precision, sum_of_products
 from rankedit.shapes import (
     Inputs,
     Keys,

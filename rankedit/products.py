@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from rankedit.shapes import Inputs, Outputs
 
 # Numbers that are converted at once: 16 MB, which the C library keeps for the next ones, where 32
 # would come fresh from the system each time; and rows enough for products at full speed.
@@ -15,6 +18,7 @@ _COLUMNS = 256
 # Binary digits between the norms of up and down from which on an edit is run balanced, and units of
 # a dtype's last digit that rounding to it may cost.
 _APART, DIGITS = 60, 4
+_AS_IT_IS = nullcontext()
 
 
 def pieces(rows: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,3 +86,24 @@ def lopsided(ups: Tensor, downs: Tensor) -> bool:
     first, second = row_norms(ups).double(), row_norms(downs).double()
     apart = (first.log2() - second.log2()).abs() > _APART
     return bool((apart & (first > 0) & (second > 0)).any())
+
+
+def bound(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype asked for; one that an optimiser changes as it is, not a copy."""
+    learns = tensor.requires_grad and tensor.is_leaf and tensor.dtype == torch.float32
+    return tensor if learns else tensor.to(dtype)
+
+
+def full_precision(x: Inputs) -> AbstractContextManager[None]:
+    """Autocast off where it is on: to enter its context costs as much as a small edit."""
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
+        return _AS_IT_IS
+    return torch.autocast(device, enabled=False)
+
+
+def sum_of_products(x: Inputs, terms: Sequence[tuple[Tensor, Tensor]]) -> Outputs:
+    """What the terms of a `Factored` edit for x sum to."""
+    with full_precision(x):
+        products = [coefficients @ rows for coefficients, rows in terms]
+        return products[0] if len(products) == 1 else sum(products[1:], products[0])

@@ -160,7 +160,7 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
     changed = []
     for name, layer in found:
         record: _Fused = vars(layer)[FUSED]
-        if content_digest(written(layer, record.original.shape)) != record.digest:
+        if content_digest(written(name, layer, record.original.shape)) != record.digest:
             changed.append(name)
     if changed and not force:
         raise AttachError(

@@ -214,6 +214,9 @@ def check_unstacked(layer: nn.Module) -> None:
     Raises:
         AttachError: the weight is a batch of weights (`torch.func.stack_module_state`).
     """
+    # Compiled code is not asked: it cannot tell (torch 2.13).
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
     functorch: Any = torch._C._functorch
     weight: Tensor | None = layer._parameters.get("weight")
     while weight is not None and functorch.is_functorch_wrapped_tensor(weight):
@@ -225,3 +228,40 @@ def check_unstacked(layer: nn.Module) -> None:
                 "call the models one by one."
             )
         weight = functorch.get_unwrapped(weight)
+
+
+class Whole(nn.Module):
+    """A layer whose weight is not to be taken for all that it does, while it has edits."""
+
+    _rankedit_slots: tuple[Slot, ...] = ()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As the layer's own; assigning a parameter comes here, too.
+
+        Raises:
+            AttachError: another weight takes the place of the one that the edits are beside, as in
+                the copy of a layer into which a normalisation is fused: it would have to go into
+                the edits as well.
+        """
+        present = self._parameters.get(name)
+        plain = type(present) is type(param) is nn.Parameter and not present.is_meta
+        if plain and name != "bias" and param is not present and self._rankedit_slots:
+            raise AttachError(
+                f"attach: {name!r} of a {type(self).__name__} with edits was to be exchanged for "
+                "another parameter (fusion with a normalisation, a checkpoint that is assigned), "
+                "of which the edits beside it know nothing: detach them first, or put static ones "
+                "into the weight with fuse_, exchange it, and solve and attach anew."
+            )
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> Whole:
+        """What `torch.jit.script` asks for first.
+
+        Raises:
+            AttachError: always.
+        """
+        raise AttachError(
+            f"torch.jit.script: expected layers without edits, got a {type(self).__name__}, whose "
+            "edits have no form in a script: record the model with torch.jit.trace, or detach and "
+            "put static edits into the weight with fuse_."
+        )

@@ -31,7 +31,7 @@ from rankedit.linear_outputs import Standing, standing_edits
 from rankedit.models.asking import stand_in
 from rankedit.models.experts import Expert
 from rankedit.models.geometry import Geometry, innermost
-from rankedit.models.slots import Mark, Slot, check_unstacked, edited, placed
+from rankedit.models.slots import Mark, Slot, Whole, check_unstacked, edited, placed
 from rankedit.models.telling import Context
 
 _SLOTS = "_rankedit_slots"
@@ -45,7 +45,7 @@ LOCK = threading.RLock()
 _KEPT: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-class EditedProjection(nn.Module):
+class EditedProjection(Whole):
     """What `edited_class` puts before a layer's own class, with a `forward` that adds the edits."""
 
     _rankedit_slots: tuple[Slot, ...] = ()
@@ -59,37 +59,6 @@ class EditedProjection(nn.Module):
             moved = [{n: _moved(t, fn) for n, t in slot.tensors.items()} for slot in slots]
             _settle(self, tuple(replace(s, tensors=t) for s, t in zip(slots, moved, strict=True)))
         return self
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As the layer's own; assigning a parameter comes here, too.
-
-        Raises:
-            AttachError: another weight takes the place of the one that the edits are beside, as in
-                the copy of a layer into which a normalisation is fused: it would have to go into
-                the edits as well.
-        """
-        present = self._parameters.get(name)
-        plain = type(present) is type(param) is nn.Parameter and not present.is_meta
-        if plain and name != "bias" and param is not present and self._rankedit_slots:
-            raise AttachError(
-                f"attach: {name!r} of a {type(self).__name__} with edits was to be exchanged for "
-                "another parameter (fusion with a normalisation, a checkpoint that is assigned), "
-                "of which the edits beside it know nothing: detach them first, or put static ones "
-                "into the weight with fuse_, exchange it, and solve and attach anew."
-            )
-        super().register_parameter(name, param)
-
-    def __prepare_scriptable__(self) -> EditedProjection:
-        """What `torch.jit.script` asks for first.
-
-        Raises:
-            AttachError: always.
-        """
-        raise AttachError(
-            f"torch.jit.script: expected layers without edits, got a {type(self).__name__}, whose "
-            "edits have no form in a script: record the model with torch.jit.trace, or detach and "
-            "put static edits into the weight with fuse_."
-        )
 
     def _rankedit_asked(self) -> None:
         """This is a stand-in that is about to be run, which is no forward of the model."""
@@ -138,9 +107,7 @@ def edited_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the layer's own
         """The layer's own output and what its edits add to it."""
         # Not `super()`: the class may be taken away while this runs.
-        # Compiled code is not asked: it cannot tell (torch 2.13).
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            check_unstacked(self)
+        check_unstacked(self)
         outputs = base.forward(self, *args, **kwargs)
         for slot in getattr(self, _SLOTS, ()):
             inputs = args[0] if args else next(iter(kwargs.values()))

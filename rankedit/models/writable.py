@@ -54,7 +54,7 @@ def _stored(layer: nn.Module) -> tuple[nn.Parameter | None, Tensor | None]:
     return whole, None if whole is None else layer.stored
 
 
-def written(layer: nn.Module, shape: torch.Size) -> Tensor:
+def written(name: str, layer: nn.Module, shape: torch.Size) -> Tensor:
     """The weight of a fused layer, if the original can be put back into it.
 
     Raises:
@@ -67,8 +67,8 @@ def written(layer: nn.Module, shape: torch.Size) -> Tensor:
     if weight is not None and own is not None:
         found = f"{describe(own)} {not_writable(weight)}".rstrip()
     raise AttachError(
-        f"unfuse_: {type(layer).__name__} must have its plain weight {list(shape)} that fuse_ "
-        f"wrote, got {found}: take away what computes, packs or offloads it "
+        f"unfuse_: {name!r} ({type(layer).__name__}) must have its plain weight {list(shape)} that "
+        f"fuse_ wrote, got {found}: take away what computes, packs or offloads it "
         "(torch.nn.utils.parametrize.remove_parametrizations, prune.remove), or load the model "
         "anew."
     )

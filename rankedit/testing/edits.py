@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rankedit.edits import Edit, Factored, sum_of_products
+from rankedit.edits import Edit, Factored
 from rankedit.errors import ConformanceError
+from rankedit.products import sum_of_products
 from rankedit.shapes import Inputs, Keys, Values, Weight, describe
 
 

@@ -249,7 +249,7 @@ class Applied:
         own = [first_of(settings[c.trigger].strength) for c in concepts for _ in range(c.vectors)]
         rows = {c.trigger: c.embeddings for c in concepts}
         self._parts.append(NewWords(self._model.text, rows))
-        self._parts.append(Kept(self._model, self.triggers))
+        self._parts.append(Kept(self._model, self.triggers, self._model.projections.values()))
         # Keys and values may read two encodings: each kind remembers its own.
         keys, values = self._remembered = [Remembered(), Remembered()]
         named = self._model.targets.keys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -39,13 +39,17 @@ class Kept:
     Args:
         parts: of the pipeline.
         words: of the concepts.
+        fitted: what the concepts are fitted to, beside the text encoders; all the denoiser if None.
     """
 
-    def __init__(self, parts: Parts, words: Sequence[str]) -> None:
+    def __init__(
+        self, parts: Parts, words: Sequence[str], fitted: Iterable[nn.Module] | None = None
+    ) -> None:
         self._denoiser = denoiser = parts.denoiser.plain
         self._said = said = ", ".join(words)
         # With their own hooks, below which the edits lie: wrappers of LoRA libraries.
-        read = [*parts.projections.values(), *(encoder.model for encoder in parts.text.encoders)]
+        read = [denoiser] if fitted is None else list(fitted)
+        read += [encoder.model for encoder in parts.text.encoders]
         adapted = any(hasattr(part, "base_layer") for top in read for part in top.modules())
         self._hook = (
             denoiser.register_forward_pre_hook(self._check_scale, with_kwargs=True)

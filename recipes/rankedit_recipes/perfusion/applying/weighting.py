@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import rankedit as rk
-from rankedit.edits import full_precision, sum_of_products
+from rankedit.products import full_precision, sum_of_products
 from rankedit.shapes import Inputs, Keys, Outputs, Values
 from rankedit_recipes.perfusion.errors import PerfusionError
 

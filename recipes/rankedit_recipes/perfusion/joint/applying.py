@@ -167,7 +167,7 @@ class AppliedJoint:
         parts, concepts = self.parts, list(self.concepts.values())
         words = NewWords(parts.text, {c.trigger: _rows(parts, c.category) for c in concepts})
         self._out.append(words.remove)
-        self._out.append(Kept(parts.denoiser.plain, self.triggers).remove)
+        self._out.append(Kept(parts, self.triggers).remove)
         module = parts.denoiser.module
         self._attached = []
         for kind in ("values", "keys"):
