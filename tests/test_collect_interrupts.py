@@ -1,9 +1,11 @@
 """A signal at any moment of `collect`: nothing is left in the model, and the file can be used."""
 
 import copy
+import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -97,3 +99,33 @@ def test_a_signal_at_any_moment(tmp_path, times):
     assert not path.exists()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name])
+
+
+def test_an_interrupt_while_torch_asks_the_mode_that_follows_tensors():
+    # torch takes the mode off its stack in Python while it asks it: every call and line there.
+    model, batches = Model(), make_batches()
+    before, missed = traces(model), 0
+    for moment in itertools.count(1):
+        left = moment
+
+        def stop(frame, event, _argument):
+            nonlocal left
+            if frame.f_code.co_filename != torch.overrides.__file__:
+                return None
+            left -= event in ("call", "line")
+            if not left:
+                raise Stop
+            return stop
+
+        old = sys.gettrace()
+        try:
+            sys.settrace(stop)
+            collect(model, "*", batches, progress=False)
+        except Stop:
+            missed += 1
+        finally:
+            sys.settrace(old)
+        assert traces(model) == before, moment
+        if left > 0:
+            break
+    assert missed > 50

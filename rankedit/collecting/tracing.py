@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rankedit.collecting.axes import (
@@ -104,6 +106,19 @@ class Trace(TorchFunctionMode):
                 stack.callback(after.remove)
             stack.enter_context(self)
             yield
+
+    def __exit__(self, kind: object, value: object, trace: types.TracebackType | None) -> None:
+        """Take this mode off torch's stack, if it is there."""
+        # torch takes a mode off while the mode is asked, by a context manager in Python, and what a
+        # signal handler raises in between leaves it off. If the manager was left open, it puts the
+        # mode back when its frame goes, and the traceback holds that.
+        if not self._entered():
+            traceback.clear_frames(trace)
+        if self._entered():
+            super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]
+
+    def _entered(self) -> bool:
+        return any(mode is self for mode in _get_current_function_mode_stack())
 
     # ---------------------------------------------------------------- what was found
 
