@@ -62,10 +62,10 @@ demo-language: $(USABLE)
 	$(BIN)/rankedit language demo --models outputs/models --report outputs/demo-language/report.html --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu" $(ARGS)
 
 mutation: $(INSTALLED)
 	$(BIN)/python tests/mutation.py

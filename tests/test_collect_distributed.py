@@ -69,6 +69,7 @@ def test_batches_that_each_process_has_for_itself(tmp_path):
     check(tmp_path)
 
 
+@pytest.mark.slow
 def test_fewer_batches_than_processes(tmp_path):
     codes, errors = run("one", tmp_path)
     assert codes == [0, 0], errors
@@ -79,6 +80,7 @@ def test_fewer_batches_than_processes(tmp_path):
         assert record["key"]["id"] == record["value"]["id"]
 
 
+@pytest.mark.slow
 def test_batches_that_would_count_twice_or_not_at_all_are_refused(tmp_path):
     codes, errors = run("doubled", tmp_path)
     assert codes == [5, 5]

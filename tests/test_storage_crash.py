@@ -24,6 +24,7 @@ def attack(mode: str, folder: Path, count: int) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_killed_200_times_while_saving_the_file_is_always_whole(tmp_path):
     report = attack("kill", tmp_path, 200)
     assert set(report["found"]) <= {"old", "new"}

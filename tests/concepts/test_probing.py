@@ -11,6 +11,7 @@ from rankedit_recipes.sandbox.images.judge import judge
 from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES
 
 
+@pytest.mark.slow
 def test_an_erased_concept_is_gone_and_a_held_one_is_not(tmp_path):
     pipe, model = sandbox.pipeline(), sandbox.attribute_judge()
     pipe.set_progress_bar_config(disable=True)

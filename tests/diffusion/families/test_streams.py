@@ -90,6 +90,8 @@ EXPECTED = {
 }
 FUSED = {"flux_2": ("16:32", "32:48"), "prx": ("0:16", "16:32")}
 KANDINSKY = ("key", "value")
+# Its four encoders take half a minute.
+LONG = pytest.mark.slow
 
 
 def pipeline(name):
@@ -104,7 +106,9 @@ def place(reader):
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.filterwarnings("ignore:.*LoraLoaderMixin")
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=LONG) if n == "hidream" else n for n in EXPECTED]
+)
 def test_what_reads_the_text(name):
     pipe = pipeline(name)
     before, drawn = dict(vars(pipe)), torch.get_rng_state()
@@ -127,7 +131,9 @@ def test_what_reads_the_text(name):
     ("name", "entrances"),
     [
         # The text of the second encoder stands behind that of the first, which is seen twice.
-        ("hidream", {(): (0,), ("encoder_hidden_states_llama3",): (20, 44)}),
+        pytest.param(
+            "hidream", {(): (0,), ("encoder_hidden_states_llama3",): (20, 44)}, marks=LONG
+        ),
         ("hunyuan_dit", {(): (0,), ("encoder_hidden_states_t5",): (77,)}),
         ("aura_flow", {(): (8,)}),
         ("z_image", {(2,): (0,)}),
