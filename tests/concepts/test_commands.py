@@ -49,7 +49,7 @@ def test_an_edit_is_made_listed_extended_undone_and_exported(run, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
-@pytest.mark.parametrize("given", [("--method", "time"), ("--set", "weight=7.0")])
+@pytest.mark.parametrize("given", [("--method", "time"), ("--set", "weight=7.0"), ("--method", "covariance")])
 def test_another_method_than_that_of_the_edit_is_not_taken_for_it(run, given):
     run("erase", "cat", "--to", "dog", "--out", "a.safetensors", *METHOD)
     with pytest.raises(
@@ -58,6 +58,15 @@ def test_another_method_than_that_of_the_edit_is_not_taken_for_it(run, given):
         run("erase", "cup", "--onto", "a.safetensors", "--out", "b.safetensors", *given)
     assert not Path("b.safetensors").exists()
     run("erase", "cup", "--onto", "a.safetensors", "--out", "c.safetensors", *METHOD)
+
+
+def test_two_methods_are_refused(run):
+    Path("time.toml").write_text('method = "time"')
+    for also in (("--config", "time.toml"), ("--set", "method=time")):
+        with pytest.raises(rk.RankeditError, match="--method says 'uce', and --config or --set"):
+            run("erase", "cat", *METHOD, *also)
+    said = run("erase", "cat", "--config", "time.toml", "--print-config")
+    assert said == run("erase", "cat", "--method", "time", "--print-config")
 
 
 def test_an_edit_under_the_covariance_is_undone_with_its_captions(run):

@@ -30,7 +30,6 @@ from rankedit_recipes.concepts.requests import hold as hold_request
 from rankedit_recipes.concepts.requests import replace as replace_request
 
 _OUT = Path("concepts.safetensors")
-_METHOD = "covariance"
 
 
 def erase(
@@ -40,7 +39,7 @@ def erase(
     hold: o.Hold = None,
     about: o.AboutOption = "thing",
     context: o.Context = None,
-    method: o.Method = _METHOD,
+    method: o.Method = None,
     captions: o.Captions = None,
     onto: o.Onto = None,
     out: o.Out = _OUT,
@@ -72,7 +71,7 @@ def replace(
     hold: o.Hold = None,
     about: o.AboutOption = "thing",
     context: o.Context = None,
-    method: o.Method = _METHOD,
+    method: o.Method = None,
     captions: o.Captions = None,
     onto: o.Onto = None,
     out: o.Out = _OUT,
@@ -105,7 +104,7 @@ def _edit(
     captions: Path | None,
     onto: Path | None,
     out: Path,
-    method: tuple[str, Path | None, list[str]],
+    method: tuple[str | None, Path | None, list[str]],
     *,
     print_config: bool,
     dry_run: bool,
@@ -117,8 +116,7 @@ def _edit(
     settings = tasks.settings_from(*method)
     if onto is not None:
         asked, settings = settings, tasks.Edited.load(onto).settings
-        # The default method stands for none asked for: a command cannot tell the two apart.
-        if asked not in (settings, tasks.settings_from(_METHOD, None, [])):
+        if asked != settings and any(method):
             raise ConceptsError(
                 f"{command}: --onto goes on with the method {settings.method!r} and the settings "
                 f"of '{onto}', and others were given; leave out --method, --config and --set, or "

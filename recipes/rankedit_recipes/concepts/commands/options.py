@@ -31,7 +31,11 @@ Context = Annotated[
         show_default="the method's own",
     ),
 ]
-Method = Annotated[str, typer.Option(help="covariance, uce, time, rece or speed.")]
+# None by default: with --onto, a method that was given must be the file's.
+Method = Annotated[
+    str | None,
+    typer.Option(help="covariance, uce, time, rece or speed.", show_default="covariance"),
+]
 Captions = Annotated[
     Path | None,
     typer.Option(

@@ -30,6 +30,7 @@ from rankedit_recipes.diffusion.text import Pipeline
 __all__ = ["Edited", "Sampling"]
 
 _TOML = {True: "true", False: "false"}
+_METHOD = "covariance"
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,23 @@ class EditTask:
     out: Path
 
 
-def settings_from(method: str, config: Path | None, pairs: Sequence[str]) -> Settings:
+def settings_from(method: str | None, config: Path | None, pairs: Sequence[str]) -> Settings:
     """The method that was named, with a TOML file's settings and then what was typed on top.
 
     Raises:
-        ConceptsError: an unknown method or setting, or a value out of range.
+        ConceptsError: an unknown method or setting, two methods, or a value out of range.
     """
     changes: dict[str, Any] = {}
     if config is not None:
         changes |= _toml(config)
     changes |= parsed_pairs(pairs, "concepts", ConceptsError)
-    base = named(str(changes.pop("method", method)))
+    kept = str(changes.pop("method", method or _METHOD))
+    if method and kept != method:
+        raise ConceptsError(
+            f"concepts: --method says {method!r}, and --config or --set say {kept!r}; leave one "
+            "of them out."
+        )
+    base = named(kept)
     known = base.to_dict()
     unknown = sorted(set(changes) - set(known))
     if unknown:
