@@ -39,8 +39,8 @@ class SecondMoment:
     `Metric.guarded`. Of fewer than 64 vectors none is extreme. Without such vectors nothing differs
     from `extremes="together"`.
 
-    **Precision.** Products are in float64, or, with `products="float32"`, in float32 where vectors
-    are no finer, summed in float64 for every 1,024 vectors. The error of an entry is then at most
+    **Precision.** Products are in float32 where vectors are no finer (`products="float64"`: never),
+    summed in float64 for every 1,024 vectors. The error of an entry is then at most
     `1024·u·√(C_ii C_jj)` with `u = 2⁻²⁴`; about `u·√(C_ii C_jj)` is usual. Never TF32: where it is
     allowed, products are in float64.
 
@@ -70,7 +70,7 @@ class SecondMoment:
         device: torch.device | str | None = None,
         provenance: Provenance | None = None,
         extremes: Policy = "apart",
-        products: Products = "float64",
+        products: Products = "float32",
     ) -> None:
         check_count("SecondMoment", "dim", dim)
         check_settings("SecondMoment", extremes, products)
@@ -276,7 +276,7 @@ class SecondMoment:
         dtype: torch.dtype,
         *,
         extremes: Policy = "apart",
-        products: Products = "float64",
+        products: Products = "float32",
     ) -> SecondMoment:
         """Rebuild a moment from `state()`; `dtype` is the activation dtype it was collected in.
 

@@ -46,15 +46,17 @@ def test_the_bound_is_far_from_what_is_usual_and_float32_is_really_used():
     found = error(fine(x), x)
     assert 1e-3 < float(found.square().mean().sqrt()) < 2
     assert float(found.max()) < 16
-    assert float(error(rk.SecondMoment(300).update(x), x).max()) < 1e-6
+    assert float(error(rk.SecondMoment(300, products="float64").update(x), x).max()) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_default_ridge_is_above_the_noise(dtype):
     for count in (100, 1000, 5000):  # of width 200: without full rank, too
         x = data(count, 200, count, dtype)
-        noise = torch.linalg.eigvalsh(fine(x).matrix - rk.SecondMoment(200).update(x).matrix)
-        mean = rk.SecondMoment(200).update(x).matrix.trace() / 200
+        noise = torch.linalg.eigvalsh(
+            fine(x).matrix - rk.SecondMoment(200, products="float64").update(x).matrix
+        )
+        mean = rk.SecondMoment(200, products="float64").update(x).matrix.trace() / 200
         assert float(noise.abs().max() / mean) < 1e-6
         rk.Metric.from_moment(fine(x))
 
@@ -62,7 +64,7 @@ def test_the_default_ridge_is_above_the_noise(dtype):
 def test_all_sums_are_those_of_float64():
     x, w = data(3000, 40, 0, torch.float32), normal(3000, seed=1).abs()
     mask = torch.arange(3000) % 3 > 0
-    one, other = fine(x), rk.SecondMoment(40).update(x)
+    one, other = fine(x), rk.SecondMoment(40, products="float64").update(x)
     weighted = [rk.SecondMoment(40, products=p).update(x, mask, w) for p in ("float32", "float64")]
     for found, expected in ((one, other), weighted):
         for figure in ("matrix", "mean"):
@@ -73,12 +75,12 @@ def test_all_sums_are_those_of_float64():
 
 def test_float64_is_never_narrowed():
     x = data(2000, 30, 0, torch.float64)
-    assert torch.equal(fine(x).matrix, rk.SecondMoment(30).update(x).matrix)
+    assert torch.equal(fine(x).matrix, rk.SecondMoment(30, products="float64").update(x).matrix)
 
 
 def test_numbers_whose_squares_float32_does_not_hold():
     x = (data(500, 30, 0, torch.float64) * 1e30).bfloat16()
-    assert torch.equal(fine(x).matrix, rk.SecondMoment(30).update(x).matrix)
+    assert torch.equal(fine(x).matrix, rk.SecondMoment(30, products="float64").update(x).matrix)
 
 
 def test_autocast_does_not_reach_the_products():
@@ -93,7 +95,7 @@ def test_products_that_are_allowed_to_be_coarser_are_made_in_float64():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")  # TF32, where there is any
-        assert torch.equal(fine(x).matrix, rk.SecondMoment(30).update(x).matrix)
+        assert torch.equal(fine(x).matrix, rk.SecondMoment(30, products="float64").update(x).matrix)
         assert sums.measured(x, "float32", torch.device("cpu"))[0].dtype == torch.float64
     finally:
         torch.set_float32_matmul_precision(before)
@@ -103,7 +105,7 @@ def test_products_that_are_allowed_to_be_coarser_are_made_in_float64():
 def test_extreme_vectors_are_summed_in_float64():
     x = data(2000, 30, 0, torch.float32)
     x[::100] = 1e4 * x[0]
-    found, expected = fine(x), rk.SecondMoment(30).update(x)
+    found, expected = fine(x), rk.SecondMoment(30, products="float64").update(x)
     assert found.extremes.count == 20
     assert relative(found.matrix, expected.matrix) < 1e-6
     assert torch.equal(found.extremes.rows, expected.extremes.rows)

@@ -128,7 +128,7 @@ class TestMemory:
         dim, count = 64, 20 * CHUNK_ROWS
         x = torch.ones(count, dim, dtype=dtype)
         each = {"mask": torch.arange(count) % 8 > 0, "weights": torch.full((count,), 2.0)}
-        moment = rk.SecondMoment(dim)
+        moment = rk.SecondMoment(dim, products="float64")
         parts = moment._parts
         sums = (*parts._sums.outer._stripes, parts._sums.total, parts._energies.counts)
         with Allocated(x, *each.values(), *sums) as allocated:
@@ -176,7 +176,7 @@ class TestDtypes:
     )
     def test_sums_are_in_float64_whatever_comes(self, dtype):
         x = data(200, 4).to(dtype)
-        moment = rk.SecondMoment(4).update(x)
+        moment = rk.SecondMoment(4, products="float64").update(x)
         assert moment.matrix.dtype == torch.float64
         assert relative(moment.matrix, x.double().T @ x.double() / 200) < 1e-14
 
@@ -195,7 +195,7 @@ class TestDtypes:
 
     def test_ten_thousand_small_batches_keep_their_digits(self):
         x = torch.full((10, 2), 0.1, dtype=torch.float32)
-        moment = rk.SecondMoment(2)
+        moment = rk.SecondMoment(2, products="float64")
         for _ in range(10_000):
             moment.update(x)
         expected = float(x[0, 0].double() ** 2)

@@ -55,7 +55,7 @@ def collect(
     shard: bool = True,
     progress: bool = True,
     extremes: Policy = "apart",
-    products: Products = "float64",
+    products: Products = "float32",
 ) -> dict[str, SecondMoment]:
     """Second moments of what projections read, all in one pass over the data.
 

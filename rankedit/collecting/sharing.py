@@ -88,7 +88,7 @@ class SharedMoments:
         self,
         groups: Iterable[Group] = (),
         extremes: Policy = "apart",
-        products: Products = "float64",
+        products: Products = "float32",
     ) -> None:
         self._make = partial(SecondMoment, extremes=extremes, products=products)
         self.groups = list(groups)
