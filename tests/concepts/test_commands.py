@@ -49,7 +49,9 @@ def test_an_edit_is_made_listed_extended_undone_and_exported(run, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
-@pytest.mark.parametrize("given", [("--method", "time"), ("--set", "weight=7.0"), ("--method", "covariance")])
+@pytest.mark.parametrize(
+    "given", [("--method", "time"), ("--set", "weight=7.0"), ("--method", "covariance")]
+)
 def test_another_method_than_that_of_the_edit_is_not_taken_for_it(run, given):
     run("erase", "cat", "--to", "dog", "--out", "a.safetensors", *METHOD)
     with pytest.raises(
