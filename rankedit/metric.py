@@ -27,7 +27,7 @@ from rankedit.shapes import (
     checked_weights,
     is_number,
 )
-from rankedit.spectra import NOISE_FLOOR, Guard, shrunk
+from rankedit.spectra import Guard, noise_floor, shrunk
 from rankedit.subspace import Subspace, null_space
 
 
@@ -77,7 +77,8 @@ class Metric:
             moment: what the projection reads.
             ridge: in units of the mean eigenvalue μ, hence free of the data's scale. By default
                 the noise floor of the activations' dtype (`NOISE_FLOOR`): 1e-6 for float32 and
-                float16, 1e-5 for bfloat16, 1e-12 for float64.
+                float16, 1e-5 for bfloat16, 1e-12 for float64; four times the most negative
+                eigenvalue where that is more.
             shrinkage: intensity s in [0, 1], or a function of the moment that gives it, such as
                 `rankedit.ledoit_wolf` or `rankedit.oas`; none by default.
             centred: use the covariance about the mean instead of the second moment (LEACE).
@@ -88,7 +89,7 @@ class Metric:
         """
         check_kind("Metric.from_moment", "moment", moment, SecondMoment)
         matrix = shrunk(moment, shrinkage, centred=centred)
-        floor = NOISE_FLOOR[moment.dtype] if ridge is None else ridge
+        floor = noise_floor(matrix, moment.dtype) if ridge is None else ridge
         plain = cls.from_matrix(matrix, ridge=floor)
         return plain._beside(Guard.of(moment), typical=float(moment.dim))
 

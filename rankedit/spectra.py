@@ -25,6 +25,8 @@ NOISE_FLOOR = {
 # Energy of a guarded direction, in units of tr(C), at which it is held as good as hard. Beyond it
 # the factorisation would lose digits and the edit would not become another one.
 _HELD = 1e6
+# Below so many directions all eigenvalues cost less than looking for one.
+_SMALL = 64
 
 
 def shrunk(
@@ -50,6 +52,42 @@ def shrunk(
     matrix = matrix * (1 - intensity)
     matrix.diagonal().add_(intensity * mean_eigenvalue)
     return matrix
+
+
+def noise_floor(matrix: Covariance, dtype: torch.dtype) -> float:
+    """A ridge, in units of `tr(matrix)/dim`, above the noise that rounding leaves.
+
+    It is `NOISE_FLOOR` of the activations' dtype, or four times the most negative eigenvalue where
+    that is more. Products in float32 leave such eigenvalues where few vectors lie in a space of
+    many directions and one direction has most of their energy: the noise is in units of that.
+    """
+    floor = NOISE_FLOOR[dtype]
+    if dtype is torch.float64:  # whose products are never narrowed
+        return floor
+    mean = float(matrix.trace()) / len(matrix)
+    return max(floor, -4 * _lowest_eigenvalue(matrix, floor * mean) / mean) if mean > 0 else floor
+
+
+def _lowest_eigenvalue(matrix: Covariance, shift: float) -> float:
+    """The lowest eigenvalue, to a hundredth of its distance from `-shift`."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    size = len(matrix)
+    shifted = matrix.clone()
+    shifted.diagonal().add_(shift)
+    lower, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) != 0 or size < _SMALL:
+        return float(torch.linalg.eigvalsh(matrix)[0])
+
+    def solve(column: object) -> object:
+        right = torch.as_tensor(column, dtype=torch.float64).reshape(size, 1).to(matrix.device)
+        return torch.cholesky_solve(right, lower).cpu().numpy()
+
+    # Lanczos from a fixed vector: the same figure each time.
+    start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inverse = LinearOperator((size, size), matvec=solve, dtype=float)
+    (top,) = eigsh(inverse, k=1, v0=start.numpy(), tol=0.01, return_eigenvectors=False)
+    return 1 / float(top) - shift
 
 
 @dataclass(frozen=True)

@@ -138,3 +138,23 @@ def test_collect_takes_the_setting():
     assert 0 < relative(found.matrix, exact.matrix) < 1e-6
     with pytest.raises(rk.ShapeError, match="collect: products must be 'float32' or 'float64'"):
         rk.collect(model, "1", batches, progress=False, products="half")
+
+
+@pytest.mark.parametrize("count", [20, 90, 190])
+@pytest.mark.parametrize("long", [10.0, 100.0, 1000.0])
+def test_the_default_ridge_is_above_the_noise_of_one_long_direction(count, long):
+    # Every vector has the direction, so that none is extreme.
+    x, direction = normal(count, 200, seed=count), normal(1, 200, seed=2)
+    x = (x + long * (2 + x[:, :1]) * direction / direction.norm()).float()
+    moment = rk.SecondMoment(200).update(x)
+    metric = rk.Metric.from_moment(moment)
+    exact = rk.SecondMoment(200, products="float64").update(x)
+    noise = float(-torch.linalg.eigvalsh(moment.matrix)[0])
+    lowest = 1 / float(torch.linalg.eigvalsh(metric.solve(torch.eye(200, dtype=torch.float64)))[-1])
+    assert lowest > 2.5 * noise
+    # What it gives is what the exact statistics give with the same ridge.
+    mean = float(exact.matrix.trace()) / 200
+    ridge = (lowest + noise) / mean
+    other = rk.Metric.from_matrix(exact.matrix, ridge=ridge)
+    keys = normal(5, 200, seed=1)
+    assert float((metric.solve(keys) / other.solve(keys) - 1).abs().median()) < 0.3
