@@ -58,7 +58,7 @@ def textbook(weight: Tensor, keys: Tensor, values: Tensor, inputs: Tensor) -> Te
 
 def ours(weight: Tensor, keys: Tensor, values: Tensor, inputs: Tensor) -> Tensor:
     """The same problem by the library."""
-    moment = rk.SecondMoment(inputs.shape[1]).update(inputs)
+    moment = rk.SecondMoment(inputs.shape[1], products="float64").update(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rk.RankeditWarning)
         edit = rk.solve_edit(weight, keys, values, rk.Metric.from_moment(moment, ridge=0.0))

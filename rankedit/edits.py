@@ -177,14 +177,26 @@ class LowRank:
         dtype = dtype or self.up.dtype
         edit = self if holds(dtype, self.up.T, self.down) else self._evened()
         cast = replace(edit, **{n: getattr(edit, n).to(place, dtype) for n in ("up", "down")})
-        if edit is not self:
-            lost = (LowRank(*edit._doubles_on(place)) - LowRank(*cast._doubles_on(place))).norm()
-            if lost > DIGITS * torch.finfo(dtype).eps * edit.norm():
-                raise ShapeError(
-                    f"LowRank.to: up and down must be within the range of {dtype}, but an edit of "
-                    f"norm {edit.norm():.2g} is not; choose a wider dtype, or scale the edit."
-                )
+        if edit._leaves(dtype) or (edit is not self and edit._loses(cast, place)):
+            raise ShapeError(
+                f"LowRank.to: up and down must be within the range of {dtype}, but an edit of norm "
+                f"{edit.norm():.2g} is not; choose a wider dtype, or scale the edit."
+            )
         return cast
+
+    def _leaves(self, dtype: torch.dtype) -> bool:
+        """Whether an entry of the product is out of the range in which it will be computed."""
+        if self.up.dtype != torch.float64 or dtype == torch.float64:
+            return False
+        largest = torch.finfo(torch.float32).max  # in which products of half precision are, too
+        # No entry is above the norms' products, which cost little.
+        up, down = self._doubles_on(None)
+        most = float((row_norms(up.T) * row_norms(down)).sum())
+        return most > largest and float((up @ down).abs().max()) > largest
+
+    def _loses(self, cast: LowRank, place: torch.device | None) -> bool:
+        lost = (LowRank(*self._doubles_on(place)) - LowRank(*cast._doubles_on(place))).norm()
+        return lost > DIGITS * torch.finfo(cast.up.dtype).eps * self.norm()
 
     def norm(self) -> float:
         """Frobenius norm `‖ΔW‖_F`."""

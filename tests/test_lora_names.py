@@ -1,5 +1,6 @@
 """Names in LoRA files: what wrappers put before them, other dialects, PEFT's patterns."""
 
+import json
 import re
 
 import pytest
@@ -58,6 +59,11 @@ def foreign(path, *stems: str, down=".lora_A.weight", up=".lora_B.weight") -> No
 )
 def test_what_wrappers_add_to_names_is_taken_away(path, stem, down, up):
     foreign(path, stem, down=down, up=up)
+    if ".default." in down:  # names that only PEFT gives, whose files do not say the strength
+        with pytest.raises(EditFileError, match=r"LoRA's strength in adapter_config\.json"):
+            from_lora(path)
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+        path.with_name("adapter_config.json").write_text(json.dumps(config))
     assert torch.equal(from_lora(path)["layers.0.q"].delta(), edit_of().delta())
 
 

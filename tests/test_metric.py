@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import rankedit as rk
 from rankedit import factors
-from rankedit.metric import NOISE_FLOOR
+from rankedit.spectra import NOISE_FLOOR
 from tests.problems import normal, relative, rotation, spd, theorem
 
 D = 12
@@ -272,7 +272,7 @@ class TestRidge:
     def test_default_is_the_noise_floor_of_the_dtype(self, dtype):
         moment = rk.SecondMoment(D).update(normal(50, D, seed=1).to(dtype))
         ridge = NOISE_FLOOR[dtype] * moment.matrix.trace() / D
-        expected = moment.matrix + ridge * torch.eye(D)
+        expected = moment.matrix + ridge * torch.eye(D, dtype=torch.float64)
         metric = rk.Metric.from_moment(moment)
         assert relative(metric.apply(torch.eye(D)), expected) < 1e-13
 

@@ -110,34 +110,40 @@ class TestPrecision:
             attach(layer, edit.with_targets(targets.detach().bfloat16().requires_grad_()))
 
 
+def of_powers(up, down):
+    return LowRank(torch.ones(32, 1).double() * 10.0**up, torch.ones(1, 16).double() * 10.0**down)
+
+
 class TestFinite:
-    @pytest.mark.parametrize("powers", [(60, -60), (-60, 60), (39, 0)])
-    def test_what_float32_cannot_hold_is_refused(self, powers):
-        up, down = (
-            torch.ones(size).double() * 10.0**p
-            for size, p in zip(((32, 1), (1, 16)), powers, strict=True)
-        )
-        model, edit = residual(), LowRank(up, down)
+    def test_what_float32_cannot_hold_is_refused(self):
+        model, edit = residual(), of_powers(39, 0)
         before = state_of(model)
         with pytest.raises(
             AttachError,
-            match=r"attach: '(up|down)' of the edit must be finite in .*float32.*balanced",
+            match=r"attach: .*LowRank.to: up and down must be within the range of torch.float32",
         ):
             attach(model, {"inner": edit})
         assert state_of(model) == before
-        if sum(powers) == 0:
-            for good in (
-                lambda: attach(residual(), {"inner": edit.balanced()}),
-                lambda: attach(residual().double(), {"inner": edit}),
-            ):
-                good().detach()
+        attach(residual().double(), {"inner": edit}).detach()
         with attach(model, {"inner": low_rank(16, 32, rank=1)}) as attachment:
             base = model(X)
             with pytest.raises(
-                AttachError, match=r"Attachment.refresh: '(up|down)' of the edit must be"
+                AttachError, match=r"Attachment.refresh: .*LowRank.to: up and down must be"
             ):
                 attachment.refresh({"inner": edit})
             assert torch.equal(model(X), base)
+
+    @pytest.mark.parametrize("powers", [(60, -60), (-60, 60)])
+    def test_factors_whose_product_float32_holds_are_balanced(self, powers):
+        model, wide, edit = residual(), residual().double(), of_powers(*powers)
+        wide.load_state_dict(model.state_dict())
+        with attach(model, {"inner": edit}), attach(wide, {"inner": edit}):
+            torch.testing.assert_close(model(X).double(), wide(X.double()), rtol=1e-5, atol=1e-4)
+        with attach(model, {"inner": low_rank(16, 32, rank=1)}) as attachment:
+            attachment.refresh({"inner": edit})
+            with attach(wide, {"inner": edit}):
+                expected = wide(X.double())
+            torch.testing.assert_close(model(X).double(), expected, rtol=1e-5, atol=1e-4)
 
     def test_gated_edits(self):
         edit = gated(16, 32)

@@ -86,7 +86,10 @@ def bound_tensors(
     # At least the precision of what the layer reads; half precision would ruin similarities.
     double = weight_dtype(target.layer) == torch.float64
     dtype = torch.float64 if double else torch.float32
-    tensors = edit.bind(_Outputs(target, dtype))
+    try:
+        tensors = edit.bind(_Outputs(target, dtype))
+    except ShapeError as error:
+        raise AttachError(f"{call}: the layer computes in {dtype}: {error}") from error
     _check_learned(call, edit, tensors, dtype)
     wrong = [name for name in tensors if not name.isidentifier() or name == STRENGTH]
     if wrong:
