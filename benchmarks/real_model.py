@@ -41,7 +41,8 @@ def main() -> None:
     warnings.simplefilter("ignore", rk.RankeditWarning)
     plan = Plan(("memit",), single=2, sizes=(3,), more=2000) if options.quick else Plan()
     opened = open_model(ModelChoice(options.model or str(SMOLLM2.fetch(ROOT / "outputs/models"))))
-    chosen = choose_blocks(all_blocks(opened.model), None, language.METHODS["memit"])
+    blocks = all_blocks(opened.model)
+    chosen = choose_blocks(opened.model, blocks, None, language.METHODS["memit"])
     cases = language.read_cases(ground.HERE / "facts.jsonl")
     kept = QUICK if options.quick else KEPT
     world = ground.Ground(

@@ -79,7 +79,8 @@ class Editor:
         """The last block that MEMIT edits."""
         from rankedit_recipes.language.model.layers import all_blocks, choose_blocks
 
-        chosen = choose_blocks(all_blocks(self.ground.model), None, language.METHODS["memit"])
+        model = self.ground.model
+        chosen = choose_blocks(model, all_blocks(model), None, language.METHODS["memit"])
         return chosen[-1].index
 
 

@@ -139,9 +139,10 @@ def some_requests(count=4):
 
 
 def quick(method, **changes):
-    """A method's settings, made fast: few contexts and few steps."""
+    """A method's settings, made fast and plain: few contexts and steps, and
+    the blocks of papers, for keys of a random model say nothing."""
     from dataclasses import replace
 
     from rankedit_recipes.language import METHODS
 
-    return replace(METHODS[method], **{"contexts": (3, 4), "steps": 4, **changes})
+    return replace(METHODS[method], **{"contexts": (3, 4), "steps": 4, "depth": 1 / 3, **changes})

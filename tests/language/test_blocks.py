@@ -112,7 +112,7 @@ def test_blocks_are_chosen_by_rule_number_or_name():
 
     def chosen(layers, **settings):
         method = quick("memit", **settings)
-        return [block.index for block in choose_blocks(blocks, layers, method)]
+        return [block.index for block in choose_blocks(model, blocks, layers, method)]
 
     assert chosen(None) == [1]
     assert chosen(None, depth=1.0) == [2]
@@ -120,10 +120,12 @@ def test_blocks_are_chosen_by_rule_number_or_name():
     assert chosen(-1) == [2]
     assert chosen([2, 0]) == [0, 2]
     many = [b for n in range(8) for b in blocks]
-    assert len(choose_blocks(many, None, quick("memit"))) == 4
-    assert len(choose_blocks(many, None, quick("rome"))) == 1
+    assert len(choose_blocks(model, many, None, quick("memit"))) == 4
+    assert len(choose_blocks(model, many, None, quick("rome"))) == 1
     by_name = all_blocks(model, names[1:])
-    assert [block.down for block in choose_blocks(by_name, names[1:], quick("memit"))] == names[1:]
+    assert [
+        block.down for block in choose_blocks(model, by_name, names[1:], quick("memit"))
+    ] == names[1:]
 
 
 def test_wrong_layers_are_refused():
@@ -131,30 +133,31 @@ def test_wrong_layers_are_refused():
     blocks = find_blocks(model)
     for layers in (3, -4, [0, 9], []):
         with pytest.raises(LanguageError, match="layers must be numbers of blocks from -3 to 2"):
-            choose_blocks(blocks, layers, quick("memit"))
+            choose_blocks(model, blocks, layers, quick("memit"))
     with pytest.raises(LanguageError, match=r"in each block of 'transformer.h', got .*in no block"):
         all_blocks(model, ["lm_head"])
     with pytest.raises(LanguageError, match="several in one block"):
         all_blocks(model, "transformer.h.0.mlp.*")
     with pytest.raises(LanguageError, match="consistent=False edits one block"):
-        choose_blocks(blocks, [0, 1], quick("rome", consistent=False))
+        choose_blocks(model, blocks, [0, 1], quick("rome", consistent=False))
 
 
 def test_blocks_that_normalise_cannot_share_an_edit():
-    blocks = find_blocks(family("gemma2")[0])
+    model = family("gemma2")[0]
+    blocks = find_blocks(model)
     with pytest.warns(
         rk.RankeditWarning, match=r"edits 1 of 4 .* normalises .*layers=\[8\] to acc"
     ):
-        assert len(choose_blocks(blocks * 8, None, quick("memit"))) == 1
+        assert len(choose_blocks(model, blocks * 8, None, quick("memit"))) == 1
     with pytest.warns(
         rk.RankeditWarning, match="edits 1 of 4 .* pass layers= one number to accept"
     ):
         assert shared_count(blocks * 8, quick("memit")) == 1
     # Who says which, or wants one only, knows.
-    assert len(choose_blocks(blocks * 8, 8, quick("memit"))) == 1
-    assert len(choose_blocks(blocks * 8, None, quick("rome"))) == 1
+    assert len(choose_blocks(model, blocks * 8, 8, quick("memit"))) == 1
+    assert len(choose_blocks(model, blocks * 8, None, quick("rome"))) == 1
     with pytest.raises(LanguageError, match="normalises what its projection gives"):
-        choose_blocks(blocks, [0, 1], quick("memit"))
+        choose_blocks(model, blocks, [0, 1], quick("memit"))
 
 
 def test_a_block_that_normalises_bars_only_what_it_lies_between():
@@ -162,7 +165,9 @@ def test_a_block_that_normalises_bars_only_what_it_lies_between():
 
     def chosen(*indirect, **settings):
         blocks = [replace(b, direct=b.index not in indirect) for b in plain]
-        return [b.index for b in choose_blocks(blocks, None, quick("memit", **settings))]
+        return [
+            b.index for b in choose_blocks(nn.Module(), blocks, None, quick("memit", **settings))
+        ]
 
     assert chosen() == [6, 7, 8, 9, 10]
     # Beside the blocks that share, such as the first or the last one of a model.

@@ -79,8 +79,10 @@ def test_edit_writes_a_file_that_attaches(folder, tmp_path, method):
     said = edited(folder, tmp_path / "e.safetensors", method=method)
     assert f"3 facts by {method}; objective" in said
     edits = dict(rk.load(tmp_path / "e.safetensors"))
-    assert list(edits) == ["transformer.h.1.mlp.c_proj"]
-    assert edits["transformer.h.1.mlp.c_proj"].rank == 3
+    # What was chosen, and why, is said.
+    (name,) = edits
+    assert f"chosen {name.removesuffix('.mlp.c_proj')}: keys of one subject agree by " in said
+    assert edits[name].rank == 3
     opened = open_model(ModelChoice(str(folder / "model"), device="cpu"))
     ids = torch.tensor([opened.tokenizer("anna plays the")["input_ids"]])
     with torch.no_grad():
@@ -122,6 +124,8 @@ def test_dry_run_writes_nothing(folder, tmp_path):
     assert "anna plays the → violin" in said
     assert "transformer.h.1.mlp.c_proj: 64 to 16" in said
     assert "nothing was written" in said
+    assert "chosen" not in said
+    assert "chosen transformer.h." in edited(folder, tmp_path / "e.safetensors", "--dry-run")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,7 +129,7 @@ class Engine:
     ) -> Engine:
         """See `edit`."""
         settings = settings_of(method)
-        chosen = choose_blocks(all_blocks(model, layers), layers, settings)
+        chosen = choose_blocks(model, all_blocks(model, layers), layers, settings)
         settings = settings.shared_by(len(chosen))
         metrics = _metrics(model, tokenizer, statistics, chosen, settings)
         if prefixes is None:

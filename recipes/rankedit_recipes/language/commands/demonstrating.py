@@ -214,7 +214,7 @@ def demonstrate(opened: Opened, show: Show, source: str, report: Path) -> Iterat
     stage = Stage(opened, show)
     yield f"asking {source} what it knows ..."
     stage.ask(BEFORE)
-    chosen = choose_blocks(all_blocks(opened.model), None, METHODS[_METHOD])
+    chosen = choose_blocks(opened.model, all_blocks(opened.model), None, METHODS[_METHOD])
     statistics = collect_statistics(
         opened.model, opened.tokenizer, show.texts, layers=[block.index for block in chosen]
     )

@@ -5,7 +5,7 @@ _TRACE_IN_EDIT = "'traced' is for `rankedit language edit`; give --layers number
 # In order: each sees what those before it have put in.
 REMEDIES = (
     (r"layers='\w+' needs requests to trace, .*", f"{_TRACE_IN_EDIT}."),
-    (r"pass layers= the names", "give --layers the names"),
+    (r"pass layers= the n(ames|umbers)", r"give --layers the n\1"),
     (r"pass layers= one number", "give --layers one number"),
     (r"pass layers=\[([\d, ]+)\]", r"give --layers '\1'"),
     (r"layers must be numbers", "--layers must be numbers"),

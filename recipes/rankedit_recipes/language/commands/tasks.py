@@ -20,7 +20,9 @@ from rankedit_recipes.language.editing import Engine, check_requests
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.model.bases import base_marks
+from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.model.layers import TRACED, Layers, all_blocks, choose_blocks
+from rankedit_recipes.language.model.surveying import explained
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.searching.contexts import prefixes_from
 from rankedit_recipes.language.settings import Settings
@@ -99,7 +101,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
     check_requests(requests)
     task = _located(opened, task)
     blocks = all_blocks(opened.model, task.layers)
-    chosen = choose_blocks(blocks, task.layers, task.settings)
+    chosen = choose_blocks(opened.model, blocks, task.layers, task.settings)
     yield f"{counted(len(requests), 'request')} by {task.settings.method}, such as:"
     for request in requests[:3]:
         yield f"  {request.text} → {request.target}"
@@ -109,6 +111,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
         view = rk.Projection(opened.model.get_submodule(block.down))
         numbers += view.in_features + view.out_features
         yield f"  {block.down}: {view.in_features} to {view.out_features}"
+    yield from _why(opened, task, chosen)
     # Two bytes a number, for files are in half precision.
     yield f"edits: about {2 * numbers * len(requests) / 1024:,.0f} KiB; nothing was written"
 
@@ -117,7 +120,8 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
     """Edit, and write what was asked for."""
     task = _located(opened, task)
     if outputs.fused is not None:
-        chosen = choose_blocks(all_blocks(opened.model, task.layers), task.layers, task.settings)
+        blocks = all_blocks(opened.model, task.layers)
+        chosen = choose_blocks(opened.model, blocks, task.layers, task.settings)
         check_fusable(opened.model, [block.down for block in chosen])
     statistics = _statistics(opened, task.statistics, task.settings, task.layers)
     requests = [case.request for case in task.cases]
@@ -136,6 +140,7 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
             opened.model, opened.tokenizer, task.settings, statistics, layers=task.layers,
             prefixes=prefixes,
         )  # fmt: skip
+        yield from _why(opened, task, engine.chosen)
         edited = engine.edit(requests)
         edits, method = edited.edits, task.settings.method
         stopped = sum(reason != "steps" for reason in edited.found.reasons)
@@ -145,6 +150,11 @@ def edit_to(opened: Opened, task: EditTask, outputs: Outputs) -> Iterator[str]:
             f"{counted(stopped, 'search', 'searches')} ended early"
         )
     yield from _written(opened, edits, outputs, method)
+
+
+def _why(opened: Opened, task: EditTask, chosen: Sequence[Block]) -> Iterator[str]:
+    if task.layers is None and task.settings.depth is None:
+        yield from explained(opened.model, chosen)
 
 
 def _prefixes(opened: Opened, task: EditTask) -> list[str] | None:
@@ -259,7 +269,8 @@ def _statistics(
         return None
     if layers is None:
         # Of the blocks that will be edited: all others would be collected for nothing.
-        layers = [b.index for b in choose_blocks(all_blocks(opened.model), None, settings)]
+        blocks = all_blocks(opened.model)
+        layers = [b.index for b in choose_blocks(opened.model, blocks, None, settings)]
     texts = itertools.islice(open_texts([], SANDBOX, seed=STATISTICS_SEED), SANDBOX_TEXTS)
     return collect_statistics(
         opened.model, opened.tokenizer, texts, layers=layers, corpus=SANDBOX, batch=64

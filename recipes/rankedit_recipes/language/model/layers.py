@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 import rankedit as rk
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.blocks import Block, block_list, find_blocks
+from rankedit_recipes.language.model.surveying import survey
 from rankedit_recipes.language.settings import Settings
 
 Layers: TypeAlias = int | str | re.Pattern[str] | Sequence[int] | Sequence[str] | None
@@ -19,6 +21,8 @@ Layers: TypeAlias = int | str | re.Pattern[str] | Sequence[int] | Sequence[str] 
 TRACED = "traced"
 """Instead of layers: what a causal trace of the requests finds."""
 
+# Facts are brought to the subject's last token in the lower blocks of every model that was traced.
+_LOWER = 1 / 2
 # One block of so many shares an edit, for methods that use several: 5 of 32, 1 of 6.
 _SHARING = 6
 
@@ -65,15 +69,17 @@ def all_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:
     return [Block(names.index(owner), owner, name, direct=True) for name, owner in owners.items()]
 
 
-def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -> list[Block]:
+def choose_blocks(
+    model: nn.Module, blocks: Sequence[Block], layers: Layers, settings: Settings
+) -> list[Block]:
     """The blocks to edit, from the lowest.
 
     Args:
+        model: the model that they are of.
         blocks: what `all_blocks` found for the same layers.
         layers: numbers of blocks (from 0; negative from the end), or what names projections: all of
-            those are edited. None for the method's rule: the last one is number `depth` times the
-            number of blocks, and methods that use several blocks use one for each six. `"traced"`
-            is for calls that have requests; see `rankedit_recipes.language.locate`.
+            those are edited. None for what `default_blocks` says. `"traced"` is for calls that have
+            requests; see `rankedit_recipes.language.locate`.
         settings: the method.
 
     Warns:
@@ -83,7 +89,10 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
         LanguageError: a number that no block has, or several blocks of which one normalises what
             the projection gives, so that a shift of the residual stream cannot be shared.
     """
-    chosen = _by_rule(blocks, settings) if layers is None else blocks_at(blocks, layers)
+    if layers is None:
+        chosen = default_blocks(model, blocks, settings)
+    else:
+        chosen = blocks_at(blocks, layers)
     # A shift is shared by adding parts of it to the stream; a norm between would change its length.
     indirect = [block.name for block in chosen if not block.direct]
     if len(chosen) > 1 and indirect:
@@ -96,9 +105,49 @@ def choose_blocks(blocks: Sequence[Block], layers: Layers, settings: Settings) -
     return chosen
 
 
-def _by_rule(blocks: Sequence[Block], settings: Settings) -> list[Block]:
-    last = min(len(blocks) - 1, round(settings.depth * len(blocks)))
+def default_blocks(model: nn.Module, blocks: Sequence[Block], settings: Settings) -> list[Block]:
+    """The blocks that a method edits where none are asked for.
+
+    Methods that use several blocks use one for each six, next to each other. With a `depth` the
+    last one lies there. Without, they are those of the lower half whose keys tell subjects apart
+    best (`survey`), and none that has an attention sink or reads last tokens alone, if that can be.
+
+    Warns:
+        RankeditWarning: fewer blocks than that, because one normalises what its projection gives.
+    """
     wanted = _wanted(blocks, settings)
+    if settings.depth is not None:
+        return _by_depth(blocks, settings, settings.depth, wanted)
+    lower = blocks[: max(wanted, math.ceil(_LOWER * len(blocks)))]
+    runs = _runs(lower, wanted)
+    if len(runs[0]) < wanted:
+        barred = next(block for block in lower if not block.direct)
+        why = f"{_normalises(barred)}; pass layers= the numbers of blocks"
+        _warn_of_fewer(settings, len(runs[0]), wanted, why)
+    found = dict(zip([block.index for block in lower], survey(model, lower), strict=True))
+
+    def unlike(run: Iterable[Block]) -> tuple[int, float]:
+        seen = [found[block.index] for block in run]
+        return sum(one.unfit for one in seen), -sum(one.apart for one in seen)
+
+    return list(min(runs, key=unlike))  # the lowest of those that are equally good
+
+
+def _runs(blocks: Sequence[Block], wanted: int) -> list[Sequence[Block]]:
+    """Neighbouring blocks that can share an edit: so many, or as many as there are."""
+    if wanted == 1:
+        return [[block] for block in blocks]
+    for count in range(wanted, 1, -1):
+        runs = [blocks[i : i + count] for i in range(len(blocks) - count + 1)]
+        if sharing := [run for run in runs if all(block.direct for block in run)]:
+            return sharing
+    return [[block] for block in blocks]
+
+
+def _by_depth(
+    blocks: Sequence[Block], settings: Settings, depth: float, wanted: int
+) -> list[Block]:
+    last = min(len(blocks) - 1, round(depth * len(blocks)))
     window = range(max(0, last - wanted + 1), last + 1)
     barred = [number for number in window if not blocks[number].direct]
     # What the lower ones share must come through to the last one as they give it.

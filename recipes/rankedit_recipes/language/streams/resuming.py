@@ -83,7 +83,7 @@ def check_places(
     """
     if layers is not None:
         # By the projections that come of it: numbers and names may say the same.
-        blocks = choose_blocks(all_blocks(model, layers), layers, manifest.settings)
+        blocks = choose_blocks(model, all_blocks(model, layers), layers, manifest.settings)
         if [block.down for block in blocks] != manifest.layers:
             raise _differs(path, "in", manifest.layers, [block.down for block in blocks])
     if prefixes is not None and list(checked_prefixes(prefixes)) != manifest.prefixes:
