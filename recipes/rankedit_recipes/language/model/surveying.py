@@ -131,7 +131,7 @@ def _measured(read: Tensor) -> Measured:
     # A key of zeros has no direction: its cosines are 0.
     keys = keys / keys.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(keys.dtype).tiny)
     # [subjects, subjects] behind each beginning, and [beginnings, beginnings] of each subject.
-    between, within = torch.einsum("abd,cbd->bac", keys, keys), keys @ keys.mT
+    between, within = torch.einsum("sbd,tbd->bst", keys, keys), keys @ keys.mT
     one = torch.eye(_SUBJECTS, dtype=torch.bool, device=read.device)
     twins = one.roll(_SUBJECTS // 2, 0)
     itself = torch.eye(_BEGINNINGS, dtype=torch.bool, device=read.device)
