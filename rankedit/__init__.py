@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from rankedit.files.format import EditFile
     from rankedit.files.lora import DIFFUSERS, KOHYA, PEFT, from_lora, to_lora
+    from rankedit.files.shards import merge_shards, save_merged
     from rankedit.files.storage import check_base, load, save
     from rankedit.gated import GatedEdit
     from rankedit.gates import Gate, Identity, JointSigmoid, Sigmoid
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from rankedit.moments import SecondMoment
     from rankedit.placed import PlacedEdit, ToldEdit
     from rankedit.provenance import Provenance
+    from rankedit.sharding import Shard
     from rankedit.shrinkage import ledoit_wolf, oas
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -90,6 +92,7 @@ __all__ = [
     "Reading",
     "SecondMoment",
     "ShapeError",
+    "Shard",
     "Sigmoid",
     "Sketch",
     "SolveError",
@@ -111,11 +114,13 @@ __all__ = [
     "linear_output_transposed",
     "load",
     "merge",
+    "merge_shards",
     "oas",
     "optimise_value",
     "probe",
     "relative_change",
     "save",
+    "save_merged",
     "select",
     "solve_edit",
     "to_lora",

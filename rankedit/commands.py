@@ -20,6 +20,11 @@ def own_commands() -> typer.Typer:
     app.callback()(_root)
     app.command("info")(_info)
     app.command("recipes")(_recipes)
+    statistics = typer.Typer(no_args_is_help=True, help="Statistics, whatever they are of.")
+    statistics.command("merge")(_merge)
+    # A callback, for typer leaves out the name of an application's only command.
+    statistics.callback()(lambda: None)
+    app.add_typer(statistics, name="stats")
     return app
 
 
@@ -51,6 +56,39 @@ def _recipes() -> None:
     """List the installed recipes."""
     for entry in entry_points(group=GROUP):
         typer.echo(f"{entry.name}\t{entry.value}")
+
+
+def _merge(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of shards, in any order.", exists=True)
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="Where the sum goes.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept that shards are missing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result that is there already.")
+    ] = False,
+) -> None:
+    """Add the statistics of all shards of a corpus, collected by --shard, each exactly once."""
+    if out.exists() and not overwrite:
+        raise rk.StatisticsError(
+            f"stats merge: '{out}' is there already; add --overwrite to replace it, or give "
+            "another --out."
+        )
+    if not out.parent.is_dir():
+        raise rk.StatisticsError(
+            f"stats merge: there is no folder '{out.parent}' for --out; make it, or give another."
+        )
+    try:
+        merged = rk.merge_shards(files, partial=partial)
+    except rk.StatisticsError as error:
+        said = str(error).replace("pass partial=True to do without", "add --partial to go without")
+        raise rk.StatisticsError(said.replace("merge_shards:", "stats merge:")) from error
+    rk.save_merged(merged, out)
+    for line in described(out):
+        typer.echo(line)
 
 
 def described(file: Path) -> Iterator[str]:

@@ -105,12 +105,14 @@ class State:
         batches: number of batches done by this process.
         first, done: digests of the first batch, and of samples of all done, in their order.
         groups: the sums.
+        place: where batches that can go on from a place stopped; empty for others.
     """
 
     batches: int
     first: str
     done: str
     groups: Sequence[Group]
+    place: str = ""
 
 
 def file_of(checkpoint: Checkpoint, process: Plan | Ranks) -> Path:
@@ -136,20 +138,17 @@ def write(file: Path, plan: Plan, state: State) -> None:
         for name, tensor in group.moment.state().items()
     }
     groups = [
-        {
-            "members": group.members,
-            "kept": group.kept,
-            "offered": group.offered,
-            "dtype": str(group.moment.dtype).removeprefix("torch."),
-        }
-        for group in state.groups
-    ]
+        {"members": g.members, "kept": g.kept, "offered": g.offered,
+         "dtype": str(g.moment.dtype).removeprefix("torch.")}
+        for g in state.groups
+    ]  # fmt: skip
     entry = {
         "digest": NO_DIGEST,  # replaced by that of the file
         "plan": asdict(plan),
         "batches": state.batches,
         "first": state.first,
         "done": state.done,
+        "place": state.place,
         "groups": groups,
     }
     text = json.dumps(entry, separators=(",", ":"))
@@ -173,7 +172,8 @@ def read(file: Path, plan: Plan) -> State | None:
             entry, tensors = _contents(stream, header)
         _check_plan(file, plan, entry["plan"])
         groups = [_group(g, n, tensors, plan) for n, g in enumerate(entry["groups"])]
-        state = State(entry["batches"], entry["first"], entry["done"], groups)
+        place = entry.get("place", "")  # not in files of earlier versions
+        state = State(entry["batches"], entry["first"], entry["done"], groups, place)
         _check_possible(state, plan)
         return state
     except StatisticsError:
@@ -220,7 +220,7 @@ def _check_possible(state: State, plan: Plan) -> None:
     # `type` rather than `isinstance`: True is an int.
     if type(state.batches) is not int or state.batches < 1 or not state.groups:
         raise EditFileError(f"it must hold at least one batch, got {state.batches!r:.80}")
-    if not isinstance(state.first, str) or not isinstance(state.done, str) or not state.first:
+    if {str} != {*map(type, (state.first, state.done, state.place))} or not state.first:
         raise EditFileError("it must hold digests of its batches")
     if len(set(members)) != len(members) or not set(members) <= set(plan.names):
         raise EditFileError("each projection must be in one group, and be one that is collected")

@@ -72,7 +72,9 @@ def collect(
         which: what `select` takes (a glob, a regular expression, a predicate, several names), or
             what it returns.
         batches: anything to loop over. If it is resumed from a checkpoint, or shared between
-            processes, it must give the same batches in the same order each time.
+            processes, it must give the same batches in the same order each time. With `state_dict`
+            and `load_state_dict` (torchdata's StatefulDataLoader), it is resumed where it stopped,
+            if JSON can hold the state; all else is read from the front.
         call: runs the model on one batch, `call(batch)`. By default `model(**batch)` for mappings,
             `model(*batch)` for tuples and lists, else `model(batch)`. Must do the same for each
             batch: if the first one calls every projection once, later ones stop after that, and
@@ -222,7 +224,7 @@ class _Collection:
 
     def _count(self, left: Remaining[Batch]) -> None:
         groups, batches = self._moments.groups, self._state.batches + 1
-        self._state = State(batches, left.first, left.done, groups)
+        self._state = State(batches, left.first, left.done, groups, left.place)
         # Only now: stopped between the two, the file would count this batch's sums but not it.
         self._moments.clean = True
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from rankedit.collecting.batches import Noted
 from rankedit.collecting.checkpoint import Plan, State
@@ -13,6 +15,19 @@ from rankedit.collecting.ranks import Ranks, check_shares
 from rankedit.errors import StatisticsError
 
 Batch = TypeVar("Batch")
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something to loop over that goes on from a place, as torchdata and datasets have it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind what was given last."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin there when looped over next."""
+        ...
 
 
 class Remaining(Generic[Batch]):
@@ -28,6 +43,7 @@ class Remaining(Generic[Batch]):
         total: number of this process's batches, with those that were done; None if unknown.
         first: digest of the first batch of all, once that is known.
         done: digest of this process's batches up to the one that came last.
+        place: where batches that can go on from a place are, as JSON; empty where none can.
     """
 
     def __init__(
@@ -35,7 +51,7 @@ class Remaining(Generic[Batch]):
     ) -> None:
         self._batches, self._plan, self._state, self._file = batches, plan, state, file
         self._ranks = Ranks(plan.rank, plan.size)
-        self.first, self.done = state.first, ""
+        self.first, self.done, self.place = state.first, "", ""
         self.total = len(batches) if isinstance(batches, Sized) else None
         if self.total is not None and plan.shard:
             self.total = self._ranks.share_of(self.total)
@@ -55,6 +71,34 @@ class Remaining(Generic[Batch]):
             )
 
     def __iter__(self) -> Iterator[Batch]:
+        for batch in self._from_place() if self._state.place else self._from_front():
+            self.place = self._noted()
+            yield batch
+
+    def _noted(self) -> str:
+        if self._file is None or not isinstance(self._batches, Stateful):
+            return ""
+        try:
+            return json.dumps(self._batches.state_dict())
+        except (TypeError, ValueError):  # such as tensors: this one is read from the front
+            return ""
+
+    def _from_place(self) -> Iterator[Batch]:
+        """The batches behind those that were done, which are not read again."""
+        if not isinstance(self._batches, Stateful):
+            raise StatisticsError(self._other_data("data that could go on from a place"))
+        # What cannot be compared any more is what the file says: all processes still agree on it.
+        self._check_first(self._state.first)
+        self.done = self._state.done
+        self._batches.load_state_dict(json.loads(self._state.place))
+        left: Iterable[Batch] = self._batches
+        if self._plan.shard:  # the next one of this process comes after one of each of the others
+            left = itertools.islice(left, self._ranks.size - 1, None, self._ranks.size)
+        for batch in left:
+            self.done = batch_digest(batch, before=self.done, whole=False)
+            yield batch
+
+    def _from_front(self) -> Iterator[Batch]:
         done = self._state.batches
         common = Noted(self._batches)
         number = -1

@@ -150,6 +150,13 @@ def check_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> 
         _plan(read_header(stream, size, Limits()), gates)
 
 
+def read_texts(stream: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Metadata and fingerprints; everything but the data is checked, as by `read_file`."""
+    with _without_collections():
+        plan = _plan(read_header(stream, size, Limits()), {})
+    return plan.metadata, plan.base
+
+
 def read_file(stream: BinaryIO, size: int, gates: Mapping[str, type[Gate]]) -> EditFile:
     """Check and read a whole file of `size` bytes from a stream at its start.
 

@@ -30,6 +30,7 @@ from rankedit.files.format import (
     check_file,
     encode,
     read_file,
+    read_texts,
 )
 from rankedit.files.header import Limits, checked_name, checked_place, told_of
 from rankedit.gated import GatedEdit
@@ -104,12 +105,24 @@ def save(
     check_kind("save", "dtype", dtype, torch.dtype, optional=True)
     if dtype is not None and dtype not in DTYPES.values():
         raise ShapeError(f"save: dtype must be one of {[*DTYPES.values()]}, got {dtype!r:.80}.")
-    text, tensors = encode(named, {} if metadata is None else metadata, base, dtype)
+    write("save", named, path, {} if metadata is None else metadata, base, dtype)
+
+
+def write(
+    call: str,
+    named: Mapping[str, Item],
+    path: PathLike,
+    metadata: Mapping[str, str],
+    base: Mapping[str, str],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`save` of what was checked, with fingerprints that are known."""
+    text, tensors = encode(named, metadata, base, dtype)
     header = {METADATA_KEY: text}
     size = len(header_bytes(tensors, header))
     if size > Limits.header:
         raise EditFileError(
-            f"save: the header of '{path}' needs {size} bytes, at most {Limits.header} are "
+            f"{call}: the header of '{path}' needs {size} bytes, at most {Limits.header} are "
             f"allowed; split the {len(named)} items over several files."
         )
     # The gates of the edits themselves, so that one of a user's own is found when it is read back.
@@ -174,6 +187,16 @@ def load(path: PathLike, *, gates: Iterable[type[Gate]] = ()) -> EditFile:
     known = _by_name(gates)  # before the file is opened: a wrong class is no fault of the file
     with told_of(f"load: '{path}'", NOTHING), open_regular(path) as (stream, size):
         return read_file(stream, size, known)
+
+
+def load_texts(path: PathLike) -> tuple[dict[str, str], dict[str, str]]:
+    """Metadata and fingerprints of a file, of which everything but the data is checked.
+
+    Raises:
+        EditFileError, OSError: as for `load`.
+    """
+    with told_of(f"load: '{path}'", NOTHING), open_regular(path) as (stream, size):
+        return read_texts(stream, size)
 
 
 def _by_name(own: Iterable[type[Gate]]) -> dict[str, type[Gate]]:

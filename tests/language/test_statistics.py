@@ -9,9 +9,12 @@ import pytest
 import torch
 from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError, Statistics
+from rankedit_recipes.language.batching import Batches
 from rankedit_recipes.language.commands import measuring, opening
+from rankedit_recipes.language.corpus import Corpus
 from rankedit_recipes.language.editing import Engine
-from rankedit_recipes.language.texts import Batches, read_texts
+from rankedit_recipes.language.sources import source_of
+from rankedit_recipes.language.texts import read_texts
 
 import rankedit as rk
 from tests.language.models import TEXTS, family, small, tokenizer
@@ -77,18 +80,23 @@ def test_the_change_over_the_last_tenth_and_what_it_means():
     assert "suffices" not in unknown
 
 
+def batches_of(texts, size=2, **options):
+    corpus = Corpus(source_of(texts), **options)
+    return Batches(corpus, tokenizer(), size, 1000, torch.device("cpu"))
+
+
 def test_texts_of_like_length_run_together():
     texts = [" ".join(TEXTS[:n]) for n in (1, 5, 2, 4, 3, 1, 2)]
-    batches = Batches(texts, tokenizer(), 2, 1000, torch.device("cpu"))
+    batches = list(batches_of(texts))
     lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches]
     flat = [length for row in lengths for length in row]
     assert flat == sorted(len(tokenizer()(text)["input_ids"]) for text in texts)
-    assert len(batches) == len(lengths) == 4
+    assert len(lengths) == 4
     assert all(
         batch["input_ids"].shape[1] == rows[-1]
         for batch, rows in zip(batches, lengths, strict=True)
     )
-    again = [batch["input_ids"] for batch in batches]
+    again = [batch["input_ids"] for batch in batches_of(texts)]
     assert all(torch.equal(a["input_ids"], b) for a, b in zip(batches, again, strict=True))
 
 
@@ -182,7 +190,8 @@ def test_what_is_kept_stays_until_the_result_is_saved(tmp_path, monkeypatch):
 
     def stats():
         sizes = measuring.Sizes(batch=4)
-        return list(measuring.stats_to(opened, [tmp_path / "texts.txt"], None, sizes, out))
+        source = source_of(tmp_path / "texts.txt")
+        return list(measuring.stats_to(opened, source, "texts", None, sizes, out))
 
     with monkeypatch.context() as patch:
         patch.setattr(Statistics, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
@@ -206,9 +215,9 @@ def test_a_part_of_another_model_length_or_layer_is_refused(tmp_path):
     keep = rk.Checkpoint(file, keep=True)
     kept = collected(model, checkpoint=keep, layers=[0], length=8).kept
     assert [path.name for path in kept] == ["partial.part0", "partial.part1"]
-    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers or leng"):
+    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers, leng"):
         collected(model, checkpoint=keep, layers=[0], length=9)
-    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers or leng"):
+    with pytest.raises(LanguageError, match=r"part0' is of another .*, or of other layers, leng"):
         collected(model, checkpoint=keep, layers=[1], length=8)
     model.model.embed_tokens.weight.data[0, 0] += 1
     with pytest.raises(LanguageError, match=r"part0' is of another model"):

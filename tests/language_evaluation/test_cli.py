@@ -260,6 +260,45 @@ def test_stats_say_whether_the_text_sufficed(folder, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["one.safetensors"]
 
 
+def test_shards_of_many_processes_become_one_file(folder, tmp_path, monkeypatch):
+    """As torchrun starts them: one command for all; here one after the other."""
+    out, whole = tmp_path / "s.safetensors", rk.load(folder / "stats.safetensors")
+    model = ["--model", folder / "model", "--out", out]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        said = run("stats", folder / "text.txt", *model, "--shard", "auto")
+    assert f"rankedit stats merge {tmp_path}/s-*-of-00002.safetensors --out FILE" in said
+    run("stats", folder / "text.txt", *model, "--shard", "2/2", fails="00002-of-00002.* is there")
+    run("stats", folder / "text.txt", *model, "--shard", "3/2", fails="counted from 1")
+    names = sorted(tmp_path.glob("*.safetensors"))
+    assert [f.name for f in names] == [f"s-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    merged = rk.merge_shards(names[::-1])
+    rk.save_merged(merged, out)
+    for name, moment in merged.items():
+        expected = whole[name].together().matrix
+        apart = (moment.together().matrix - expected).norm() / expected.norm()
+        assert float(apart) < 1e-6  # texts of another length beside them round differently
+        assert moment.seen == whole[name].seen
+        assert moment.provenance.corpus == whole[name].provenance.corpus
+    run(
+        "edit", folder / "facts.jsonl", "--model", folder / "model", "--statistics", out, *FEW,
+        "--count", "1", "--out", tmp_path / "e.safetensors",
+    )  # fmt: skip
+
+
+def test_texts_come_through_a_pipe(folder, tmp_path):
+    expected = rk.load(folder / "stats.safetensors")
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines())
+    for number, (said, more) in enumerate(((TEXT, []), (rows, ["--jsonl"]))):
+        out = tmp_path / f"{number}.safetensors"
+        arguments = ["stats", "-", "--model", folder / "model", "--out", out, *more]
+        done = CliRunner().invoke(cli.app, [str(a) for a in arguments], input=said)
+        assert done.exit_code == 0, done.exception
+        for name, moment in rk.load(out).items():
+            torch.testing.assert_close(moment.matrix, expected[name].matrix)
+
+
 def test_statistics_of_another_model_are_refused(folder, tmp_path):
     tok = tokenizer()
     tiny_gpt2(tok, layers=3, seed=1).save_pretrained(tmp_path / "other")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 import rankedit as rk
 from rankedit.collecting.digests import model_digest
+from rankedit_recipes.language.batching import Batches
 from rankedit_recipes.language.errors import LanguageError
-from rankedit_recipes.language.texts import Batches
 
 # The first nine tenths of the data, and the last one.
 PARTS = 2
@@ -38,19 +40,24 @@ class Passes:
     progress: bool
 
     def collect(self, number: int, batches: Batches) -> dict[str, rk.SecondMoment]:
-        """One part of the data, from where an earlier run stopped."""
+        """One part of the data, from where an earlier run stopped; nothing if it has no text."""
         if self.checkpoint is None:
-            return self._pass(batches, None)
+            return self._pass(batches, None) if batches else {}
         # What a pass gave is kept until the other one is done too: a crash between costs nothing.
         # Each pass has a checkpoint of its own, which stays until what came of it is on the disk.
         done = self._part(number)
         suffix = "" if number == 0 else ".last"
         running = replace(self.checkpoint, path=f"{self.checkpoint.path}{suffix}", keep=True)
         if done.exists():
-            moments = self._kept(done)
-        else:
+            moments, place = self._kept(done)
+            batches.corpus.load_state_dict(place)
+        # Whether there is any text is asked by reading some, of what is not begun yet.
+        elif Path(running.path).exists() or batches:
             moments = self._pass(batches, running)
-            rk.save(moments, done, metadata={"length": str(self.length)})
+            reached = json.dumps(batches.corpus.state_dict())
+            rk.save(moments, done, metadata={"length": str(self.length), "place": reached})
+        else:
+            return {}
         running.remove()
         return moments
 
@@ -69,7 +76,7 @@ class Passes:
             said = str(error).replace(str(checkpoint.path), str(self.checkpoint.path))
             raise KeyboardInterrupt(said) from error
 
-    def _kept(self, file: Path) -> dict[str, rk.SecondMoment]:
+    def _kept(self, file: Path) -> tuple[dict[str, rk.SecondMoment], dict[str, Any]]:
         try:
             kept = rk.load(file)
         except rk.EditFileError as error:
@@ -81,7 +88,8 @@ class Passes:
         # `collect` noted a mark of all weights.
         expected = replace(self.provenance, weights=model_digest(self.model))
         same = ("model", "weights", "tokenizer", "corpus")
-        wrong = kept.metadata.get("length") != str(self.length) or any(
+        told = kept.metadata.get("length") == str(self.length) and "place" in kept.metadata
+        wrong = not told or any(
             name not in moments
             or any(getattr(moments[name].provenance, f) != getattr(expected, f) for f in same)
             for name in self.names
@@ -89,9 +97,10 @@ class Passes:
         if wrong:
             raise LanguageError(
                 f"collect_statistics: '{file}' is of another model, tokenizer or text, or of other "
-                "layers or lengths; make the call that it belongs to, or remove it."
+                "layers, lengths or shards; make the call that it belongs to, or remove it."
             )
-        return {name: moments[name] for name in self.names}
+        place: dict[str, Any] = json.loads(kept.metadata["place"])
+        return {name: moments[name] for name in self.names}, place
 
     def joined(
         self, parts: Sequence[Mapping[str, rk.SecondMoment]]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from torch import nn
 
 import rankedit as rk
+from rankedit.sharding import warn_of_missing
 from rankedit_recipes.command_line.counting import counted
+from rankedit_recipes.language.batching import Batches
+from rankedit_recipes.language.corpus import Corpus
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.bases import base_marks, check_base
 from rankedit_recipes.language.model.layers import Layers, all_blocks, blocks_at
 from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.model.tokens import Tokenizer
-from rankedit_recipes.language.passes import Passes
-from rankedit_recipes.language.texts import Batches, Texts, read_texts
+from rankedit_recipes.language.passes import PARTS, Passes
+from rankedit_recipes.language.sources import Source, source_of
+from rankedit_recipes.language.texts import Texts
 
-# The last tenth of the data is what convergence is judged by.
-_TENTH = 10
 # Below so many tokens per input, directions are left that were hardly seen.
 _PER_INPUT = 10
 # A change over the last tenth that edits hardly notice: that of Gaussian vectors at just ten for
@@ -37,6 +40,7 @@ class Statistics(dict[str, rk.SecondMoment]):
         changes: by projection, how much edits change that are made with C in place of C' from the
             first nine tenths of the data; see `rankedit.relative_change`.
         kept: files from which the same collection would go on; see `remove_checkpoint`.
+        mark: of a shard of a larger corpus, what `rankedit.merge_shards` compares; else empty.
     """
 
     def __init__(
@@ -44,10 +48,12 @@ class Statistics(dict[str, rk.SecondMoment]):
         moments: Mapping[str, rk.SecondMoment],
         changes: Mapping[str, float] | None = None,
         kept: Sequence[Path] = (),
+        mark: str = "",
     ) -> None:
         super().__init__(moments)
         self.changes = dict(changes or {})
         self.kept = tuple(kept)
+        self.mark = mark
 
     def remove_checkpoint(self) -> None:
         """Remove what a collection with `Checkpoint(keep=True)` left, once the result is saved."""
@@ -59,6 +65,7 @@ class Statistics(dict[str, rk.SecondMoment]):
         # One text in the file's header: metadata of safetensors is a map from texts to texts.
         changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
         texts = {"language": "statistics", "edits_change": changes, **base_marks(model, self)}
+        texts |= {"shard": self.mark} if self.mark else {}
         rk.save(self, path, metadata=texts, model=model)
 
     def describe(self) -> str:
@@ -95,24 +102,30 @@ class Statistics(dict[str, rk.SecondMoment]):
 def collect_statistics(
     model: nn.Module,
     tokenizer: Tokenizer,
-    texts: Texts,
+    texts: Texts | Source,
     *,
     layers: Layers = None,
     batch: int = 16,
     length: int | None = None,
     checkpoint: str | PathLike[str] | rk.Checkpoint | None = None,
     corpus: str = "",
+    shard: rk.Shard | None = None,
+    count: int = 0,
     progress: bool = True,
 ) -> Statistics:
     """Second moments of what the down-projections read, for every block in one pass over the text.
 
-    Padding is left out; the first token of each text, special or not, counts as in ROME.
+    Padding is left out; the first token of each text, special or not, counts as in ROME. The text
+    is read as it is needed: a thousand texts, or 64 batches, are in memory.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
         texts: a file (one text on each line, or JSON Lines with a `text`), a folder of such files,
-            or an iterable of texts or of rows with a `text`, such as a dataset of `datasets`.
+            `"-"` for the standard input, or an iterable of texts or of rows with a `text`, such as
+            a dataset of `datasets`, a streaming one too. An iterator is read into memory first.
+            Where nobody knows where the last tenth begins (pipes, streams), how much it changes is
+            not measured, unless `count` says it.
         layers: which; all blocks if None.
         batch: texts run together.
         length: texts are cut to so many tokens; the model's own limit, at most 1024, if None.
@@ -120,42 +133,57 @@ def collect_statistics(
             often), next to which others of the same beginning are made. After a crash the same
             call goes on there. They are removed at the end; with `Checkpoint(keep=True)` they stay
             until `Statistics.remove_checkpoint`, for what is in memory only can still be lost.
+            Files, lists and what has `state_dict` are not read again from the front; others are.
         corpus: a name of the text, for the record.
+        shard: which part of the text to read, text k that of number `k mod count + 1`. Files of all
+            parts are added by `rankedit.merge_shards`, or `rankedit stats merge`.
+        count: texts at most, of all shards together; 0 for all.
         progress: show it.
 
     Raises:
         LanguageError: no text.
     """
-    # All in memory: for a digest of the text, and to know where its last tenth begins.
-    listed = [text for text in read_texts(texts) if text.strip()]
-    if not listed:
-        raise LanguageError("collect_statistics: texts must hold at least one text, got none.")
     blocks = all_blocks(model, layers)
     if layers is not None:
         # Not `choose_blocks`, which refuses blocks that cannot share an edit.
         blocks = blocks_at(blocks, layers)
-    names = [block.down for block in blocks]
-    digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()[:16]
+    source = Corpus(source_of(texts), shard, count)
+    name, limit = corpus or "text", length or _longest(model)
     provenance = rk.Provenance(
         model=type(model).__name__,
         tokenizer=tokenizer_digest(tokenizer),
-        corpus=f"{corpus or 'text'} ({len(listed)} texts, {digest})",
+        # Until it was read: what it holds is known at its end.
+        corpus=f"{name} ({source.mark()})",
     )
-    limit = length or _longest(model)
-    # Both parts have at least one text; a single text has no last tenth.
-    first = max(1, len(listed) - max(1, len(listed) // _TENTH)) if len(listed) > 1 else 1
-    # No more than `passes.PARTS`.
-    passes = [listed[:first], listed[first:]] if len(listed) > 1 else [listed]
     kept = rk.Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
+    names = [block.down for block in blocks]
     collector = Passes(model, names, provenance, limit, kept, progress=progress)
+    device = embedding_device(model)
     parts = [
-        collector.collect(number, Batches(part, tokenizer, batch, limit, embedding_device(model)))
-        for number, part in enumerate(passes)
+        # The first nine tenths, then the last one: no more than `passes.PARTS`.
+        collector.collect(n, Batches(source, tokenizer, batch, limit, device, to_last=n == 0))
+        for n in range(PARTS)
     ]
-    found = Statistics(*collector.joined(parts), kept=collector.files())
+    if not any(parts):
+        raise LanguageError(_no_text(source))
+    moments, changes = collector.joined([part for part in parts if part])
+    for moment in moments.values():
+        moment.provenance = replace(moment.provenance, corpus=f"{name} ({source.described()})")
+    settings = {"length": limit, "texts at most": count}
+    mark = shard.mark(f"{name} ({source.described()})", settings) if shard else ""
+    found = Statistics(moments, changes, collector.files(), mark)
     if kept is not None and not kept.keep:
         found.remove_checkpoint()
     return found
+
+
+def _no_text(source: Corpus) -> str:
+    if not source.texts:
+        return "collect_statistics: texts must hold at least one text, got none."
+    return (
+        f"collect_statistics: none of {source.texts} texts is in this shard; take no more shards "
+        "than there are texts."
+    )
 
 
 def load_statistics(
@@ -179,7 +207,9 @@ def load_statistics(
     check_statistics(moments, tokenizer)
     texts = loaded.metadata.get("edits_change", "").split(",")
     numbers = dict(zip(moments, map(_number, texts), strict=False))
-    return Statistics(moments, {n: v for n, v in numbers.items() if v == v})
+    mark = loaded.metadata.get("shard", "")
+    warn_of_missing("load_statistics", path, mark)
+    return Statistics(moments, {n: v for n, v in numbers.items() if v == v}, mark=mark)
 
 
 def _number(text: str) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import rankedit as rk
 from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.command_line.shards import glob_of
 from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.commands.tasks import SANDBOX_TEXTS, STATISTICS_SEED
 from rankedit_recipes.language.errors import LanguageError
@@ -20,6 +21,7 @@ from rankedit_recipes.language.model.bases import check_base
 from rankedit_recipes.language.model.layers import Layers
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.showing.reporting import Report
+from rankedit_recipes.language.sources import Source, source_of
 from rankedit_recipes.language.statistics import collect_statistics
 
 # Of the sandbox's corpus, for the locality: other texts than the statistics are from.
@@ -56,11 +58,13 @@ class Sizes:
         count: texts at most; 0 for all.
         batch: texts run together.
         length: tokens of a text; 0 for what the model takes.
+        shard: which part of them; all if None.
     """
 
     count: int = 0
     batch: int = 16
     length: int = 0
+    shard: rk.Shard | None = None
 
 
 def evaluate_to(
@@ -141,23 +145,40 @@ def _merged(opened: Opened, files: Sequence[Path]) -> dict[str, list[rk.Edit]]:
 
 
 def stats_to(
-    opened: Opened, paths: Sequence[Path], layers: Layers, sizes: Sizes, out: Path
+    opened: Opened, source: Source, name: str, layers: Layers, sizes: Sizes, out: Path
 ) -> Iterator[str]:
     """Collect statistics, write them, and say whether the text sufficed."""
-    count = sizes.count or (SANDBOX_TEXTS if opened.name == SANDBOX and not paths else 0)
-    texts = open_texts(paths, opened.name, seed=STATISTICS_SEED)
     found = collect_statistics(
         opened.model,
         opened.tokenizer,
-        itertools.islice(texts, count) if count else texts,
+        source,
         layers=layers,
         batch=sizes.batch,
         length=sizes.length or None,
         # Beside the result, where the same command finds it again, until the result is saved.
         checkpoint=rk.Checkpoint(out.with_suffix(".partial"), keep=True),
-        corpus=", ".join(map(str, paths)) or opened.name,
+        corpus=name,
+        shard=sizes.shard,
+        count=sizes.count,
     )
     found.save(out, opened.model)
     found.remove_checkpoint()
     yield from found.describe().splitlines()
     yield f"{out}: {out.stat().st_size:,} bytes"
+    if sizes.shard is not None:
+        yield (
+            f"shard {sizes.shard}: when all are there, rankedit stats merge "
+            f"{glob_of(out, sizes.shard)} --out FILE"
+        )
+
+
+def stats_source(paths: Sequence[Path], model: str, sizes: Sizes, *, jsonl: bool) -> Source:
+    """The texts that were named, or those of the sandbox; files are looked at, not read.
+
+    Raises:
+        LanguageError: nothing to read.
+    """
+    if paths or model != SANDBOX:
+        return source_of(paths, jsonl=jsonl)
+    texts = open_texts(paths, model, seed=STATISTICS_SEED)
+    return source_of(list(itertools.islice(texts, sizes.count or SANDBOX_TEXTS)))

@@ -123,3 +123,6 @@ Edits = Annotated[
     list[Path] | None,
     typer.Option(help="File of edits to attach; repeat.", exists=True, show_default="none"),
 ]
+Jsonl = Annotated[
+    bool, typer.Option("--jsonl", help='The standard input is JSON Lines of {"text": ...}.')
+]

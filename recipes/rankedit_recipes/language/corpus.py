@@ -1,0 +1,109 @@
+"""Numbered texts, of which one shard's are given, from a place that was noted before."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import rankedit as rk
+from rankedit_recipes.language.errors import LanguageError
+from rankedit_recipes.language.sources import Source, before_last
+
+# Digests of texts are added modulo this: sums of shards can be compared with that of the whole.
+_DIGITS = 1 << 128
+
+
+class Corpus:
+    """Numbered texts of a source, of which one shard's are given.
+
+    Blank texts count for nothing. The digests are sums over texts of a digest of each with its
+    number: those of all shards add up to that of the whole.
+
+    Args:
+        source: of the texts.
+        shard: which are given; all if None.
+        count: how many texts of the source there are at most; 0 for all.
+    """
+
+    def __init__(self, source: Source, shard: rk.Shard | None = None, count: int = 0) -> None:
+        self._source, self._shard, self._count = source, shard, count
+        self._iterator: Iterator[str] | None = None
+        self.texts, self.taken = 0, 0
+        self._whole, self._own = 0, 0
+
+    def take(self) -> str | None:
+        """The next text of the shard; None behind the last one of the corpus."""
+        self._iterator = self._iterator or iter(self._source)
+        while not self._count or self.texts < self._count:
+            text = next(self._iterator, None)
+            if text is None:
+                return None
+            if not text.strip():
+                continue
+            number, added = self.texts, _number_of(self.texts, text)
+            self.texts, self._whole = number + 1, (self._whole + added) % _DIGITS
+            if self._shard is None or self._shard.takes(number):
+                self.taken, self._own = self.taken + 1, (self._own + added) % _DIGITS
+                return text
+        return None
+
+    def near_end(self) -> bool | None:
+        """Whether the last tenth begins now; None if nobody knows where it does."""
+        source = self._source.near_end(self.texts)
+        if not self._count:
+            return source
+        return bool(source) or self.texts >= before_last(self._count)
+
+    def mark(self) -> str:
+        """What tells it from other corpora before it is read."""
+        part = f", shard {self._shard}" if self._shard else ""
+        return f"{self._source.mark()} {self._count or 'all'}{part}"
+
+    def described(self) -> str:
+        """How many texts there were, of all shards, and their digest."""
+        return f"{self.texts} texts, {f'{self._whole:032x}'[:16]}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the text that was given last."""
+        return {
+            "source": self._source.place(),
+            "texts": [self.texts, self.taken],
+            "digests": [f"{self._whole:x}", f"{self._own:x}"],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a place.
+
+        Raises:
+            LanguageError: the source has to be read again, and gives something else.
+
+        Warns:
+            RankeditWarning: it has to be read again.
+        """
+        self._iterator = None
+        if self._source.go_to(state["source"]):
+            self.texts, self.taken = state["texts"]
+            self._whole, self._own = (int(digits, 16) for digits in state["digests"])
+            return
+        texts, _ = state["texts"]
+        warnings.warn(
+            f"collect_statistics: this source cannot go on from a place: {texts:,} texts are read "
+            "again and left out. Files, folders and streams with state_dict are gone on with.",
+            rk.RankeditWarning,
+            stacklevel=2,
+        )
+        while self.texts < texts and self.take() is not None:
+            pass
+        if f"{self._whole:x}" != state["digests"][0]:
+            raise LanguageError(
+                f"collect_statistics: the first {texts:,} texts are others than before; go on with "
+                "the same ones, or remove the checkpoint to start again."
+            )
+
+
+def _number_of(number: int, text: str) -> int:
+    # JSON may have halves of surrogate pairs, which UTF-8 has not.
+    data = f"{number}\0{text}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(data).digest()[:16], "big")
