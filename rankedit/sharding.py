@@ -121,7 +121,7 @@ def warn_of_missing(call: str, path: object, mark: str) -> None:
     if missing:
         warnings.warn(
             f"{call}: '{path}' holds {count - len(missing)} of {count} shards of its data; merge "
-            "all of them with rankedit.merge_shards to use the rest too.",
+            "all of them (`rankedit stats merge`, or rankedit.merge_shards) to use the rest too.",
             RankeditWarning,
             stacklevel=3,
         )

@@ -49,6 +49,9 @@ print(sorted(set({heavy!r}) & set(sys.modules)))
         (["concepts", "erase", "--help"], "--hold"),
         (["concepts", "replace", "cat", "cat"], "cannot become itself"),
         (["concepts", "undo"], "Missing argument"),
+        (["stats", "merge", __file__], "Missing option '--out'"),
+        (["perfusion", "stats", "--shard", "65/64"], "counted from 1, ranks from 0"),
+        (["language", "stats", "nowhere", "--shard", "1/2"], "'nowhere' does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,6 +231,35 @@ def test_every_command_opens_the_model_where_and_as_it_is_told(world, monkeypatc
     chosen = ModelChoice("sandbox", "cpu", "bfloat16", "fp16", "sequential", "base")
     ran(*call, "bean.safetensors", "--device", "cpu", "--dtype", "bfloat16", "--variant", "fp16",
         "--offload", "sequential", "--base", "base", fails=f"opened {chosen}")  # fmt: skip
+
+
+def test_statistics_of_captions_in_shards_are_those_of_all(world, pipe):
+    ran("stats", "--out", "whole.safetensors")
+    for index in "12":
+        said = ran("stats", "--out", "part.safetensors", "--shard", f"{index}/2")
+    assert "rankedit stats merge part-*-of-00002.safetensors --out FILE" in said
+    files = sorted(world.glob("part-*"))
+    merged = rk.merge_shards(files)
+    whole = rk.load("whole.safetensors")[""]
+    apart = (merged[""].together().matrix - whole.together().matrix).norm()
+    assert float(apart / whole.matrix.norm()) < 1e-6  # rows of another batch round differently
+    assert merged[""].seen == whole.seen
+    assert merged[""].provenance.corpus == whole.provenance.corpus
+    rk.save_merged(merged, "merged.safetensors")
+    learn = ["learn", "photos", "--placeholder", "<bean>", "--category", "cat", "--steps", "1"]
+    ran(*learn, "--statistics", "merged.safetensors")
+    assert not list((world / "bean.run").glob("moment-*"))
+    more = [*learn, "--overwrite", "--run", "other"]
+    ran(*more, "--statistics", "merged.safetensors", "--set", "tokens=eos", fails="--tokens eos")
+    ran(*more, "--statistics", "bean.safetensors", fails="make it with `rankedit perfusion stats")
+    with pytest.warns(rk.RankeditWarning, match="holds 1 of 2 shards of its data"):
+        ran(*more, "--statistics", str(files[0]))
+    ran("stats", "--shard", "129/129", "--out", "x", fails="take no more shards than there are")
+    other = rk.load("merged.safetensors")
+    other[""].provenance = replace(other[""].provenance, weights="others")
+    rk.save_merged(other, "merged.safetensors")
+    more[-1] = "third"
+    ran(*more, "--statistics", "merged.safetensors", fails="with another text encoder or tokenizer")
 
 
 def test_every_command_in_a_row(world):

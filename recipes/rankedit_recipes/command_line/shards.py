@@ -14,8 +14,8 @@ ShardText = Annotated[
     str,
     typer.Option(
         "--shard",
-        help="Part of the data, such as 3/64 (from 1/64 to 64/64), or 'auto' for what torchrun or "
-        "a Slurm array says; --out gets its number, as in NAME-00003-of-00064.safetensors.",
+        help="Part of the data, such as 3/64 (from 1 to 64), or 'auto' in torchrun and Slurm "
+        "arrays; --out gets its number: NAME-00003-of-00064.safetensors.",
         show_default="all of it",
     ),
 ]

@@ -12,6 +12,7 @@ from torch import nn
 
 import rankedit as rk
 from rankedit.progress import progress as show_progress
+from rankedit.sharding import warn_of_missing
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline, Tokens
@@ -30,6 +31,7 @@ def second_moment(
     *,
     tokens: Tokens = "all",
     cache: str | PathLike[str] | None = None,
+    shard: rk.Shard | None = None,
     progress: bool = True,
 ) -> rk.SecondMoment:
     """`E[eᵀe]` of the encodings that the key and value projections read.
@@ -44,10 +46,11 @@ def second_moment(
             docs/perfusion.md). `"eos"` leaves padding out, `"content"` takes the words alone.
         cache: folder to keep the result in, under a name that depends on the text encoders'
             weights, the tokenizers, the captions and the policy.
+        shard: which part of the captions to read; see `save_moment`.
         progress: show it.
 
     Raises:
-        PipelineError: no captions.
+        PipelineError: no captions, or none in this shard.
     """
     captions = [caption.strip() for caption in captions if caption.strip()]
     if not captions:
@@ -58,13 +61,15 @@ def second_moment(
     provenance = rk.Provenance(
         model=parts.denoiser.name,
         weights=text_digest(parts),
-        tokenizer=_digest("\0".join(sorted(parts.text.tokenizer.get_vocab()))),
+        tokenizer=_vocabulary(parts),
         # Joined by what no caption has; `chr(0)`, for f-strings of Python 3.11 take no backslash.
         corpus=f"{len(captions)} captions {_digest(chr(0).join(captions))}, tokens {tokens}",
     )
-    file = (
-        None if cache is None else Path(cache) / f"moment-{_digest(repr(provenance))}.safetensors"
-    )
+    # Of all captions, of whatever part this is.
+    named = f"{provenance!r}{'' if shard is None else shard}"
+    file = None if cache is None else Path(cache) / f"moment-{_digest(named)}.safetensors"
+    if shard is not None:
+        captions = _of_shard(captions, shard)
     if file is not None and file.exists():
         return _cached(file, provenance)
     moment = rk.SecondMoment(width, provenance=provenance)
@@ -78,6 +83,64 @@ def second_moment(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         rk.save(moment, file)
+    return moment
+
+
+def _of_shard(captions: Sequence[str], shard: rk.Shard) -> list[str]:
+    found = [caption for number, caption in enumerate(captions) if shard.takes(number)]
+    if not found:
+        raise PipelineError(
+            f"second_moment: none of {len(captions)} captions is in shard {shard}; take no more "
+            "shards than there are captions."
+        )
+    return found
+
+
+def save_moment(
+    moment: rk.SecondMoment, path: str | PathLike[str], shard: rk.Shard | None = None
+) -> None:
+    """Write what `second_moment` gave; of shards, files that `rankedit.merge_shards` adds.
+
+    Args:
+        moment: the statistics.
+        path: the file.
+        shard: which part of the captions they are of; all if None.
+    """
+    # The policy is in the name of the corpus, which is compared.
+    mark = {} if shard is None else {"shard": shard.mark(moment.provenance.corpus, {})}
+    rk.save(moment, path, metadata={"captions": "statistics", **mark})
+
+
+def load_moment(path: str | PathLike[str], pipe: Pipeline, tokens: Tokens) -> rk.SecondMoment:
+    """Read what `save_moment`, or `rankedit stats merge`, wrote.
+
+    Raises:
+        PipelineError: it is of another pipeline, of other positions, or no statistics of captions.
+        EditFileError: it is damaged.
+
+    Warns:
+        RankeditWarning: shards are missing.
+    """
+    loaded = rk.load(path)
+    moment = loaded.get("")
+    if not isinstance(moment, rk.SecondMoment) or "captions" not in loaded.metadata:
+        raise PipelineError(
+            f"load_moment: '{path}' holds no statistics of captions; make it with second_moment "
+            "and save_moment."
+        )
+    parts, told = Parts(pipe), moment.provenance
+    own = (text_digest(parts), _vocabulary(parts), parts.targets.width)
+    if own != (told.weights, told.tokenizer, moment.dim):
+        raise PipelineError(
+            f"load_moment: '{path}' was collected with another text encoder or tokenizer "
+            f"({told.model}, weights {told.weights}; these are {own[0]}); collect it on this model."
+        )
+    if not told.corpus.endswith(f", tokens {tokens}"):
+        raise PipelineError(
+            f"load_moment: '{path}' is of {told.corpus!r}, and tokens must be {tokens!r}; collect "
+            "it with the same tokens."
+        )
+    warn_of_missing("load_moment", path, loaded.metadata.get("shard", ""))
     return moment
 
 
@@ -129,6 +192,10 @@ def text_digest(parts: Parts) -> str:
                 ends = tensor.detach().flatten()[[*range(min(_SAMPLE, tensor.numel()))]]
                 digest.update(ends.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _vocabulary(parts: Parts) -> str:
+    return _digest("\0".join(sorted(parts.text.tokenizer.get_vocab())))
 
 
 def _digest(text: str) -> str:

@@ -267,8 +267,8 @@ def stats(
 ) -> None:
     """Collect what the projections read, all layers in one pass over your text.
 
-    Prints whether the text sufficed. Interrupted, the same command goes on where it stopped. With
-    --shard, many processes take a part each; `rankedit stats merge` adds them.
+    Prints whether the text sufficed. Interrupted, the same command goes on where it stopped. Many
+    processes take a part each by --shard; `rankedit stats merge` adds them.
     """
     if not texts and model != SANDBOX:
         raise LanguageError(

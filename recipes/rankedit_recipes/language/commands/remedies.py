@@ -37,10 +37,6 @@ REMEDIES = (
         r"keep the stream in memory \(folder=None\) and save its edits",
         "leave out --stream, and keep the edits with --out",
     ),
-    (
-        r"merge all of them with rankedit\.merge_shards to use the rest too",
-        "merge all of them with `rankedit stats merge FILES --out FILE`",
-    ),
     (r"make the same call again, with checkpoint=\S+,", "give the same command again"),
     (
         r"pass what solves again, as method=, or on the command line as --method",

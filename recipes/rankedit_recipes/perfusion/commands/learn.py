@@ -25,6 +25,7 @@ from rankedit_recipes.perfusion.commands.judging import chosen_scorer
 from rankedit_recipes.perfusion.commands.options import (
     Base,
     Captions,
+    CaptionStatistics,
     Category,
     ConceptFile,
     Judge,
@@ -50,6 +51,7 @@ def learn(
     out: ConceptFile = None,
     model: Model = SANDBOX,
     captions: Captions = None,
+    statistics: CaptionStatistics = None,
     config: ConfigFile = None,
     setting: Setting = None,
     steps: LearnSteps = None,
@@ -73,13 +75,15 @@ def learn(
     Ctrl-C keeps the newest state; the same command with --resume goes on from it.
     """
     word, file = "", Path()
+    if statistics is not None and captions is not None:
+        raise PerfusionError("learn: give --captions or --statistics, not both.")
     # Settings can be asked for with no photos at hand.
     if not print_config:
         word, file = _check_needed(photos, category, placeholder, out)
     with quiet_imports():
         from rankedit_recipes.perfusion.commands import opening, tasks
-    given = {"steps": steps, "size": size, "seed": seed, "vectors": vectors}
-    settings = tasks.settings(opening.open_config(config, model), setting or [], given)
+    chosen = {"steps": steps, "size": size, "seed": seed, "vectors": vectors}
+    settings = tasks.settings(opening.open_config(config, model), setting or [], chosen)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return
@@ -97,7 +101,8 @@ def learn(
     tasks.check_run(folder, resume=resume)
     scorer = chosen_scorer(judge, model) if judge else None
     pipe = opening.open_pipeline(choice)
-    concept = tasks.learn_to(pipe, task, opening.open_captions(captions, model), folder, scorer)
+    given = statistics or opening.open_captions(captions, model)
+    concept = tasks.learn_to(pipe, task, given, folder, scorer)
     # The run folder has it too, under a name that says nothing.
     concept.save(file)
     typer.echo(f"{file}: {file.stat().st_size:,} bytes; prompts say '{concept.phrase}'")

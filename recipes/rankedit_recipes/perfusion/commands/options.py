@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -92,6 +92,18 @@ Category = Annotated[
 Captions = Annotated[
     Path | None,
     typer.Option(help="Text file of captions, one on a line.", exists=True, show_default="made up"),
+]
+CountedTokens = Annotated[
+    Literal["all", "eos", "content"],
+    typer.Option(help="Positions that count: all, without padding, or the words alone."),
+]
+CaptionStatistics = Annotated[
+    Path | None,
+    typer.Option(
+        help="Statistics that `stats` wrote, in the place of captions.",
+        exists=True,
+        show_default="collected from --captions",
+    ),
 ]
 LearnSteps = Annotated[
     int | None, typer.Option(help="Steps of training.", show_default="see --print-config")

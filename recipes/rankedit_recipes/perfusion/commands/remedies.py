@@ -35,10 +35,19 @@ REMEDIES = (
         r"use another run folder, or remove it to start again",
         "give another --run folder, or remove this one to start again",
     ),
+    (
+        r"make it with second_moment and save_moment",
+        "make it with `rankedit perfusion stats --captions FILE --out FILE`",
+    ),
+    (
+        r", and tokens must be '(\w+)'; collect it with the same tokens",
+        r", and the setting tokens is \1; give --set tokens=, or collect it with --tokens \1",
+    ),
     # Prefixes are those of calls in Python; here the command or the option is what was typed.
     (r"Config: (\w+) must", r"learn: the setting \1 must"),
     (r"Config: unknown setting", "learn: unknown setting"),
     (r"Config\.from_toml:", "learn: --config"),
+    (r"load_moment:", "learn: --statistics"),
     (r"read_captions:", "learn: --captions"),
     (r"load_photos: ", "photos: "),
 )

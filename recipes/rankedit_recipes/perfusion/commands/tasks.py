@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rankedit as rk
 from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.command_line.errors import CommandError
 from rankedit_recipes.command_line.pairs import parsed_pairs
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scorer
-from rankedit_recipes.diffusion.statistics import second_moment
-from rankedit_recipes.diffusion.text import Pipeline
+from rankedit_recipes.diffusion.statistics import load_moment, save_moment, second_moment
+from rankedit_recipes.diffusion.text import Pipeline, Tokens
 from rankedit_recipes.perfusion.commands.opening import check_category
 from rankedit_recipes.perfusion.concept import Concept
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -86,23 +87,39 @@ def check_run(folder: Path, *, resume: bool) -> None:
         raise PerfusionError(f"learn: there is nothing to resume in '{folder}'.")
 
 
+def stats_to(
+    pipe: Pipeline, captions: Sequence[str], tokens: Tokens, shard: rk.Shard | None, out: Path
+) -> Iterator[str]:
+    """Collect statistics of captions, or of one shard of them, and write them."""
+    moment = second_moment(pipe, captions, tokens=tokens, shard=shard)
+    save_moment(moment, out, shard)
+    rank = f"effective rank {moment.effective_rank:.1f} of {moment.dim}"
+    yield f"{out}: {moment.count:,.0f} tokens, {rank}; {moment.provenance.corpus}"
+
+
 def learn_to(
     pipe: Pipeline,
     task: LearnTask,
-    captions: Sequence[str],
+    captions: Sequence[str] | Path,
     folder: Path,
     scorer: Scorer | None,
 ) -> Concept:
-    """`learn` with checkpoints in a folder."""
+    """`learn` with checkpoints in a folder; captions, or the file of their statistics."""
     # Before statistics are collected, which takes longer than all refusals.
     check_words(Parts(pipe), task)
+    tokens = task.config.tokens
+    moment = (
+        load_moment(captions, pipe, tokens)
+        if isinstance(captions, Path)
+        # In the run folder: going on does not collect them again.
+        else second_moment(pipe, captions, tokens=tokens, cache=folder)
+    )
     return learn(
         pipe,
         task.photos,
         placeholder=task.placeholder,
         category=task.category,
-        # In the run folder: going on does not collect them again.
-        statistics=second_moment(pipe, captions, tokens=task.config.tokens, cache=folder),
+        statistics=moment,
         config=task.config,
         validation=None if scorer is None else Validation(scorer),
         run=folder,
