@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from torch import Tensor
 from rankedit.closed_form import solve_lacking
 from rankedit.edits import LowRank
 from rankedit.errors import ShapeError, SolveError
-from rankedit.linear_outputs import linear_output, linear_output_transposed, standing_edits
+from rankedit.linear_outputs import linear_output, standing_edits
 from rankedit.metric import Metric
+from rankedit.originals import Original, Witness
 from rankedit.shapes import Keys, Values, check_kind, check_rows, describe, is_number
 
 Solver = Callable[[object, Keys, Values, Metric], LowRank]
-
-# A layer is the same while its output for a known key moves by no more than this, relative.
-_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -40,73 +38,17 @@ class Conflict:
     disagreement: float
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     keys: Keys
-    values: Values
-    outputs: Values
+    # Values, or what is lacking where no outputs are known.
+    given: Values
+    outputs: Values | None
 
     @property
     def lacking(self) -> Values:
         """`R = V − K Wᵀ`; subtracted in float64, where two float32 numbers lose nothing."""
-        return self.values.to(self.keys.device).double() - self.outputs
-
-
-@dataclass(frozen=True)
-class _Witness:
-    """What the original layer gives for one input, run alone: a batch may round differently."""
-
-    key: Keys
-    output: Values
-
-    @classmethod
-    def of(cls, layer: object, key: Keys) -> _Witness:
-        return cls(key.detach().clone(), linear_output(layer, key).detach().double().clone())
-
-    def holds(self, layer: object) -> bool:
-        now = linear_output(layer, self.key).detach().double()
-        return float((now - self.output).norm()) <= _SAME * float(self.output.norm())
-
-
-class _Original:
-    """The layer that a ledger's solver gets: what it gave before it was edited.
-
-    A ledger may be asked for its edit while an earlier one is attached. The layer then gives
-    something else, and a solver that corrects what it gives would count that edit twice.
-    """
-
-    def __init__(
-        self, layer: object, keys: Keys, outputs: Values, check: Callable[[], None]
-    ) -> None:
-        self._layer, self._keys, self._outputs, self._check = layer, keys, outputs, check
-
-    def run(self, keys: Keys) -> Values:
-        """`linear_output` of the original layer."""
-        if torch.equal(keys.to(self._keys.device).double(), self._keys.double()):
-            return self._outputs.to(keys.device)
-        self._check()
-        return linear_output(self._layer, keys)
-
-    def run_transposed(self, keys: Values) -> Keys:
-        """`linear_output_transposed` of the original layer."""
-        self._check()
-        return linear_output_transposed(self._layer, keys)
-
-    def __getattr__(self, name: str) -> object:
-        raise AttributeError(
-            f"Ledger: a solver's layer is only run, it has no {name!r}; use "
-            "rankedit.linear_output(layer, keys), which is right for quantised and wrapped layers."
-        )
-
-
-@linear_output.register
-def _(layer: _Original, keys: Keys) -> Values:
-    return layer.run(keys)
-
-
-@linear_output_transposed.register
-def _(layer: _Original, keys: Values) -> Keys:
-    return layer.run_transposed(keys)
+        given = self.given.to(self.keys.device).double()
+        return given if self.outputs is None else given - self.outputs
 
 
 class Ledger:
@@ -172,7 +114,7 @@ class Ledger:
         self._layer, self._metric, self._solver = layer, metric, solver
         self._told: Any = {"softness": softness, "hold": hold, "value_metric": value_metric}
         self._entries: dict[Hashable, _Entry] = {}
-        self._witnesses: list[_Witness] = []
+        self._witnesses: list[Witness] = []
         self._fused = standing_edits(layer).fused
 
     def add(self, name: Hashable, keys: Keys, values: Values) -> None:
@@ -181,12 +123,46 @@ class Ledger:
         Raises:
             SolveError: the name is taken, or the layer no longer gives what it gave.
         """
-        check_kind("Ledger.add", "name", name, Hashable)
-        if name in self._entries:
-            raise SolveError(
-                f"Ledger.add: {name!r} is in the ledger already; use replace, or another name."
-            )
+        self._check_free("add", name)
         self._entries[name] = self._entry("add", keys, values)
+
+    def add_lacking(self, names: Sequence[Hashable], keys: Keys, lacking: Values) -> None:
+        """Enter many edits at once, one for each row, by what is lacking: `R = V − K Wᵀ`.
+
+        The layer is checked once, and run for no key (with a solver of one's own for each): a
+        hundred thousand rows take a second where `add` takes minutes.
+
+        Args:
+            names: one for each row.
+            keys: `[n, in]`.
+            lacking: `[n, out]`, what each key is to give more than it does.
+
+        Raises:
+            SolveError: as for `add`; nothing is entered then.
+        """
+        call = "add_lacking"
+        check_rows(f"Ledger.{call}", "keys", keys, self._metric.dim)
+        self._check_original(call)
+        width = linear_output(self._layer, keys[:1]).shape[1]
+        check_rows(f"Ledger.{call}", "lacking", lacking, width, len(keys), per="keys")
+        for name in names:
+            self._check_free(call, name)
+        if not len(names) == len(set(names)) == len(keys):
+            raise SolveError(
+                f"Ledger.{call}: there must be a name for each of {len(keys)} rows, and no two the "
+                f"same, got {len(names)}, {len(set(names))} of them different."
+            )
+        self._witness(keys[:1])
+        keys, given, outputs = keys.detach().clone(), lacking.detach().clone(), None
+        if self._solver is not None:
+            # One by one, as `add` runs them: rows of a batch may round differently.
+            rows = [linear_output(self._layer, row).detach() for row in keys.split(1)]
+            outputs = torch.cat(rows).to(keys.device).double()
+            given = given.to(keys.device) + torch.cat(rows).to(keys.device)
+        for number, name in enumerate(names):
+            row = slice(number, number + 1)
+            told = None if outputs is None else outputs[row]
+            self._entries[name] = _Entry(keys[row], given[row], told)
 
     def replace(self, name: Hashable, keys: Keys, values: Values) -> None:
         """Put other keys and values in the place of an edit."""
@@ -226,9 +202,9 @@ class Ledger:
 
     def _solved(self, solver: Solver) -> LowRank:
         entries = self._entries.values()
-        keys, outputs = (torch.cat([getattr(e, n) for e in entries]) for n in ("keys", "outputs"))
-        values = torch.cat([e.values for e in entries])
-        original = _Original(self._layer, keys, outputs, lambda: self._check_original("edit"))
+        keys, values = (torch.cat([getattr(e, n) for e in entries]) for n in ("keys", "given"))
+        outputs = torch.cat([e.outputs for e in entries if e.outputs is not None])
+        original = Original(self._layer, keys, outputs, lambda: self._check_original("edit"))
         edit = solver(original, keys.clone(), values, self._metric.guarded)  # few ask for it
         shape, given = [outputs.shape[1], self._metric.dim], describe(edit)
         if isinstance(edit, LowRank):
@@ -274,19 +250,29 @@ class Ledger:
         check_rows(f"Ledger.{call}", "keys", keys, self._metric.dim)
         outputs = linear_output(self._layer, keys)
         check_rows(f"Ledger.{call}", "values", values, outputs.shape[1], len(keys), per="keys")
-        # The first key, a random input, the latest key: few changes of a layer are seen by none.
-        self._witnesses[2:] = [_Witness.of(self._layer, keys[:1])]
-        if len(self._witnesses) == 1:
-            generator = torch.Generator().manual_seed(0)
-            probe = torch.randn(1, self._metric.dim, generator=generator).to(keys)
-            # As long as a key: far shorter it would drown in the layer's bias, in half precision.
-            probe *= keys[:1].norm() / probe.norm()
-            self._witnesses.append(_Witness.of(self._layer, probe))
+        self._witness(keys[:1])
         return _Entry(
             keys.detach().clone(),
             values.detach().clone(),
             outputs.detach().to(keys.device).double(),
         )
+
+    def _witness(self, key: Keys) -> None:
+        # The first key, a random input, the latest key: few changes of a layer are seen by none.
+        self._witnesses[2:] = [Witness.of(self._layer, key)]
+        if len(self._witnesses) == 1:
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(1, self._metric.dim, generator=generator).to(key)
+            # As long as a key: far shorter it would drown in the layer's bias, in half precision.
+            probe *= key.norm() / probe.norm()
+            self._witnesses.append(Witness.of(self._layer, probe))
+
+    def _check_free(self, call: str, name: Hashable) -> None:
+        check_kind(f"Ledger.{call}", "name", name, Hashable)
+        if name in self._entries:
+            raise SolveError(
+                f"Ledger.{call}: {name!r} is in the ledger already; use replace, or another name."
+            )
 
     def _check_original(self, call: str, *, attached: bool = True) -> None:
         now, why = standing_edits(self._layer), ""

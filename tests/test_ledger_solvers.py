@@ -96,3 +96,45 @@ def test_solvers_that_return_something_else_are_refused(solver, error, said):
 def test_a_solver_takes_the_place_of_softness_and_hold(options):
     with pytest.raises(rk.ShapeError, match="leave them out, and let the solver decide"):
         rk.Ledger(normal(OUT, WIDTH, seed=0), rk.Metric.identity(WIDTH), solver=halved, **options)
+
+
+@pytest.mark.parametrize("solver", [None, halved])
+def test_rows_by_what_they_lack_are_edits_as_others_are(solver):
+    layer = torch.nn.Linear(WIDTH, OUT).double()
+    metric = rk.Metric.from_matrix(spd(WIDTH, 1e4, 1))
+    keys, values = normal(5, WIDTH, seed=2), normal(5, OUT, seed=3)
+    lacking = values - rk.linear_output(layer, keys)
+    one, many = (rk.Ledger(layer, metric, solver=solver) for _ in range(2))
+    for number in range(5):
+        one.add(number, keys[number : number + 1], values[number : number + 1])
+    many.add_lacking(range(3), keys[:3], lacking[:3])
+    many.add_lacking([3, 4], keys[3:], lacking[3:])
+    keys.zero_()  # the ledger has its own
+    assert relative(many.edit().delta(), one.edit().delta()) < 1e-10
+    for ledger in (one, many):
+        ledger.remove(1)
+        ledger.remove(4)
+    assert many.names() == [0, 2, 3]
+    assert relative(many.edit().delta(), one.edit().delta()) < 1e-10
+    with rk.attach(layer, many.edit()), pytest.raises(rk.SolveError, match="attached edits"):
+        many.add_lacking([9], values[:1, :1].expand(1, WIDTH), lacking[:1])
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "lacking", "error", "said"),
+    [
+        (["a", "there"], (2, WIDTH), (2, OUT), rk.SolveError, "'there' is in the ledger already"),
+        (["a", "a"], (2, WIDTH), (2, OUT), rk.SolveError, "a name for each of 2 rows, and no two"),
+        (["a"], (2, WIDTH), (2, OUT), rk.SolveError, "a name for each of 2 rows, .* got 1, 1 of"),
+        (["a"], (1, OUT), (1, OUT), rk.ShapeError, r"add_lacking: keys must have shape \[n, 14\]"),
+        (["a"], (1, WIDTH), (1, 1), rk.ShapeError, r"lacking must have shape \[1, 5\]"),
+        (["a"], (1, WIDTH), (2, OUT), rk.ShapeError, r"lacking must have shape \[1, 5\]"),
+        ([[]], (1, WIDTH), (1, OUT), rk.ShapeError, "name must be"),
+    ],
+)
+def test_rows_that_cannot_be_entered_leave_the_ledger_as_it_was(names, keys, lacking, error, said):
+    ledger = rk.Ledger(normal(OUT, WIDTH, seed=0), rk.Metric.identity(WIDTH))
+    ledger.add("there", normal(1, WIDTH, seed=1), normal(1, OUT, seed=2))
+    with pytest.raises(error, match=said):
+        ledger.add_lacking(names, torch.ones(keys), torch.ones(lacking))
+    assert ledger.names() == ["there"]

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from rankedit_recipes.language import LanguageError
-from rankedit_recipes.language.streams import locking, manifest
+from rankedit_recipes.language.streams import locking, pages
 from rankedit_recipes.language.streams.folder import Folder
 
 from tests.language.stand_in import (
@@ -161,7 +161,7 @@ def test_a_lock_that_is_held_or_missing_is_told(tmp_path, monkeypatch):
 
 def test_a_reader_sees_one_stream_while_another_writes(tmp_path, monkeypatch):
     begun(tmp_path)
-    load, calls = manifest.name_of, []
+    load, calls = pages.name_of, []
 
     def undoing(folder, number):
         # Between reading `stream.json` and its files, these files go.

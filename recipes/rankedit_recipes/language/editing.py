@@ -182,7 +182,7 @@ class Engine:
         if not self.settings.consistent:
             return self._inconsistent(facts)
         ledgers = self.ledgers()
-        enter(ledgers, facts, self.model)
+        enter(ledgers, facts)
         return {name: ledger.edit() for name, ledger in ledgers.items()}
 
     def ledgers(self) -> dict[str, rk.Ledger]:
@@ -220,14 +220,11 @@ def settings_of(method: Method) -> Settings:
     return settings
 
 
-def enter(ledgers: Mapping[str, rk.Ledger], facts: Facts, model: nn.Module) -> None:
+def enter(ledgers: Mapping[str, rk.Ledger], facts: Facts) -> None:
     """Enter facts into the ledgers of their projections, each under its label."""
+    labels = [request.label for request in facts.requests]
     for name, ledger in ledgers.items():
-        layer = model.get_submodule(name)
-        for number, request in enumerate(facts.requests):
-            key = facts.keys[name][number : number + 1]
-            now = rk.linear_output(layer, key)
-            ledger.add(request.label, key, now + facts.lacking[name][number : number + 1])
+        ledger.add_lacking(labels, facts.keys[name], facts.lacking[name])
 
 
 def check_requests(requests: Sequence[Request]) -> None:

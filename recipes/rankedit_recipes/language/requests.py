@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from rankedit_recipes.language.errors import LanguageError
@@ -84,7 +85,8 @@ class Request:
         """Subject and relation: requests with the same ones contradict or repeat each other."""
         return (self.subject, self.relation or self.prompt)
 
-    @property
+    # Kept: a stream of many facts asks each of them at each change.
+    @cached_property
     def label(self) -> str:
         """The name, or one made of subject and relation."""
         return self.name or " | ".join(self.key)

@@ -187,6 +187,9 @@ class Settings:
 
     def ledger(self, layer: object, metric: rk.Metric) -> rk.Ledger:
         """An empty ledger of one projection, which `solve` solves."""
+        # What facts lack is all that `solve_edit` needs: no layer is run for each of them.
+        if not self.solver:
+            return rk.Ledger(layer, metric, softness=self.softness)
         return rk.Ledger(layer, metric, solver=self.solve)
 
     def asked(self, requests: Sequence[Request]) -> list[Request]:

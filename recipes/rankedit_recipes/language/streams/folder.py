@@ -2,6 +2,7 @@
 
     stream.json                  what the stream is, its facts, and digests of every file
     facts-000000.safetensors ... keys and values of the facts that were added together
+    page-000016.json ...         of large streams, facts that `stream.json` had before
     stream.lock                  empty; who writes holds it
 
 A change is written under the lock, after `stream.json` was found to be the one that the change was
@@ -27,19 +28,19 @@ from rankedit.files.storage import open_regular
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.spreading import Facts
+from rankedit_recipes.language.streams import pages
 from rankedit_recipes.language.streams.locking import LOCK, locked
-from rankedit_recipes.language.streams.manifest import (
-    Manifest,
-    decoded,
-    encoded,
-    name_of,
-    number_of,
-)
+from rankedit_recipes.language.streams.manifest import Manifest, decoded, encoded, written
+from rankedit_recipes.language.streams.pages import name_of, number_of, page_number_of, page_of
 from rankedit_recipes.language.streams.rows import digest_of, fact_in, load_rows, tensors_of
 
 _NAME = "stream.json"
 # What a process that was killed while it wrote leaves behind; see `rankedit.atomic`.
-_ASIDE = re.compile(r"\.(facts-[0-9]+\.safetensors|stream\.json)\..*\.rankedit-(?:tmp|lock)")
+_ASIDE = re.compile(
+    r"\.(facts-[0-9]+\.safetensors|(?:stream|page-[0-9]+)\.json)\..*\.rankedit-(?:tmp|lock)"
+)
+# What was changed by hand lacks fields, or has others than `Request` takes.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # A writer that is busy all the time lets a reader through sooner.
 _TRIES = 20
 
@@ -60,36 +61,49 @@ class Folder:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
+        self._pages = pages.Pages(self.path)
+        self._last: Manifest | None = None
 
     # ------------------------------------------------------------------ reading
 
     def read(self) -> Manifest | None:
-        """What the stream says; None if nothing is there. Its facts are not looked at.
+        """What the stream says; None if nothing is there. Keys and values are not looked at.
 
         Raises:
             LanguageError: damaged, of another version, or a folder of something else.
         """
-        file = self.path / _NAME
-        data = self._bytes()
-        if data is None and not self._is_empty():
-            data = self._bytes()  # another process may have begun the stream between the two looks
+        for _ in range(_TRIES):
+            data = self._bytes()
+            if data is None and not self._is_empty():
+                data = self._bytes()  # it may have been begun between the two looks
+                if data is None:
+                    raise LanguageError(
+                        f"Stream.open: '{self.path}' holds something else than a stream; name an "
+                        "empty folder or a new one."
+                    )
             if data is None:
-                raise LanguageError(
-                    f"Stream.open: '{self.path}' holds something else than a stream; name an empty "
-                    "folder or a new one."
-                )
-        if data is None:
-            return None
-        try:
-            return decoded(data)
-        # What was changed by hand lacks fields, or has others than `Request` takes.
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            # The parser of headers of safetensors files speaks of these.
-            why = str(error).replace("the header", "it").rstrip(".")
-            raise LanguageError(
-                f"Stream.open: '{file}' is damaged or of another version: {why}. Take the folder "
-                "from a copy, or begin a stream in another one."
-            ) from error
+                return None
+            try:
+                return decoded(data, self._pages)
+            except (OSError, *_UNREADABLE) as error:
+                # Pages that nobody needs any more may go while they are read.
+                if self._bytes() == data:
+                    raise self._damaged(error) from error
+        raise LanguageError(self._busy())
+
+    def _damaged(self, error: Exception) -> LanguageError:
+        # The parser of headers of safetensors files speaks of these.
+        why = str(error).replace("the header", "it").rstrip(".")
+        return LanguageError(
+            f"Stream.open: '{self.path / _NAME}' is damaged or of another version: {why}. Take "
+            "the folder from a copy, or begin a stream in another one."
+        )
+
+    def _busy(self) -> str:
+        return (
+            f"Stream.open: '{self.path}' is being changed all the time; wait until the process "
+            "that writes to it has finished, and open it again."
+        )
 
     def contents(self) -> Contents | None:
         """The stream with its facts; None if nothing is there.
@@ -108,10 +122,7 @@ class Folder:
                 # Files never change: what fails while `stream.json` stays the same is damaged.
                 if self._mark() == manifest.mark:
                     raise
-        raise LanguageError(
-            f"Stream.open: '{self.path}' is being changed all the time; wait until the process "
-            "that writes to it has finished, and open it again."
-        )
+        raise LanguageError(self._busy())
 
     def _loaded(self, manifest: Manifest) -> Contents:
         digests, files = dict(manifest.digests), {}
@@ -137,9 +148,9 @@ class Folder:
         with locked(self.path, "Stream.open"):
             # Another process may have begun it meanwhile; what is new here has no mark.
             self.check("Stream.open", manifest)
-            written: list[Manifest] = []
-            self._replace(replace(manifest, generation=0), written.append)
-            return written[0]
+            begun: list[Manifest] = []
+            self._replace(replace(manifest, generation=0), begun.append)
+            return begun[0]
 
     def check(self, call: str, old: Manifest) -> None:
         """Refuse what would be made to another stream than the caller has read or written.
@@ -191,7 +202,7 @@ class Folder:
         done: Callable[[Manifest], object],
     ) -> None:
         # Also above what a killed process left: no number is ever given twice.
-        number = max([old.next, *(1 + there for there in self._numbers())])
+        number = max([old.next, *(1 + there for there in self._numbered().values())])
         places, digests = dict(old.places), dict(old.digests)
         if facts is not None:
             rk.save(tensors_of(facts, old.layers), self._file(number))
@@ -199,39 +210,55 @@ class Folder:
             places |= {r.label: (number, row) for row, r in enumerate(facts.requests)}
             number += 1
         # Files are never rewritten: rows that were undone stay while the file has others.
+        labels = [request.label for request in requests]
         new = replace(
             old,
             requests=requests,
-            places={request.label: places[request.label] for request in requests},
+            places=dict(zip(labels, map(places.__getitem__, labels), strict=True)),
             generation=old.generation + 1,
             next=number,
         )
-        digests = {n: digest for n, digest in digests.items() if n in new.numbers}
-        self._replace(replace(new, digests=digests), done)
+        used = new.numbers
+        digests = {n: digest for n, digest in digests.items() if n in used}
+        left = [page.of(new.places) for page in old.pages]
+        left = [page for page in left if len(page.gone) < len(page.requests)]
+        self._replace(self._sealed(replace(new, digests=digests, pages=tuple(left))), done)
+
+    def _sealed(self, manifest: Manifest) -> Manifest:
+        """The facts of `stream.json` in a page of their own, if they are many."""
+        inline = [(request, manifest.places[request.label]) for request in manifest.inline]
+        if len(inline) <= pages.SEALED_AT:
+            return manifest
+        page = self._pages.write(manifest.next, inline, manifest.digests)
+        return replace(manifest, pages=(*manifest.pages, page), next=manifest.next + 1)
 
     def _replace(self, manifest: Manifest, done: Callable[[Manifest], object]) -> None:
         data = encoded(manifest)
         # Before it takes the place of one that can be read.
-        written, whole = decoded(data), False
+        new, whole = written(manifest, data, self._pages), False
         try:
             with atomic_write(self.path / _NAME) as temporary:
                 temporary.write_bytes(data)
             whole = True
         finally:
             # Ctrl-C, or an error of the disk, may come between the new name and the end of this.
-            if whole or self._mark() == written.mark:
-                done(written)
+            if whole or self._mark() == new.mark:
+                self._last = new
+                done(new)
 
     def _sweep(self) -> None:
         """Remove what no fact needs, and what killed processes left."""
         # By what `stream.json` says now, whatever came before. What cannot be removed now is so at
         # the next change.
         with contextlib.suppress(OSError, LanguageError):
-            manifest = self.read()
+            same = self._last is not None and self._mark() == self._last.mark
+            manifest = self._last if same else self.read()
             if manifest is None:
                 return
-            for number in self._numbers() - manifest.numbers:
-                self._file(number).unlink(missing_ok=True)
+            used = {name_of(number) for number in manifest.numbers}
+            used |= {page_of(page.number) for page in manifest.pages}
+            for name in self._numbered().keys() - used:
+                (self.path / name).unlink(missing_ok=True)
             for entry in list(self.path.iterdir()):
                 aside = _ASIDE.fullmatch(entry.name)
                 if aside:
@@ -255,9 +282,11 @@ class Folder:
         data = self._bytes()
         return "" if data is None else hashlib.sha256(data).hexdigest()
 
-    def _numbers(self) -> set[int]:
-        found = (number_of(entry.name) for entry in self.path.iterdir())
-        return {number for number in found if number is not None}
+    def _numbered(self) -> dict[str, int]:
+        """The numbers of files that only a stream writes, by name."""
+        names = [entry.name for entry in self.path.iterdir()]
+        found = {n: number_of(n) if n[:1] == "f" else page_number_of(n) for n in names}
+        return {name: number for name, number in found.items() if number is not None}
 
     def _file(self, number: int) -> Path:
         return self.path / name_of(number)

@@ -60,7 +60,7 @@ class Held:
                 )
         self._check_shapes(facts)
         # What ledgers would refuse is refused by empty ones, before anything is written.
-        enter(self._engine.ledgers(), facts, self._engine.model)
+        enter(self._engine.ledgers(), facts)
         return left + list(facts.requests)
 
     def _check_shapes(self, facts: Facts) -> None:
@@ -98,7 +98,7 @@ class Held:
     def _enter(self, facts: Facts | None) -> None:
         if facts is None:
             return
-        enter(self.ledgers, facts, self._engine.model)
+        enter(self.ledgers, facts)
         first = self._engine.chosen[0].down
         for number, request in enumerate(facts.requests):
             self.requests[request.label] = request

@@ -3,15 +3,15 @@
 Every file with keys and values stands there with its SHA-256, and the document with one over itself
 without it: files that are exchanged, damaged, or of another stream are refused, and so is a
 document that was changed by anything but a stream. Version 1 had no digests; it is read as well.
+Version 3 has pages (see `pages`); what needs none is written as version 2, for earlier readers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,29 @@ from rankedit.files.header import checked_object, parse_json
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.settings import Settings
+from rankedit_recipes.language.streams.pages import (
+    Page,
+    Place,
+    count_of,
+    digests_of,
+    facts_of,
+    name_of,
+    page_number_of,
+    page_of,
+    text_of,
+    told,
+)
 
-VERSION = 2
+VERSION = 3
 # What `begin` notes and nothing changes afterwards.
 _NOTED = ("settings", "layers", "prefixes", "base", "metrics", "tokenizer")
 _FIELDS = {
     1: {"version", *_NOTED, "facts"},
     2: {"version", "digest", "generation", "next", *_NOTED, "files", "facts"},
+    3: {"version", "digest", "generation", "next", *_NOTED, "pages", "files", "facts"},
 }
-_NAME = re.compile(r"facts-([0-9]{6,12})\.safetensors", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
-Place = tuple[int, int]
-
-
-def name_of(number: int) -> str:
-    """The name of the file with this number."""
-    return f"facts-{number:06}.safetensors"
-
-
-def number_of(name: str) -> int | None:
-    """The number of a file with keys and values; None for any other file."""
-    match = _NAME.fullmatch(name)
-    # Written in one way only: no two names have one number.
-    return int(match[1]) if match and name_of(int(match[1])) == name else None
+ReadPage = Callable[[int, str], Page]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Manifest:
         next: a number that no file ever had, nor any above it.
         noted: what `begin` wrote, as it was read: it is written back as it is.
         mark: SHA-256 of `stream.json`; empty for what was not written.
+        pages: where earlier facts are written; `requests`, `places` and `digests` have them too.
     """
 
     settings: Settings
@@ -83,6 +83,12 @@ class Manifest:
     next: int = 0
     noted: Mapping[str, Any] = field(default_factory=dict)
     mark: str = ""
+    pages: tuple[Page, ...] = ()
+
+    @property
+    def inline(self) -> Sequence[Request]:
+        """The facts that are written in `stream.json` itself, the latest ones."""
+        return self.requests[sum(len(p.requests) - len(p.gone) for p in self.pages) :]
 
     @property
     def numbers(self) -> set[int]:
@@ -116,20 +122,23 @@ def encoded(manifest: Manifest) -> bytes:
     Raises:
         LanguageError: a text that no file can hold.
     """
-    facts = [
-        {**r.to_dict(), "label": r.label, "place": list(manifest.places[r.label])}
-        for r in manifest.requests
-    ]
+    inline = [(request, manifest.places[request.label]) for request in manifest.inline]
+    used = {number for _, (number, _) in inline}
+    version = 3 if manifest.pages else 2
     rest = {
-        "version": VERSION,
+        "version": version,
         "generation": manifest.generation,
         "next": manifest.next,
         **(manifest.noted or noted_in(manifest)),
-        "files": {name_of(number): d for number, d in sorted(manifest.digests.items())},
-        "facts": facts,
+        "files": {name_of(n): d for n, d in sorted(manifest.digests.items()) if n in used},
+        "facts": [told(request, place) for request, place in inline],
     }
+    if manifest.pages:
+        rest["pages"] = {
+            page_of(p.number): {"digest": p.digest, "gone": sorted(p.gone)} for p in manifest.pages
+        }
     try:
-        document = {"version": VERSION, "digest": _digest(rest), **rest}
+        document = {"version": version, "digest": _digest(rest), **rest}
         return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False).encode()
     # Halves of surrogate pairs, numbers that are not finite, settings of one's own kinds.
     except (ValueError, TypeError) as error:
@@ -154,8 +163,23 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def decoded(data: bytes) -> Manifest:
+def written(manifest: Manifest, data: bytes, read_page: ReadPage) -> Manifest:
+    """A manifest as it will be read from the document that was made of it, which is checked."""
+    if not manifest.pages:
+        return decoded(data, read_page)
+    # Its pages are checked already, each when it was written or read: only the rest is new.
+    known = {page.number: page for page in manifest.pages}
+    head = decoded(data, lambda number, _: known[number], whole=False)
+    return replace(manifest, noted=head.noted, mark=head.mark)
+
+
+def decoded(data: bytes, read_page: ReadPage, *, whole: bool = True) -> Manifest:
     """The document, after everything about it was checked.
+
+    Args:
+        data: what is in `stream.json`.
+        read_page: gives a page by its number and digest.
+        whole: whether facts of pages are to be there, too.
 
     Raises:
         ValueError, TypeError, RecursionError: says what is wrong with it. So do `EditFileError` and
@@ -164,21 +188,25 @@ def decoded(data: bytes) -> Manifest:
     document = checked_object(parse_json(data), "it")
     version = document.get("version")
     if type(version) is not int or version not in _FIELDS:
-        raise ValueError(f"version {version!r:.80}, expected {VERSION}")
+        raise ValueError(f"version {version!r:.80}, expected 1 to {VERSION}")
     if document.keys() != _FIELDS[version]:
         raise ValueError(f"missing or unknown fields {sorted(document.keys() ^ _FIELDS[version])}")
     # Refuses what JSON has not, such as 1e999, of version 1 too.
     digest = _digest(document)
     if version > 1 and document["digest"] != digest:
         raise ValueError("its content does not match its digest")
-    requests, places = _facts(document["facts"])
-    numbers = {number for number, _ in places.values()}
+    requests, places = facts_of(document["facts"])
     digests: dict[int, str] = {}
+    if version > 1:
+        digests = digests_of(document["files"], {number for number, _ in places.values()})
+    pages = _pages(document.get("pages", {}), read_page)
+    if pages and whole:
+        requests, places, digests = _with_pages(pages, requests, places, digests)
+    numbers = [number for number, _ in places.values()] + [page.number for page in pages]
     generation, following = 0, 1 + max(numbers, default=-1)
     if version > 1:
-        digests = _digests(document["files"], numbers)
-        generation = _count(document["generation"], "generation")
-        if _count(document["next"], "next") < following:
+        generation = count_of(document["generation"], "generation")
+        if count_of(document["next"], "next") < following:
             raise ValueError(f"next must be a number above all files, got {document['next']}")
         following = document["next"]
     return Manifest(
@@ -190,19 +218,53 @@ def decoded(data: bytes) -> Manifest:
         next=following,
         noted={name: document[name] for name in _NOTED},
         mark=hashlib.sha256(data).hexdigest(),
+        pages=pages,
     )
+
+
+def _pages(named: object, read_page: ReadPage) -> tuple[Page, ...]:
+    pages = []
+    for name, entry in checked_object(named, "pages").items():
+        number, told_of = page_number_of(name), checked_object(entry, "a page")
+        if number is None or told_of.keys() != {"digest", "gone"}:
+            raise ValueError(f"pages must be names, digests and what is gone, got {name!r:.80}")
+        page, gone = read_page(number, text_of(told_of["digest"])), told_of["gone"]
+        listed = isinstance(gone, list) and all(type(n) is int for n in gone)
+        if not listed or not set(gone) <= set(range(len(page.requests))):
+            raise ValueError(f"what is gone of '{name}' must be numbers of its facts")
+        pages.append(replace(page, gone=frozenset(gone)))
+    return tuple(pages)
+
+
+def _with_pages(
+    pages: Sequence[Page],
+    requests: list[Request],
+    places: dict[str, Place],
+    digests: dict[int, str],
+) -> tuple[list[Request], dict[str, Place], dict[int, str]]:
+    """All facts, those of the pages first, in the order of entry."""
+    live = [fact for page in pages for fact in page.live()]
+    everything = {label: place for label, _, place in live} | places
+    if len(everything) != len(live) + len(requests):
+        raise ValueError("two facts have the same name")
+    if len(set(everything.values())) != len(everything):
+        raise ValueError("two facts have the same place")
+    known = {n: d for page in pages for n, d in page.digests.items()} | digests
+    used = {number for number, _ in everything.values()}
+    kept = {number: digest for number, digest in known.items() if number in used}
+    return [request for _, request, _ in live] + requests, everything, kept
 
 
 def _noted(document: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(checked_object(document["settings"], "settings"))
-    solver, extra = _text(settings.pop("solver", "")), {}
+    solver, extra = text_of(settings.pop("solver", "")), {}
     if solver:
         # `Settings` refuses what it does not know; the class of the method will know these.
         known = {each.name for each in fields(Settings)}
         extra = {name: settings.pop(name) for name in settings.keys() - known}
     layers = _texts(document["layers"])
     base, metrics = (
-        {name: _text(mark) for name, mark in checked_object(document[kind], kind).items()}
+        {name: text_of(mark) for name, mark in checked_object(document[kind], kind).items()}
         for kind in ("base", "metrics")
     )
     # The marks are written in the order of the layers: one that was changed by hand alone shows.
@@ -216,57 +278,11 @@ def _noted(document: Mapping[str, Any]) -> dict[str, Any]:
         "prefixes": _texts(document["prefixes"]),
         "base": base,
         "metrics": metrics,
-        "tokenizer": _text(document["tokenizer"]),
+        "tokenizer": text_of(document["tokenizer"]),
     }
-
-
-def _facts(listed: object) -> tuple[list[Request], dict[str, Place]]:
-    if not isinstance(listed, list):
-        raise ValueError(f"facts must be a list, got {listed!r:.80}")
-    requests, places = [], {}
-    for entry in listed:
-        fact = dict(checked_object(entry, "a fact"))
-        place, label = fact.pop("place"), fact.pop("label")
-        request = Request(**fact)
-        # It follows from the rest, and is written for people who read the file.
-        if label != request.label:
-            raise ValueError(f"the fact {request.label!r:.80} is labelled {label!r:.80}")
-        if not isinstance(place, list) or len(place) != 2 or request.label in places:
-            raise ValueError(f"fact {request.label!r:.80} has no place of its own")
-        # Negative ones count from the end in Python: another fact's row, or none.
-        places[request.label] = (_count(place[0], "place"), _count(place[1], "place"))
-        requests.append(request)
-    if len(set(places.values())) != len(places):
-        raise ValueError("two facts have the same place")
-    return requests, places
-
-
-def _digests(named: object, used: set[int]) -> dict[int, str]:
-    digests = {}
-    for name, digest in checked_object(named, "files").items():
-        number = number_of(name)
-        if number is None or not _SHA256.fullmatch(_text(digest)):
-            raise ValueError(f"files must be names and SHA-256 digests, got {name!r:.80}")
-        digests[number] = digest
-    if digests.keys() != used:
-        raise ValueError(f"files {sorted(digests.keys() ^ used)[:8]} are missing or of no fact")
-    return digests
-
-
-def _count(value: object, what: str) -> int:
-    # By type: True is an integer to isinstance.
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{what} must be a whole number of at least 0, got {value!r:.80}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"a text is expected, got {value!r:.80}")
-    return value
 
 
 def _texts(value: object) -> list[str]:
     if not isinstance(value, list):
         raise ValueError(f"a list of texts is expected, got {value!r:.80}")
-    return [_text(each) for each in value]
+    return [text_of(each) for each in value]

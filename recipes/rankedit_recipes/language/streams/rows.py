@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import rankedit as rk
@@ -65,3 +66,11 @@ def fact_in(rows: Rows, row: int, request: Request, layers: Sequence[str]) -> Fa
         for kind in ("keys", "lacking")
     )
     return Facts((request,), keys, lacking, {})
+
+
+def joined(facts: Sequence[Facts]) -> Facts:
+    """Facts one by one as facts together: what enters them does so once."""
+    named = facts[0].keys
+    keys = {name: torch.cat([fact.keys[name] for fact in facts]) for name in named}
+    lacking = {name: torch.cat([fact.lacking[name] for fact in facts]) for name in named}
+    return Facts(tuple(r for fact in facts for r in fact.requests), keys, lacking, {})

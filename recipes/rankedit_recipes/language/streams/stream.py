@@ -44,6 +44,7 @@ from rankedit_recipes.language.streams.resuming import (
     check_places,
     settings_to_go_on,
 )
+from rankedit_recipes.language.streams.rows import joined
 
 # Facts that are searched for, and written, at a time.
 _CHUNK = 64
@@ -132,8 +133,8 @@ class Stream:
         check_places(manifest, folder.path, self.engine.model, None, self.engine.prefixes)
         manifest.check(noted, folder.path)
         self._original.check("Stream.open")
-        for fact in facts:
-            self._held.exchange((), fact)
+        if facts:
+            self._held.exchange((), joined(facts))
         return manifest
 
     # ------------------------------------------------------------------ reading
