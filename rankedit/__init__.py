@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankedit.collecting.collect import collect
     from rankedit.convergence import relative_change
     from rankedit.cross_covariance import CrossCovariance
-    from rankedit.edits import Edit, EditReport, LowRank
+    from rankedit.edits import EditReport, LowRank
     from rankedit.errors import (
         AttachError,
         EditFileError,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from rankedit.models.sketches import Sketch
     from rankedit.moments import SecondMoment
     from rankedit.placed import PlacedEdit, ToldEdit
+    from rankedit.protocol import Edit
     from rankedit.provenance import Provenance
     from rankedit.sharding import Shard
     from rankedit.shrinkage import ledoit_wolf, oas

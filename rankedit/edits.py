@@ -1,10 +1,10 @@
-"""What is added to the output of a projection: the protocol of edits, and the static one."""
+"""The static edit of a projection, and what a solver reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -22,66 +22,16 @@ from rankedit.products import (
     row_norms,
     sum_of_products,
 )
+from rankedit.protocol import KeyOutputs, precision
 from rankedit.shapes import (
     Inputs,
-    Keys,
     Outputs,
-    Values,
     Weight,
     check_count,
     check_kind,
     check_rows,
     checked_device,
 )
-
-KeyOutputs = Callable[[Keys], Values]
-
-
-@runtime_checkable
-class Edit(Protocol):
-    """Anything that can be attached to a projection.
-
-    An edit is immutable. What it needs at run time it hands out as tensors, which become buffers of
-    the layer: they move, are copied and are compiled with it.
-    """
-
-    @property
-    def in_features(self) -> int:
-        """Width of the inputs."""
-
-    @property
-    def out_features(self) -> int:
-        """Width of the outputs."""
-
-    def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
-        """All tensors that `added` reads.
-
-        Args:
-            outputs: gives `keys [n, in] @ Wᵀ` by running the layer, without its bias. An edit never
-                reads the weight, which may be quantised, offloaded or sharded. `precision(outputs)`
-                is the dtype in which the tensors are wanted; they are cast to it anyway.
-        """
-
-    def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
-        """What is added to the layer's output for input x; pure, reads nothing but `tensors`.
-
-        It computes in the precision of the tensors, which is never below that of x.
-        """
-
-    def settings(self) -> frozenset[str]:
-        """Names of the tensors that may be changed at run time."""
-
-
-@runtime_checkable
-class Factored(Edit, Protocol):
-    """An edit that can also say what it adds as a sum of products of narrow matrices.
-
-    Those go straight into the layer's output, where that is faster than to write out what is added
-    and then to add it.
-    """
-
-    def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Pairs of matrices `[..., r]` and `[r, out]` whose products sum to `added`."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +123,11 @@ class LowRank:
             ShapeError: the factors are out of range however they are balanced.
         """
         check_kind("LowRank.to", "dtype", dtype, torch.dtype, optional=True)
+        if dtype and not (dtype.is_floating_point and dtype.itemsize > 1):
+            raise ShapeError(
+                f"LowRank.to: dtype must be a floating-point type of 16 bits or more, got {dtype}; "
+                "torch.bfloat16 has the range of float32."
+            )
         place = checked_device("LowRank.to", "device", device)
         dtype = dtype or self.up.dtype
         edit = self if holds(dtype, self.up.T, self.down) else self._evened()
@@ -277,7 +232,10 @@ class LowRank:
     def __sub__(self, other: LowRank) -> LowRank:
         return self + -other if isinstance(other, LowRank) else NotImplemented
 
-    def __mul__(self, factor: float) -> LowRank:
+    def __mul__(self, factor: float | Tensor) -> LowRank:
+        # A tensor with axes would scale columns of up, if it fits at all.
+        if not isinstance(factor, Real) and not (isinstance(factor, Tensor) and not factor.ndim):
+            return NotImplemented
         # Not in half precision, where a factor times a small number may be nothing.
         wide = torch.promote_types(self.up.dtype, torch.float32)
         return LowRank(self.up.to(wide) * factor, self.down.to(wide)).to(self.up.dtype)
@@ -314,9 +272,3 @@ class LowRank:
     def settings(self) -> frozenset[str]:
         """Nothing but the strength, which every attached edit has."""
         return frozenset()
-
-
-def precision(outputs: KeyOutputs) -> torch.dtype:
-    """In which dtype a layer wants an edit's tensors: its `dtype`, float32 where it names none."""
-    dtype: torch.dtype = getattr(outputs, "dtype", torch.float32)
-    return dtype

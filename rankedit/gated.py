@@ -11,17 +11,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rankedit import gates
-from rankedit.edits import (
-    EditReport,
-    KeyOutputs,
-    LowRank,
-    precision,
-)
+from rankedit.edits import EditReport, LowRank
 from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
 from rankedit.independence import Orthogonalised, check_independent
 from rankedit.metric import Metric
 from rankedit.products import bound, full_precision, sum_of_products
+from rankedit.protocol import KeyOutputs, precision
 from rankedit.shapes import (
     Inputs,
     Keys,

@@ -154,6 +154,12 @@ class Batch:
                     f"{list(x.shape[:-1])}, got {describe(value)}; use torch.as_tensor."
                 )
             flat.append(value.detach().reshape(-1))
+            if name == "mask" and not bool(((value == 0) | (value == 1)).all()):
+                raise ShapeError(
+                    f"{call}: mask must be booleans, or ones (kept) and zeros, got others in "
+                    f"{describe(value)}; make it mask == 0 if it is additive, and pass how often "
+                    "vectors count as weights=."
+                )
         kept, counts = flat
         return cls(x.detach().reshape(-1, dim), kept, _checked_weights(call, counts, kept))
 

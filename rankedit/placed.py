@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rankedit.edits import Edit, KeyOutputs, precision
 from rankedit.errors import ShapeError
 from rankedit.products import bound, full_precision, sum_of_products
+from rankedit.protocol import Edit, KeyOutputs, precision
 from rankedit.shapes import Inputs, Outputs, check_count, check_finite, check_kind, describe
 
 ROWS = "rows"

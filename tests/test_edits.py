@@ -74,6 +74,22 @@ class TestAlgebra:
             with pytest.raises(TypeError, match="unsupported operand"):
                 wrong()
 
+    @pytest.mark.parametrize("factor", [torch.tensor([1.0, 2.0]), torch.ones(1), None, [2.0]])
+    def test_factors_are_numbers_and_no_scales_of_columns(self, factor):
+        with pytest.raises(TypeError, match=r"unsupported operand|can't multiply"):
+            low_rank(5, 4, 2) * factor
+        with pytest.raises(TypeError, match=r"unsupported operand|can't multiply"):
+            factor * low_rank(5, 4, 2)
+
+    def test_a_number_may_be_a_tensor_without_axes(self):
+        edit = low_rank(5, 4, 2)
+        assert torch.equal((edit * torch.tensor(2.0)).delta(), (2 * edit).delta())
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e5m2])
+    def test_dtypes_that_hold_no_edit(self, dtype):
+        with pytest.raises(rk.ShapeError, match=r"to: dtype must be a floating-point type of 16 b"):
+            low_rank(5, 4, 2).to(dtype)
+
     def test_equal_is_the_same_object(self):
         edit, twin = low_rank(5, 4, 2), low_rank(5, 4, 2)
         assert edit == edit

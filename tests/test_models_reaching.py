@@ -6,13 +6,14 @@ import contextlib
 import copy
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from rankedit import RankeditWarning, attach, detach_all, fuse_, unfuse_
+from rankedit import Projection, RankeditWarning, attach, detach_all, fuse_, unfuse_
 from rankedit.linear_outputs import linear_output
 from tests.patching_cases import gated, low_rank, residual, state_of
 
@@ -143,6 +144,19 @@ class TestNeverReached:
                 raise KeyError
         assert not told
 
+    @pytest.mark.parametrize("alone", [lambda m: m.used, lambda m: Projection(m.used)])
+    @pytest.mark.parametrize("ran", [True, False])
+    def test_a_layer_alone_is_told_of_at_the_end(self, alone, ran):
+        model = made(Functional)
+        attachment = attach(alone(model), low_rank(16, 16))
+        if ran:  # which nobody sees
+            model(X)
+        assert attachment.reached == {"": False}
+        with pytest.warns(RankeditWarning, match=f"{WHEN} while .*alone.*by name.* with fuse_"):
+            attachment.detach()
+        with attach(alone(model), gated(16, 16)):
+            model.used(X)
+
     def test_nothing_is_told_of_what_is_reached(self):
         model = residual()
         edits = {"inner": [low_rank(16, 32), gated(16, 32)], "head": low_rank(16, 8)}
@@ -241,6 +255,41 @@ class TestRearranged:
             model(X)
             assert attachment.reached == {"inner": True}
 
+    @pytest.mark.parametrize("place", ["block", "model", "config"])
+    @pytest.mark.parametrize("values", [(False, True), ("eager", "fused")])
+    def test_a_fast_way_that_a_switch_opens(self, place, values):
+        class Block(nn.Module):
+            def __init__(self, switch):
+                super().__init__()
+                self.layer, self.switch = nn.Linear(16, 16), switch
+
+            def forward(self, x):
+                if self.switch().way == values[0]:
+                    return self.layer(x)
+                return linear(x, self.layer.weight, self.layer.bias)
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.config = SimpleNamespace(way=values[0])
+                self.block, self.head = Block(lambda: holder()), nn.Linear(16, 16)
+                self.way = self.block.way = values[0]
+
+            def forward(self, x):
+                return self.head(self.block(x))
+
+        model = made(Model)
+        holder = {
+            "block": lambda: model.block, "model": lambda: model, "config": lambda: model.config,
+        }[place]  # fmt: skip
+        with attach(model, {"block.layer": low_rank(16, 16)}) as attachment:
+            model(X)
+            assert attachment.reached == {"block.layer": True}
+            holder().way = values[1]
+            with pytest.warns(RankeditWarning, match=r"'block\.layer'\. .*switch of its modules"):
+                model(X)
+            assert attachment.reached == {"block.layer": False}
+
     def test_a_layer_that_later_calls_leave_out_is_no_other_layer(self):
         """Keys and values of a text that are kept from the first step of a generation."""
 
@@ -248,9 +297,11 @@ class TestRearranged:
             def __init__(self):
                 super().__init__()
                 self.key, self.out, self.kept = nn.Linear(16, 16), nn.Linear(16, 16), None
+                self.full = False
 
             def forward(self, x):
                 self.kept = self.key(x) if self.kept is None else self.kept
+                self.full = True
                 return self.out(self.kept)
 
         model = made(Keeping)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from rankedit import AttachError, Metric, RankeditWarning, attach, fuse_, solve_edit
+from rankedit import (
+    AttachError,
+    Metric,
+    ProjectionError,
+    RankeditWarning,
+    attach,
+    fuse_,
+    solve_edit,
+)
 from tests.layer_cases import Doubling
 from tests.patching_cases import KINDS, gated, low_rank, state_of
 
@@ -108,6 +116,59 @@ class TestWrappers:
         for kind in (Halving, Turning):
             with pytest.raises(AttachError, match=rf"what its {kind.__name__} gives"):
                 attach(kind(nn.Linear(16, 32)), gated(16, 32))
+
+
+class TestClasses:
+    """Layers that are torch's linear layer, with a `forward` of their own."""
+
+    class Normalising(nn.Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.layer_norm(x, x.shape[-1:]))
+
+    class Activated(nn.Linear):
+        def forward(self, x):
+            return torch.relu(super().forward(x))
+
+    class Clipping(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).clamp(-0.1, 0.1)
+
+    class Scaling(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    class Several(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    @pytest.mark.parametrize("verb", [attach, fuse_])
+    @pytest.mark.parametrize("kind", [Normalising, Activated, Clipping])
+    def test_that_are_not_linear_are_refused(self, kind, verb):
+        model = nn.Sequential(kind(16, 16))
+        with pytest.raises(AttachError, match=f"'0' must be linear, but its class {kind.__name__}"):
+            verb(model, {"0": low_rank(16, 16)})
+
+    @pytest.mark.parametrize("fill", [None, 0.0])
+    def test_that_scale_are_met_at_the_keys(self, fill):
+        layer = self.Scaling(16, 16, bias=False).requires_grad_(requires_grad=False)
+        if fill is not None:
+            layer.weight.fill_(fill)
+        keys, values = torch.randn(2, 16), torch.randn(2, 16)
+        with attach(layer, solve_edit(layer, keys, values, Metric.identity(16))):
+            torch.testing.assert_close(layer(keys), values, rtol=1e-4, atol=1e-4)
+            attach(layer, gated(16, 16)).detach()  # a gate beside it bends nothing of the layer
+
+    def test_that_give_more_than_a_tensor_are_refused(self):
+        with pytest.raises(ProjectionError, match=r"Several must give a tensor, got tuple; name"):
+            solve_edit(
+                self.Several(16, 16), torch.randn(1, 16), torch.randn(1, 16), Metric.identity(16)
+            )
+
+    @pytest.mark.parametrize("verb", [attach, fuse_])
+    def test_of_complex_numbers_are_refused(self, verb):
+        layer = nn.Linear(16, 16, dtype=torch.complex64)
+        with pytest.raises(ProjectionError, match=r"must have real weights, got torch\.complex64"):
+            verb(layer, low_rank(16, 16))
 
 
 class TestHooks:

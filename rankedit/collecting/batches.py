@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankedit.collecting.digests import batch_digest
-from rankedit.errors import ShapeError, StatisticsError
+from rankedit.errors import RankeditWarning, ShapeError, StatisticsError
 from rankedit.shapes import Inputs, check_has_data, describe
 
 Batch = TypeVar("Batch")
@@ -117,6 +118,18 @@ def check_padding(
 def padded_left(mask: Tensor) -> bool:
     """Whether a row of a mask begins with padding and has something behind it."""
     return mask.ndim == 2 and bool((~mask[:, :1] & mask.any(1, keepdim=True)).any())
+
+
+def warn_of_positions(tables: Sequence[str]) -> None:
+    """Say that tables of places, by name, counted padding on the left."""
+    if tables:
+        warnings.warn(
+            f"collect: a batch is padded on the left, and {tables[0]!r} gives places that count "
+            "the padding: words are read as if they stood further back in the text. Pass "
+            "position_ids=(mask.cumsum(-1) - 1).clamp(min=0) in the batch, or pad on the right.",
+            RankeditWarning,
+            stacklevel=7,
+        )
 
 
 def fitted(mask: Tensor, x: Inputs, tokens_first: bool | None) -> Tensor:  # noqa: FBT001

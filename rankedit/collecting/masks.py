@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
@@ -28,9 +27,10 @@ from rankedit.collecting.batches import (
     is_mask,
     named_tensors,
     padded_left,
+    warn_of_positions,
 )
 from rankedit.collecting.tracing import Argument, Trace, parameters
-from rankedit.errors import RankeditWarning, StatisticsError
+from rankedit.errors import StatisticsError
 from rankedit.shapes import Inputs, describe
 
 Batch = TypeVar("Batch")
@@ -97,7 +97,7 @@ class Masks(Generic[Batch]):
             check_padding(self._masks, self._trace.pairs, self._trace.padding)
             if padded:
                 self._positions_checked = True
-                self._warn_of_positions(self._trace.tables)
+                warn_of_positions(self._trace.tables)
         finally:
             self._trace = None
 
@@ -289,15 +289,4 @@ class Masks(Generic[Batch]):
                 f"the model gets {name!r} as {parameter!r}, so that its {1 - meaning} is padding, "
                 f"which collect was not told: pass mask=lambda batch: batch[...] == {meaning} of "
                 "it, or mask=None to count everything"
-            )
-
-    def _warn_of_positions(self, tables: list[str]) -> None:
-        if tables:
-            warnings.warn(
-                f"collect: a batch is padded on the left, and {tables[0]!r} gives places that "
-                "count the padding: words are read as if they stood further back in the text. "
-                "Pass position_ids=(mask.cumsum(-1) - 1).clamp(min=0) in the batch, or pad on the "
-                "right.",
-                RankeditWarning,
-                stacklevel=6,
             )

@@ -31,11 +31,12 @@ def check_called(missing: list[str], of: int) -> None:
 
 
 def warn_of_unrouted(names: Sequence[str]) -> None:
-    """Say which experts have no statistics, since no token came to them."""
+    """Say which projections have no statistics, since no token counted there."""
     if names:
         warnings.warn(
-            f"collect: no token was routed to {len(names)} experts, the first {names[0]!r}: their "
-            "moments are empty, and no metric can be made of them; use more text, or other text.",
+            f"collect: no token was counted in {len(names)} projections, the first {names[0]!r} "
+            "(experts that none was routed to, or a mask that keeps nothing): their moments are "
+            "empty, and no metric can be made of them; use more text, or other text.",
             RankeditWarning,
             stacklevel=4,
         )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from rankedit import gates
-from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.gated import GatedEdit
 from rankedit.inference import ordinary
@@ -18,6 +17,7 @@ from rankedit.models.geometry import device_of, weight_dtype
 from rankedit.models.slots import STRENGTH, Mark, Slot
 from rankedit.models.swapping import slots_of, suspended
 from rankedit.models.targets import Target, gathered
+from rankedit.protocol import Edit
 from rankedit.shapes import Keys, Values, check_finite, describe
 
 

@@ -78,6 +78,11 @@ def geometry(module: nn.Module) -> Geometry:
                 f"geometry: {type(inner).__name__} has in_features={inner.in_features} and "
                 f"out_features={inner.out_features}; run a lazy layer once before editing it."
             )
+        if weight_dtype(inner).is_complex:
+            raise ProjectionError(
+                f"geometry: {type(inner).__name__} must have real weights, got "
+                f"{weight_dtype(inner)}, beside which an edit would lose every imaginary part."
+            )
         return Geometry(inner.in_features, inner.out_features)
     if isinstance(inner, nn.modules.conv._ConvNd):
         return _convolution(inner)
@@ -121,6 +126,12 @@ def _possible_widths(module: nn.Module) -> list[int]:
         return [declared]
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return list(dict.fromkeys(size for tensor in own if tensor.ndim == 2 for size in tensor.shape))
+
+
+def seen_curved(module: nn.Module, width: int) -> bool:
+    """Whether a module that can be run on rows of this width gives what no linear one does."""
+    outputs = _probe(module, width)
+    return outputs is not None and bool((outputs != outputs[0]).any()) and not _is_linear(outputs)
 
 
 def _probe(module: nn.Module, width: int) -> Tensor | None:
@@ -193,6 +204,11 @@ def _attempt(module: nn.Module, rows: Tensor, layout: Geometry, device: torch.de
         except RuntimeError as error:
             failure = error
             continue
+        if not isinstance(outputs, Tensor):
+            raise ProjectionError(
+                f"geometry.run: {type(module).__name__} must give a tensor, got "
+                f"{type(outputs).__name__}; name a layer inside it that gives its output alone."
+            )
         return outputs.flatten(1) if layout.stride else outputs
     raise ProjectionError(
         f"geometry.run: {type(module).__name__} could not be run on rows {list(rows.shape)} "

@@ -18,7 +18,6 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from rankedit.edits import Edit
 from rankedit.errors import AttachError
 from rankedit.interrupt import completely
 from rankedit.models.asking import gradients_kept
@@ -30,6 +29,7 @@ from rankedit.models.slots import STRENGTH, Slot
 from rankedit.models.swapping import LOCK, check_reachable, install, made, remove, slots_of
 from rankedit.models.targets import Edits, Target, check_run, resolve
 from rankedit.models.telling import Context, checked, told_of
+from rankedit.protocol import Edit
 from rankedit.shapes import check_kind
 
 __all__ = ["Attachment", "Edits", "attach", "detach_all"]
@@ -88,7 +88,7 @@ def attach(model: nn.Module | Projection, edits: Edits, *, strength: float = 1.0
     pairs = [(target, edit) for target in targets for edit in target.edits]
     prepared = [(target, _slot(target, edit, strength, context)) for target, edit in pairs]
     items = [Installed(target, slot.mark) for target, slot in prepared]
-    # A layer on its own is not watched: whoever attaches to it calls it, or knows why not.
+    # What model a layer on its own is in is not known: whether that reached it is told at the end.
     root = None if isinstance(model, Projection) or not any(t.parents for t in targets) else model
     watch = Watch(root, [(item.target, item.mark) for item in items])
     attachment = Attachment(items, watch, context)

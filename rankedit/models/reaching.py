@@ -18,6 +18,10 @@ from rankedit.models.slots import Mark
 from rankedit.models.targets import Target
 
 _USUAL = "The model may use their weights in a function of its own, or other layers in their place"
+_ALONE = (
+    "The model that it is in may not have run, or may use the weight in a function of its own, "
+    "which is told at once where edits are attached to the model by name"
+)
 _REMEDY = (
     "the edits there do nothing: attach to what is called, or put static edits into the weights "
     "with fuse_"
@@ -42,20 +46,31 @@ class _Observed:
         self.reached = self.told = False
         self.around = self.surroundings()
 
-    def surroundings(self) -> list[list[int]]:
-        """The modules around the layer, what runs them and their children: rearranged, others."""
+    def surroundings(self) -> list[list[object]]:
+        """The modules around the layer, what runs them, their children, and their switches."""
         found = []
         for part in self.target.parents:
             own = vars(part)  # where functions are patched in; diffusers keeps its processors there
             runs = (type(part).forward, own.get("forward"), own.get("processor"))
-            found.append([id(function) for function in (*runs, *part._modules.values())])
+            around = [id(function) for function in (*runs, *part._modules.values())]
+            found.append([*around, *_switches(own), *_switches(own.get("config"))])
         return found
 
     def passed(self) -> bool:
         """Whether the edit was reached since this was asked before."""
         found, self.mark.reached = self.mark.reached, False
+        if found and not self.reached:
+            # What the call itself set, as that a text's keys are kept, is no change to tell of.
+            self.around = self.surroundings()
         self.reached |= found
         return found
+
+
+def _switches(holder: object) -> list[tuple[str, object]]:
+    """What is on or off, and named, of a module or its configuration; modes are seen elsewhere."""
+    # Numbers count calls and lengths: they change without another way through the model.
+    named = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+    return [(n, v) for n, v in named.items() if isinstance(v, (bool, str)) and n != "training"]
 
 
 class Watch:
@@ -99,8 +114,8 @@ class Watch:
             self._tell(
                 moved,
                 "after it was rearranged",
-                "The model was rearranged after attaching (its projections were fused, or a layer "
-                "was replaced)",
+                "The model was rearranged after attaching (its projections were fused, a layer was "
+                "replaced, or a switch of its modules set)",
             )
         # Of several that were attached together, others may be called later: of routed experts.
         elif first and len(missed) == len(self._observed):
@@ -116,12 +131,14 @@ class Watch:
         return names
 
     def report(self) -> None:
-        """Warn of edits that were never reached, if the model ran at all."""
+        """Warn of edits that were never reached, if the model ran, or could not be seen to."""
         reached = self.reached()
         missed = [one for one in self._observed if not reached[one.target.name] and not one.told]
         # A model that never ran says nothing of its layers.
         if missed and self._modes:
             self._tell(missed, "while edits were attached there")
+        elif missed and self._model is None:
+            self._tell(missed, "while an edit was attached to the layer alone", _ALONE)
 
     def _tell(self, observed: Sequence[_Observed], when: str, why: str = _USUAL) -> None:
         for one in observed:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.models.geometry import Geometry
 from rankedit.models.telling import Context
 from rankedit.placed import ROWS
+from rankedit.protocol import Edit
 
 STRENGTH = "strength"
 

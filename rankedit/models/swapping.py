@@ -25,7 +25,6 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from rankedit.edits import Edit, Factored
 from rankedit.errors import AttachError
 from rankedit.linear_outputs import Standing, standing_edits
 from rankedit.models.asking import stand_in
@@ -33,6 +32,7 @@ from rankedit.models.experts import Expert
 from rankedit.models.geometry import Geometry, innermost
 from rankedit.models.slots import Mark, Slot, Whole, check_unstacked, edited, placed
 from rankedit.models.telling import Context
+from rankedit.protocol import Edit, Factored
 
 _SLOTS = "_rankedit_slots"
 _BASE = "_rankedit_base"
@@ -188,12 +188,12 @@ def made(
     """
     learned = any(tensor.requires_grad for tensor in tensors.values())
     narrow = any(tensor.dtype != torch.float64 for tensor in tensors.values())
-    joins = isinstance(edit, Factored) and _gives_fresh_outputs(module)
+    joins = isinstance(edit, Factored) and gives_fresh_outputs(module)
     slot = Slot(Mark(), edit, layout, rows, dict(tensors), joins, learned=learned, narrow=narrow)
     return slot if context is None else replace(slot, context=context)
 
 
-def _gives_fresh_outputs(module: nn.Module) -> bool:
+def gives_fresh_outputs(module: nn.Module) -> bool:
     """Whether the layer's own forward is torch's, which keeps no hold of its output."""
     classes = (vars(cls) for cls in type(module).__mro__ if _BASE not in vars(cls))
     return next(own["forward"] for own in classes if "forward" in own) is nn.Linear.forward

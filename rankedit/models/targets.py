@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from rankedit.edits import Edit
 from rankedit.errors import AttachError, ProjectionError, RankeditWarning, ShapeError
 from rankedit.models.geometry import innermost
 from rankedit.models.projections import Projection
 from rankedit.models.selecting import find, named_modules
 from rankedit.models.wrappers import check_additive
+from rankedit.protocol import Edit
 from rankedit.shapes import check_kind, describe
 
 Edits: TypeAlias = Mapping[str, Edit | Sequence[Edit]] | Edit | Sequence[Edit]

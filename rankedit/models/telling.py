@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankedit.edits import Edit
 from rankedit.errors import AttachError, ShapeError
 from rankedit.models.experts import check_know_rows
 from rankedit.placed import ROWS, ToldEdit
+from rankedit.protocol import Edit
 from rankedit.shapes import check_finite, describe, is_number
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rankedit.edits import Edit, LowRank
+from rankedit.edits import LowRank
 from rankedit.errors import AttachError
 from rankedit.gated import GatedEdit
 from rankedit.models.asking import loaded, stand_in
-from rankedit.models.geometry import Geometry, device_of, innermost, run
+from rankedit.models.geometry import Geometry, device_of, innermost, run, seen_curved
 from rankedit.models.slots import STRENGTH
-from rankedit.models.swapping import install, made
+from rankedit.models.swapping import gives_fresh_outputs, install, made, suspended
+from rankedit.protocol import Edit
 
 # Largest relative deviation that counts as rounding, and in units of what the output's dtype
 # resolves. Both runs round the layer's own output alike, quantised or not.
@@ -30,8 +31,10 @@ def check_additive(
     that output and OFT turns the input, so that an edit would give its keys something else.
 
     Raises:
-        AttachError: with the relative deviation at the keys of the edits.
+        AttachError: with the relative deviation at the keys of the edits; or the layer itself is
+            of a class that makes something else of torch's linear layer.
     """
+    _check_linear(call, name, innermost(wrapper), layout.in_features)
     copy = stand_in(wrapper, innermost(wrapper))
     layer = innermost(copy)
     if layer is copy or layer is innermost(wrapper):
@@ -56,6 +59,19 @@ def check_additive(
             f"deviates by {deviation:.2g} at the keys, as below adapters that scale the output or "
             "change the input (DoRA, OFT). Merge the adapter into the weight first "
             "(merge_and_unload()), then solve and attach."
+        )
+
+
+def _check_linear(call: str, name: str, layer: nn.Module, width: int) -> None:
+    if not isinstance(layer, nn.Linear) or gives_fresh_outputs(layer):
+        return
+    with suspended(layer) as bare:
+        curved = seen_curved(bare, width)
+    if curved:
+        raise AttachError(
+            f"{call}: {name!r} must be linear, but its class {type(bare).__name__} has a forward "
+            "that is not (it normalises, or has an activation): keys would get something else than "
+            "was solved for. Take that out of the class, or edit another layer."
         )
 
 

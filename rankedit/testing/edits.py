@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rankedit.edits import Edit, Factored
 from rankedit.errors import ConformanceError
 from rankedit.products import sum_of_products
+from rankedit.protocol import Edit, Factored
 from rankedit.shapes import Inputs, Keys, Values, Weight, describe
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
-from rankedit.edits import KeyOutputs
+from rankedit.protocol import KeyOutputs
 from rankedit.shapes import Inputs, Outputs
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Texts, word_tokens
