@@ -1,7 +1,7 @@
 """Many edits: time and memory against their number, for a ledger and for a stream in a folder.
 
-    python benchmarks/scale.py                       1,000, 10,000 and 100,000 facts; some minutes
-    python benchmarks/scale.py --numbers 100 1000    others; what is in the results is not done again
+    python benchmarks/scale.py                      1,000, 10,000 and 100,000 facts; some minutes
+    python benchmarks/scale.py --numbers 100 1000   others; what is known is not measured again
 
 Keys and values are random, of the widths of a small language model's down-projection. Each number
 runs in a process of its own, for its peak of memory is its own then. What is timed:
@@ -17,6 +17,7 @@ as long whatever the number, 1 for what is in proportion to it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +122,24 @@ def ledger_times(world: World, number: int) -> dict[str, float]:
 def stream_times(world: World, number: int, folder: Path) -> dict[str, float]:
     """Seconds for each call of a stream in a folder with so many facts."""
     stream = Stream(world.engine(), folder)
-    parts = [
-        world.facts(start, min(TOGETHER, number - start)) for start in range(0, number, TOGETHER)
-    ]
-    found = {"enter, all by 1,000": timed(lambda: [stream.enter(part) for part in parts])}
-    more = world.facts(number, MORE)
-    del parts
-    found["enter, 64 more"] = timed(lambda: stream.enter(more))
+    entered = 0.0
+    for start in range(0, number, TOGETHER):
+        facts = world.facts(start, min(TOGETHER, number - start))
+        entered += timed(partial(stream.enter, facts))
+    found = {"enter, all by 1,000": entered}
+    found["enter, 64 more"] = timed(partial(stream.enter, world.facts(number, MORE)))
     found["list"] = timed(lambda: list(listed(folder, "number 77")))
     names = stream.names()
     chosen = [names[0], names[len(names) // 2], names[-1]]  # anywhere
-    found["undo, one"] = max(timed(lambda n=name: stream.undo(n)) for name in chosen)
-    again: list[Stream] = []
-    del stream
-    found["open"] = timed(lambda: again.append(Stream(world.engine(), folder)))
-    found["edits"] = timed(again[0].edits)
+    found["undo, one"] = max(timed(partial(stream.undo, name)) for name in chosen)
     return found
+
+
+def opened_times(world: World, folder: Path) -> dict[str, float]:
+    """Seconds for opening the folder again, and for solving."""
+    opened: list[Stream] = []
+    found = {"open": timed(lambda: opened.append(Stream(world.engine(), folder)))}
+    return {**found, "edits": timed(opened[0].edits)}
 
 
 def measured(kind: str, number: int, widths: tuple[int, int]) -> dict[str, float]:
@@ -148,7 +152,9 @@ def measured(kind: str, number: int, widths: tuple[int, int]) -> dict[str, float
         found = ledger_times(world, number)
     else:
         with tempfile.TemporaryDirectory(prefix="rankedit-scale-") as place:
-            found = stream_times(world, number, Path(place) / "stream")
+            folder = Path(place) / "stream"
+            found = stream_times(world, number, folder)
+            found |= opened_times(world, folder)
     return {**found, "memory, GB": peak() - before}
 
 
@@ -163,8 +169,9 @@ def run(numbers: Sequence[int], out: Path, widths: tuple[int, int] = WIDTHS) -> 
                 continue
             command = [sys.executable, __file__, "--one", kind, str(number), *map(str, widths)]
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            environment = {**os.environ, "PYTHONPATH": path}
             done = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+                command, capture_output=True, text=True, env=environment, check=False
             )
             if done.returncode:
                 raise SystemExit(done.stderr)
@@ -181,7 +188,7 @@ def exponents(by_number: Mapping[str, Mapping[str, float]], name: str) -> list[f
     points = sorted((int(number), values[name]) for number, values in by_number.items())
     return [
         math.log(max(after, 1e-9) / max(before, 1e-9)) / math.log(m / n)
-        for (n, before), (m, after) in zip(points, points[1:], strict=False)
+        for (n, before), (m, after) in itertools.pairwise(points)
     ]
 
 

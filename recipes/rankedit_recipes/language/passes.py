@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,18 @@ class Passes:
         return {name: moments[name] for name in self.names}, place
 
     def joined(
-        self, parts: Sequence[Mapping[str, rk.SecondMoment]]
+        self, parts: Sequence[dict[str, rk.SecondMoment]]
     ) -> tuple[dict[str, rk.SecondMoment], dict[str, float]]:
-        """The sums over all parts, and how much the last part changes edits made with them."""
-        moments = {name: parts[0][name].clone() for name in self.names}
-        changes = {}
+        """The sums over all parts, and how much the last part changes edits made with them.
+
+        The first part becomes the sum, and the others are emptied: at large widths, another copy
+        of all would not fit.
+        """
+        moments, changes = parts[0], {}
         for part in parts[1:]:
             for name, moment in moments.items():
                 before, corpus = moment.clone(), moment.provenance.corpus
-                moment.merge_(part[name])
+                moment.merge_(part.pop(name))
                 # Merging joins the names of the parts, which are one corpus here.
                 moment.provenance = replace(moment.provenance, corpus=corpus)
                 changes[name] = rk.relative_change(before, moment)

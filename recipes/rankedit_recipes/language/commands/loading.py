@@ -30,7 +30,7 @@ def load_causal(choice: ModelChoice, dtype: torch.dtype) -> tuple[nn.Module, Any
         # Loading imports it, and with it torchao, which lists its kernels that do not fit.
         import transformers.quantizers.auto  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
-    name, more = _source(choice)
+    name, more = source_of_weights(choice)
     try:
         loaded, found = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, output_loading_info=True, **more
@@ -53,8 +53,12 @@ def load_causal(choice: ModelChoice, dtype: torch.dtype) -> tuple[nn.Module, Any
     return (_plain(loaded) if "gguf_file" in more else loaded), tokenizer
 
 
-def _source(choice: ModelChoice) -> tuple[str, dict[str, Any]]:
-    """Folder or hub name, and how transformers is told about variants and files."""
+def source_of_weights(choice: ModelChoice) -> tuple[str, dict[str, Any]]:
+    """Folder or hub name, and how transformers is told about variants and files.
+
+    Raises:
+        LanguageError: a file that is none of a whole model, or that is not there.
+    """
     file = choice.file
     if file is None:
         return choice.name, {"variant": choice.variant} if choice.variant else {}

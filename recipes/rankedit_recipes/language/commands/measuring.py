@@ -9,8 +9,10 @@ from pathlib import Path
 
 import rankedit as rk
 from rankedit_recipes.command_line.counting import counted
+from rankedit_recipes.command_line.memory import free_memory
 from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.command_line.shards import glob_of
+from rankedit_recipes.language.commands.fitting import default_layers
 from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.commands.tasks import SANDBOX_TEXTS, STATISTICS_SEED
 from rankedit_recipes.language.errors import LanguageError
@@ -19,6 +21,7 @@ from rankedit_recipes.language.evaluating.locality import Unrelated
 from rankedit_recipes.language.evaluating.scores import Scores
 from rankedit_recipes.language.model.bases import check_base
 from rankedit_recipes.language.model.layers import Layers
+from rankedit_recipes.language.model.running import embedding_device
 from rankedit_recipes.language.requests import Case
 from rankedit_recipes.language.showing.reporting import Report
 from rankedit_recipes.language.sources import Source, source_of
@@ -148,6 +151,10 @@ def stats_to(
     opened: Opened, source: Source, name: str, layers: Layers, sizes: Sizes, out: Path
 ) -> Iterator[str]:
     """Collect statistics, write them, and say whether the text sufficed."""
+    if layers is None:
+        free = free_memory(embedding_device(opened.model))
+        layers, note = default_layers(opened.model, free, sizes.shard)
+        yield from [note] if note else []
     found = collect_statistics(
         opened.model,
         opened.tokenizer,

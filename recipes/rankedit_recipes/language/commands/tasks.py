@@ -14,6 +14,7 @@ import rankedit as rk
 from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.command_line.outputs import folder_aside
+from rankedit_recipes.language.commands.fitting import edit_plan
 from rankedit_recipes.language.commands.opening import Opened, open_texts
 from rankedit_recipes.language.commands.saving import check_fusable
 from rankedit_recipes.language.editing import Engine, check_requests
@@ -112,7 +113,8 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
         numbers += view.in_features + view.out_features
         yield f"  {block.down}: {view.in_features} to {view.out_features}"
     yield from _why(opened, task, chosen)
-    # Two bytes a number, for files are in half precision.
+    yield from edit_plan(opened.model, chosen, task.settings, len(requests))
+    # Files are in half precision.
     yield f"edits: about {2 * numbers * len(requests) / 1024:,.0f} KiB; nothing was written"
 
 
@@ -186,7 +188,6 @@ def _located(opened: Opened, task: EditTask) -> EditTask:
 def _added(stream: Stream, task: EditTask) -> Iterator[str]:
     """Enter requests into a stream, conflicts first; gives lines about it."""
     requests = [case.request for case in task.cases]
-    # First, for it needs no search, and nothing has been written yet.
     conflicts = stream.conflicts(requests)
     same = {conflict.second: conflict.first for conflict in conflicts if conflict.kind == "same"}
     parallel = [conflict for conflict in conflicts if conflict.kind == "parallel"]
@@ -231,7 +232,6 @@ def undo_in(
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")
     if outputs.fused is not None:
         check_fusable(opened.model, manifest.layers)
-    # Before the stream is opened, which needs them: its folder tells of which projections.
     given = _statistics(opened, statistics, manifest.settings, manifest.layers)
     stream = Stream.open(
         folder, opened.model, opened.tokenizer, statistics=given, method=method or None
@@ -292,7 +292,7 @@ def _written(
         rk.to_lora(balanced, outputs.lora, layout=rk.PEFT, model=opened.model)
         yield f"{outputs.lora}: LoRA of rank {rank}"
     if outputs.fused is not None:
-        # Last, for from here on the model is another one than the files above are for.
+        # From here on the model is another one than the files above are for.
         rk.fuse_(opened.model, balanced)
         with folder_aside(outputs.fused) as aside:
             opened.model.save_pretrained(aside)  # type: ignore[operator]
