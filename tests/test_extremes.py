@@ -370,3 +370,26 @@ class TestChange:
             rk.relative_change(moment_of(torch.ones(2, 3)), moment_of(torch.ones(2, 4)))
         with pytest.raises(rk.StatisticsError, match="relative_change: after must have seen"):
             rk.relative_change(moment_of(torch.ones(2, 3)), rk.SecondMoment(3))
+
+
+class TestRounding:
+    """What is left of the protection where an edit's factors are rounded to 16 bits."""
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("along", ["one coordinate", "many"])
+    def test_moves_sinks_by_no_more_than_roundoff(self, dtype, along):
+        x, keys = ordinary(), ordinary(3, seed=5)
+        direction = torch.eye(D)[7:8] if along == "one coordinate" else normal(1, D, seed=9)
+        rows, sinks = with_sinks(x, direction, 550.0)
+        metric = rk.Metric.from_moment(moment_of(rows))
+        edit = rk.solve_edit(torch.zeros(D, D), keys, normal(3, D, seed=6), metric)
+        kept = edit.to(dtype)
+        up, down = edit.up.double(), edit.down.double()
+        sink = sinks[0].double()
+        moved = kept.up.double() @ (kept.down.double() @ sink) - up @ (down @ sink)
+        eps, least = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+        # Below the normal numbers entries are rounded to multiples of the least of them times eps.
+        bound = eps * up.abs() @ ((down.abs() + least) @ sink.abs())
+        assert bool((moved.abs() <= 1.01 * bound).all())
+        if along == "one coordinate":  # whose factor is small there, and rounded as such
+            assert float(moved.norm()) < 1e-2 * float((up @ (down @ keys[0].double())).norm())

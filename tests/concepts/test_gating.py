@@ -75,8 +75,9 @@ def test_it_is_saved_undone_and_has_no_form_as_a_weight(world, tmp_path):
             call()
     with pytest.raises(concepts.ConceptsError, match="call gated again"):
         concepts.add(pipe, gated, [concepts.erase("star")])
-    with pytest.raises(concepts.ConceptsError, match="captions without the edit's concepts"):
-        concepts.gated(pipe, edited, ["a photo of a cat"])
+    for caption in ("a photo of a cat", "Cat, red", "the boat's house"):
+        with pytest.raises(concepts.ConceptsError, match="captions without the edit's concepts"):
+            concepts.gated(pipe, edited, [caption])
     # Captions that say the same of the concept under another name: nothing tells them apart.
     rows = {"cat": edited.rows["cat"]}
     with pytest.raises(concepts.ConceptsError, match="can be told from those"):

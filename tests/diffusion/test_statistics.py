@@ -7,10 +7,12 @@ import torch
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import read_captions, second_moment
+from rankedit_recipes.perfusion import sweep
 
 import rankedit as rk
 from tests.diffusion import pipelines
 from tests.diffusion.pipelines import CAPTIONS
+from tests.perfusion.concepts import random_concept
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,16 @@ def test_captions_come_from_any_text_file(tmp_path):
             read_captions(tmp_path / name)
     with pytest.raises(PipelineError, match="at least one text"):
         second_moment(pipelines.stable_diffusion(), [" "])
+
+
+@pytest.mark.parametrize("texts", ["a photo of a cat", b"a cat", 5, [1, 2], ["a cat", None]])
+def test_one_text_is_no_list_of_texts(pipe, texts):
+    calls = {
+        "second_moment: captions": lambda: second_moment(pipe, texts, progress=False),
+        "sweep: prompts": lambda: sweep(
+            pipe, random_concept(pipe), [], None, prompts=texts, progress=False
+        ),
+    }
+    for said, call in calls.items():
+        with pytest.raises(PipelineError, match=rf"{said} must be a list of texts, got .*into a"):
+            call()

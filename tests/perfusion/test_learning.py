@@ -197,6 +197,16 @@ def test_the_kept_key_is_the_mean_over_templates_and_contexts(pipe, moment, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"steps": 1.5}, {"batch": True}, {"seed": "0"}, {"flip": "no"}, {"templates": "a {}"},
+     {"contexts": "on a {}"}, {"bias": "0.5"}, {"vectors": 2.0}],
+)  # fmt: skip
+def test_settings_of_another_type_are_refused(setting):
+    with pytest.raises(PerfusionError, match=rf"Config: {next(iter(setting))} must be of type"):
+        Config(**setting)
+
+
 def test_a_context_without_the_word_is_refused(pipe, moment):
     with pytest.raises(PerfusionError, match=r"contexts must be prompts with \{\} .* 'a red cup'"):
         Config(contexts=("a red cup",))

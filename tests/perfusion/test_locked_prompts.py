@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rankedit_recipes.diffusion.vectors import in_place_of
 from rankedit_recipes.perfusion.applying.applied import in_use
 from rankedit_recipes.perfusion.applying.apply import apply
 
+import rankedit as rk
 from tests.diffusion import pipelines
 from tests.perfusion.concepts import random_concept
 
@@ -94,3 +96,41 @@ def test_two_pictures_of_a_prompt_of_a_plain_call(pipe, lock):
         )
         keys = [in_use[pipe].key_reads(read) for read in (one, two)]
     torch.testing.assert_close(keys[0].repeat_interleave(2, 0), keys[1])
+
+
+WEIGHTS = {
+    "word raised": lambda w, at: w.index_fill(0, torch.tensor(at), 1.5),
+    "word lowered": lambda w, at: w.index_fill(0, torch.tensor(at), 0.3),
+    "word gone": lambda w, at: w.index_fill(0, torch.tensor(at), 0.0),
+    "all": lambda w, _: 0.8 * w,
+    "each": lambda w, _: w + torch.rand(len(w), generator=torch.Generator().manual_seed(0)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("category", ["cat", "photo of a cat"])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_prompt_weighting_is_locked_with_its_weights(pipe, kind, category):
+    with apply(pipe, random_concept(pipe, category=category), lock="global"):
+        texts = Parts(pipe).text
+        encoded = texts.encode(["a red <bean> and a dog"])
+        known = in_use[pipe].key_reads(encoded.embeds)[0]
+        weights = WEIGHTS[kind](torch.ones(len(known)), texts.positions(encoded, "<bean>")[0])
+        given = weights[:, None] * encoded.embeds
+        keys = in_use[pipe].key_reads(given)[0]
+    torch.testing.assert_close(keys, weights[:, None] * known)
+    assert not torch.allclose(known, encoded.embeds[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("strength", [0.8, 1.0, 1.3])
+def test_embeddings_of_another_pipeline_are_told_of(pipe, strength):
+    """What only that one encoded, as where it alone has the word, and this one never saw."""
+    other, concept = copy.deepcopy(pipe), random_concept(pipe)
+    foreign = Parts(other).text.encode(["a photo of a cup"]).embeds.clone()
+    with apply(pipe, concept, lock="global"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", rk.RankeditWarning)
+            assert torch.equal(in_use[pipe].key_reads(foreign), foreign)  # has no word of a concept
+        foreign[0, 5] = strength * concept.key
+        with pytest.warns(rk.RankeditWarning, match=r"whose encoding this pipeline's .* not give"):
+            in_use[pipe].key_reads(foreign)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from rankedit_recipes.concepts.reading import (
 from rankedit_recipes.concepts.requests import Request, check_requests
 from rankedit_recipes.concepts.settings import Settings
 from rankedit_recipes.concepts.solving import Kept
+from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import second_moment, text_digest
 from rankedit_recipes.diffusion.text import Pipeline
@@ -122,7 +124,10 @@ def gated(pipe: Pipeline, edited: Edited, captions: Sequence[str]) -> Edited:
     parts = Parts(pipe)
     edited.check(parts)
     said = {word for r in edited.requests if r.kind != "hold" for word in r.words}
-    free = [c for c in captions if not any(f" {word} " in f" {c} " for word in said)]
+    captions = listed_texts("gated", "captions", captions)
+    # Whole words, whatever mark or capital is beside them.
+    words = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in said), re.IGNORECASE)
+    free = [caption for caption in captions if not words.search(caption)]
     if not free:
         raise ConceptsError(
             "gated: captions without the edit's concepts are needed, to know what else there is; "

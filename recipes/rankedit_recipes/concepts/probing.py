@@ -21,6 +21,7 @@ from rankedit.atomic import atomic_write
 from rankedit_recipes.concepts.contexts import readable
 from rankedit_recipes.concepts.edited import Edited
 from rankedit_recipes.concepts.errors import ConceptsError
+from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.generating import Sampling, generate
 from rankedit_recipes.diffusion.pages import gallery, page, section, table
 from rankedit_recipes.diffusion.parts import Parts
@@ -172,7 +173,8 @@ def _asked(
             found += [(concept, kind, template.format(word)) for template in templates]
         if kind == "kept":
             continue
-        found += [(request.name, "implicit", text) for text in implicit.get(request.name, ())]
+        described = listed_texts("probe", "implicit", implicit.get(request.name, ()))
+        found += [(request.name, "implicit", text) for text in described]
         near = [w for w in nearest_words(texts, request.name, count) if w not in request.words]
         found += [(request.name, "neighbours", f"a photo of a {word}") for word in near]
     return found

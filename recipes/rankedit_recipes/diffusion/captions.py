@@ -1,8 +1,11 @@
-"""Captions for statistics where no file of real ones is at hand."""
+"""Lists of texts: those of a user, and captions where no file of real ones is at hand."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+
+from rankedit_recipes.diffusion.errors import PipelineError
 
 _THINGS = (
     "a cat, a dog, a horse, a bird, a teddy bear, a cup of coffee, a wooden chair, a bicycle, "
@@ -33,6 +36,20 @@ _STYLES = (
 _RELATIONS = (
     "next to, and, with, behind, on top of, in front of, looking at, holding, without, under"
 )
+
+
+def listed_texts(call: str, name: str, texts: Iterable[str]) -> list[str]:
+    """Texts as a list.
+
+    Raises:
+        PipelineError: one text alone, whose letters would be taken for texts, or what is none.
+    """
+    found = None if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    if found is None or not all(isinstance(text, str) for text in found):
+        raise PipelineError(
+            f"{call}: {name} must be a list of texts, got {texts!r:.80}; put one text into a list."
+        )
+    return found
 
 
 def make_captions(count: int = 4000, seed: int = 0) -> list[str]:

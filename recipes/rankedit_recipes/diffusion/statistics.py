@@ -13,6 +13,7 @@ from torch import nn
 import rankedit as rk
 from rankedit.progress import progress as show_progress
 from rankedit.sharding import warn_of_missing
+from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline, Tokens
@@ -50,9 +51,10 @@ def second_moment(
         progress: show it.
 
     Raises:
-        PipelineError: no captions, or none in this shard.
+        PipelineError: no captions, none in this shard, or what is no list of texts.
     """
-    captions = [caption.strip() for caption in captions if caption.strip()]
+    listed = listed_texts("second_moment", "captions", captions)
+    captions = [caption.strip() for caption in listed if caption.strip()]
     if not captions:
         raise PipelineError("second_moment: captions must have at least one text, got none.")
     parts = Parts(pipe)

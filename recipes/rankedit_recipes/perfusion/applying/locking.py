@@ -31,6 +31,7 @@ _SAME = 1e-2
 # Similarity at which a token of an unknown encoding is taken for a concept's word: where it stands
 # it has 0.72 to 1.07 (docs/decisions/a-key-for-every-place.md).
 _PRESENT = 0.7
+_TINY = 1e-30  # below any square of an encoding's length, and no zero
 _PROMPTS = ("prompt", "prompt_2", "prompt_3")
 # Compiled code holds the number of a denoiser; which lock that means is looked up as it runs.
 _numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -208,12 +209,19 @@ class GlobalLock:
         return self._part(row)
 
     def _part(self, row: Tensor) -> Tensor:
-        # By contents: pipelines join, repeat and cast encodings on their way to the denoiser.
+        # By contents: pipelines join, repeat and cast encodings on their way to the denoiser, and
+        # prompt weighting scales them token by token.
+        read = row.detach().float()
+        bound = _SAME * float(read.norm())
         for own, wanted in self._pairs:
             if own.shape == row.shape:
-                distance = (row.detach().float() - own.to(row.device).float()).norm()
-                if float(distance) <= _SAME * float(row.detach().float().norm()):
+                known = own.to(row.device).float()
+                if float((read - known).norm()) <= bound:
                     return wanted.to(row)
+                squares = known.square().sum(1, keepdim=True).clamp_min(_TINY)
+                weights = (read * known).sum(1, keepdim=True) / squares
+                if float((read - weights * known).norm()) <= bound:
+                    return weights.to(row) * wanted.to(row)
         self._warn_of_unknown(row)
         return row
 

@@ -105,6 +105,8 @@ class Config:
     vectors: int = 1
 
     def __post_init__(self) -> None:
+        for given in fields(self):
+            _typed(given.name, getattr(self, given.name), given.default)
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise PerfusionError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from rankedit.progress import progress as show_progress
+from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.generating import Sampling, generate
 from rankedit_recipes.diffusion.scoring import Scorer, Scores
 from rankedit_recipes.diffusion.text import Pipeline
@@ -72,7 +73,7 @@ def sweep(
         A point for each setting, temperatures inside biases.
     """
     loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
-    pairs = list(itertools.product(prompts, seeds))
+    pairs = list(itertools.product(listed_texts("sweep", "prompts", prompts), seeds))
     asked = filled([prompt for prompt, _ in pairs], loaded.phrase)
     words = in_words([prompt for prompt, _ in pairs], loaded.category)
     chosen = [seed for _, seed in pairs]
