@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rankedit.files.format import EditFile
 from rankedit.files.header import parse_json
 from rankedit.files.storage import PathLike, load, load_texts, write
 from rankedit.moments import SecondMoment
-from rankedit.shapes import check_path
+from rankedit.shapes import check_kind, check_path
 from rankedit.sharding import encoded_mark
 
 # Metadata of files: which shards one holds, what each of a sum held, and how much edits still
@@ -60,7 +61,9 @@ def merge_shards(paths: Sequence[PathLike], *, partial: bool = False) -> EditFil
             corpora or settings, or of no shards.
         EditFileError: a file is damaged.
     """
-    if isinstance(paths, str) or not paths:
+    check_kind("merge_shards", "partial", partial, bool)
+    whole = isinstance(paths, Sequence) and not isinstance(paths, (str, bytes)) and len(paths) > 0
+    if not whole or not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise StatisticsError(f"merge_shards: paths must be a list of files, got {paths!r:.80}.")
     # By shard, so that sums are rounded alike whatever the order of the files.
     parts = sorted(map(_part, paths), key=lambda part: part.shards)
@@ -82,6 +85,7 @@ def merge_shards(paths: Sequence[PathLike], *, partial: bool = False) -> EditFil
 
 def save_merged(merged: EditFile, path: PathLike) -> None:
     """Write what `merge_shards` gave, with the marks of the model that its files have."""
+    check_kind("save_merged", "merged", merged, EditFile)
     check_path("save_merged", "path", path)
     write("save_merged", dict(merged), path, merged.metadata, merged.base)
 

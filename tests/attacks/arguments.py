@@ -44,6 +44,14 @@ def gated():
     return rk.GatedEdit(rows(N, IN), rows(N, OUT, seed=1), metric())
 
 
+def shard_in(folder):
+    """The file of the only shard of some data."""
+    path = Path(folder) / "shard.safetensors"
+    moment = rk.SecondMoment(IN).update(torch.randn(9, IN))
+    rk.save(moment, path, metadata={"shard": rk.Shard(1, 1).mark("c", {})})
+    return path
+
+
 def saved(folder):
     path = Path(folder) / "edits.safetensors"
     rk.save({"2": low_rank()}, path, model=model())
@@ -232,6 +240,11 @@ def calls(folder):
             | {"model": layers, "dtype": torch.float32},
         ),
         "load": (rk.load, {"path": saved(folder), "gates": [rk.Sigmoid]}),
+        "merge_shards": (rk.merge_shards, {"paths": [shard_in(folder)], "partial": False}),
+        "save_merged": (
+            rk.save_merged,
+            {"merged": rk.merge_shards([shard_in(folder)]), "path": Path(folder) / "merged"},
+        ),
         "check_base": (rk.check_base, {"model": layers, "loaded": rk.load(saved(folder))}),
         "to_lora": (
             rk.to_lora,

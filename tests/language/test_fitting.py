@@ -1,10 +1,12 @@
 """What statistics take of the memory: told beforehand, kept to, and no more than is said."""
 
+import functools
 import json
 
 import pytest
 import torch
 from rankedit_recipes.command_line import memory
+from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.language import LanguageError
 from rankedit_recipes.language.commands import cli, fitting, measuring, opening, outlines
 from rankedit_recipes.language.methods import METHODS
@@ -29,8 +31,14 @@ def large(tmp_path_factory):
     return folder
 
 
+@functools.cache
+def outline(folder):
+    return outlines.outline_of(ModelChoice(str(folder)))
+
+
 def plan(monkeypatch, folder, free, *arguments):
     monkeypatch.setattr(fitting, "free_memory", lambda _: free)
+    monkeypatch.setattr(fitting, "outline_of", lambda _: outline(folder))
     given = ["stats", "--model", str(folder), "--device", "cpu", "--dtype", "bfloat16", "--dry-run"]
     result = CliRunner().invoke(cli.app, [*given, *arguments])
     if result.exception is not None:

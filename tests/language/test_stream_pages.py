@@ -36,7 +36,7 @@ def small(monkeypatch):
 def test_changes_of_every_kind_leave_what_a_small_stream_has(tmp_path):
     draw, requests = draws(3), []
     stream, most = opened(tmp_path), 0
-    for number in range(40):
+    for number in range(24):
         kind = "add" if len(requests) < 5 else KINDS[number % 3]
         change = Change(kind, requests, draw)
         change.do(stream)
@@ -44,7 +44,7 @@ def test_changes_of_every_kind_leave_what_a_small_stream_has(tmp_path):
         assert stream.requests() == requests
         # Of another process, who sees the disk only.
         assert kept(tmp_path) == kept_of(requests)
-        if number % 8 == 0:
+        if number % 11 == 0:
             assert state(opened(tmp_path)) == state(stream) == state_of(requests)
             stream = opened(tmp_path)
         document = document_of(tmp_path)
@@ -79,7 +79,7 @@ def test_flipped_bits_of_a_page_are_refused_or_change_nothing(tmp_path):
     stream.undo("fact 1")
     right, whole = state(stream), files(tmp_path)
     (name,) = [name for name in whole if name.startswith("page-")]
-    for _ in range(60):
+    for _ in range(30):
         data = bytearray(whole[name])
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         (tmp_path / name).write_bytes(data)

@@ -14,7 +14,7 @@ from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.diffusion.generating import Sampling
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scores
-from rankedit_recipes.perfusion.commands import cli, opening, tasks
+from rankedit_recipes.perfusion.commands import cli, opening, studying, tasks
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.masks import masked
 from rankedit_recipes.perfusion.learning.photos import Photo
@@ -197,6 +197,7 @@ def world(monkeypatch, tmp_path, pipe):
     monkeypatch.setattr(opening, "open_pipeline", lambda *_, **__: pipe)
     monkeypatch.setattr(opening, "open_captions", lambda *_: CAPTIONS)
     monkeypatch.setattr(tasks, "check_category", lambda *_: None)
+    monkeypatch.setattr(studying, "check_category", lambda *_: None)
     monkeypatch.setattr(opening, "open_scorer", lambda *_: brightness)
     (tmp_path / "photos").mkdir()
     for index in range(2):
@@ -260,6 +261,58 @@ def test_statistics_of_captions_in_shards_are_those_of_all(world, pipe):
     rk.save_merged(other, "merged.safetensors")
     more[-1] = "third"
     ran(*more, "--statistics", "merged.safetensors", fails="with another text encoder or tokenizer")
+
+
+def test_many_concepts_are_learned_in_parts_with_one_table(world, monkeypatch):
+    entry = 'photos = "photos"\ncategory = "cat"\n'
+    text = f"[bean]\n{entry}\n[mug]\n{entry}settings = {{ steps = 2 }}\n"
+    (world / "list.toml").write_text(text)
+    many = ["learn-many", "list.toml", "--set", "steps=1", "--set", 'templates=["a {}"]',
+            "--set", "batch=1"]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    said = ran(*many, "--shard", "auto")
+    assert "| mug | not yet |" in said
+    assert not (world / "concepts" / "mug.safetensors").exists()
+    monkeypatch.setenv("RANK", "1")
+    ran(*many, "--shard", "auto")
+    table = (world / "concepts" / "table.md").read_text()
+    assert [line.split(" | ")[:3] for line in table.splitlines()[2:]] == [
+        ["| bean", "<bean> cat", "1"], ["| mug", "<mug> cat", "2"],
+    ]  # fmt: skip
+    assert "word: <mug>, a cat" in ran("info", "concepts/mug.safetensors")
+    first = (world / "concepts" / "bean.safetensors").stat().st_mtime_ns
+    assert ran(*many).count("there already") == 2
+    assert (world / "concepts" / "bean.safetensors").stat().st_mtime_ns == first
+    assert len(list((world / "concepts").glob("moment-*"))) == 1
+    ran(*many, "--set", "steps=3", fails="is of another 'bean'")
+    # One that fails stands in the table, and does not keep others from being learned.
+    bad = f'[bad]\n{entry}placeholder = "cat"\n[late]\n{entry}'
+    (world / "list.toml").write_text(bad)
+    ran(*many, fails="1 concept could not be learned: bad; the table says why")
+    table = (world / "concepts" / "table.md").read_text()
+    assert "| bad | " in table
+    assert "| late | <late> cat | 1 |" in table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must have concepts of different words, got none"),
+        ("[a", "is no TOML"),
+        ('[a]\nphotos = "photos"', r"[a] of 'list.toml' must have photos and category"),
+        ('[a]\nphotos = "photos"\ncategory = "cat"\nsteps = 3', "must have photos and category"),
+        ('a = 3', "must have photos and category"),
+        ('[a]\nphotos = "none"\ncategory = "cat"', "there is no file or folder 'none'"),
+        ('[a]\nphotos = "photos"\ncategory = "cat"\nplaceholder = "<x>"\n'
+         '[b]\nphotos = "photos"\ncategory = "cat"\nplaceholder = "<x>"', "two of '<x>'"),
+        ('[a]\nphotos = "photos"\ncategory = "cat"\nsettings = {speed = 1}', "unknown setting"),
+    ],
+)  # fmt: skip
+def test_lists_of_concepts_are_checked_before_a_model_is_opened(world, monkeypatch, text, said):
+    monkeypatch.setattr(opening, "open_pipeline", lambda *_: pytest.fail("opened"))
+    (world / "list.toml").write_text(text)
+    ran("learn-many", "list.toml", fails=said)
 
 
 def test_every_command_in_a_row(world):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rankedit_recipes.command_line.boundary import application
 from rankedit_recipes.perfusion.commands.keep import export, info, rename
 from rankedit_recipes.perfusion.commands.learn import learn
+from rankedit_recipes.perfusion.commands.many import learn_many
 from rankedit_recipes.perfusion.commands.remedies import REMEDIES
 from rankedit_recipes.perfusion.commands.stats import stats
 from rankedit_recipes.perfusion.commands.use import evaluate, explain, generate, sweep
@@ -18,3 +19,4 @@ app = application(
 # In the order of use, in which help lists them.
 for _command in (stats, learn, generate, explain, sweep, evaluate, export, rename, info):
     app.command()(_command)
+app.command("learn-many")(learn_many)
