@@ -175,10 +175,6 @@ class GatedEdit:
         """The same keys and gate with other targets."""
         return self.changed(targets=targets)
 
-    def with_statistics(self, statistics: str) -> GatedEdit:
-        """The same edit, with another fingerprint of the metric that it was made under."""
-        return self.changed(statistics=statistics)
-
     def with_gate(
         self,
         gate: Gate,

@@ -166,13 +166,13 @@ class TestAllOrNothing:
         edits = {name: low_rank(at.in_features, at.out_features) for name, at in sizes.items()}
         before = state_of(model)
 
-        def failing(argument):
+        def failing(*arguments):
             calls.append(place)
             if len(calls) == index + 1:
                 if place == "_write":  # half of the weight is already there
-                    argument.weight[0] = 7.0
+                    arguments[0][0] = 7.0
                 raise MemoryError("injected")
-            return original(argument)
+            return original(*arguments)
 
         monkeypatch.setattr(fusing, place, failing)
         with pytest.raises(MemoryError, match="injected"):

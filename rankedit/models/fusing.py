@@ -70,11 +70,11 @@ class _Change:
     def do(self) -> None:
         """Keep what is needed to undo it, then write."""
         vars(self.layer)[FUSED] = self.record
-        _write(self)
+        _write(self.weight, self.fused)
 
     def undo(self) -> None:
         """As before `do`, however far that came."""
-        _restore(self.weight, self.present)
+        _write(self.weight, self.present)
         if self.earlier is None:
             vars(self.layer).pop(FUSED, None)
         else:
@@ -176,18 +176,13 @@ def unfuse_(model: nn.Module, *, force: bool = False) -> int:
 def _unfuse(layer: nn.Module) -> None:
     record = vars(layer).get(FUSED)
     if record is not None:
-        _restore(weight_of(layer), record.original)
+        _write(weight_of(layer), record.original)
         del vars(layer)[FUSED]
 
 
-def _restore(weight: Tensor, original: Tensor) -> None:
+def _write(weight: Tensor, values: Tensor) -> None:
     with torch.no_grad():
-        weight.copy_(original)
-
-
-def _write(change: _Change) -> None:
-    with torch.no_grad():
-        change.weight.copy_(change.fused)
+        weight.copy_(values)
 
 
 # ---------------------------------------------------------------------------------- computing
