@@ -315,6 +315,9 @@ def test_refusals():
 
     with pytest.raises(LanguageError, match="at least one request, got none"):
         edit([])
+    for wrong in (requests[0], "The home", None, [requests[0], "x"], iter(requests)):
+        with pytest.raises(LanguageError, match="requests must be a list of Requests"):
+            edit(wrong)
     with pytest.raises(LanguageError, match="two requests have the same subject and relation"):
         edit([requests[0], replace(requests[0], target="other")])
     with pytest.raises(LanguageError, match="two requests have the same name"):

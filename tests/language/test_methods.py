@@ -181,6 +181,14 @@ def test_settings_out_of_range_are_refused(changes):
         replace(METHODS["memit"], **changes)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"steps": 1.5}, {"layers": True}, {"clamp": "x"}, {"chat": "no"}, {"seed": None}]
+)
+def test_settings_of_another_type_are_refused(changes):
+    with pytest.raises(LanguageError, match=f"{next(iter(changes))} must be of type"):
+        replace(METHODS["memit"], **changes)
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(LanguageError, match="cost must be one of covariance"):
         replace(METHODS["memit"], cost="nothing")

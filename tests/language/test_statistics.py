@@ -306,3 +306,10 @@ def test_texts_that_are_none(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\n")
     with pytest.raises(LanguageError, match="is not UTF-8"):
         collected(model, tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 0}, {"length": 0}, {"length": -5}])
+def test_sizes_below_one_are_refused(sizes):
+    model, _, _ = small("llama")
+    with pytest.raises(LanguageError, match=f"{next(iter(sizes))} must be at least 1, got"):
+        language.collect_statistics(model, tokenizer(), ["a b"], progress=False, **sizes)

@@ -223,6 +223,8 @@ def test_an_empty_prompt_is_refused():
     tok = tokenizer()
     with pytest.raises(LanguageError, match="generate: a prompt with at least one token"):
         generate(tiny_gpt2(tok), tok, [""])
+    with pytest.raises(LanguageError, match="generate: prompts must be a list of texts, got 'the'"):
+        generate(tiny_gpt2(tok), tok, "the")
 
 
 # -------------------------------------------------------------------------------- references

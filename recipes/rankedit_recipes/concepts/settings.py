@@ -88,7 +88,10 @@ class Settings:
                 )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in ("float", "int") and (isinstance(value, bool) or not _number(value)):
+            whole = field.type != "int" or isinstance(value, int)
+            if field.type in ("float", "int") and (
+                isinstance(value, bool) or not _number(value) or not whole
+            ):
                 raise ConceptsError(f"Settings: {field.name} must be a number, got {value!r}.")
             if field.type == "bool" and not isinstance(value, bool):
                 raise ConceptsError(f"Settings: {field.name} must be true or false, got {value!r}.")

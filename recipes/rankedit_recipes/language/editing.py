@@ -80,8 +80,8 @@ def edit(
     See docs/language.md for an example.
     """
     settings = settings_of(method)
-    requests = [request.settled(space=space, chat=chat) for request in requests]
     check_requests(requests)
+    requests = [request.settled(space=space, chat=chat) for request in requests]
     if texts is not None:
         if prefixes is not None:
             raise LanguageError("edit: give prefixes, or texts to take them from, not both.")
@@ -233,6 +233,11 @@ def check_requests(requests: Sequence[Request]) -> None:
     Raises:
         LanguageError: names the first two.
     """
+    if not isinstance(requests, Sequence) or not all(isinstance(r, Request) for r in requests):
+        raise LanguageError(
+            f"language: requests must be a list of Requests, got {requests!r:.80}; put one into a "
+            "list."
+        )
     if not requests:
         raise LanguageError("language: requests must have at least one request, got none.")
     for what in ("key", "label"):

@@ -106,6 +106,7 @@ class Settings:
                     f"Settings: {name} must be one of {', '.join(get_args(kind))}, got "
                     f"{getattr(self, name)!r}."
                 )
+        self._check_types()
         self._check_numbers()
         if not self.consistent and self.solver:
             raise LanguageError(
@@ -117,6 +118,17 @@ class Settings:
                 "Settings: consistent=False is ROME's published fault, which needs softness 0 and "
                 f"one layer, got softness {self.softness} and {self.layers} layers."
             )
+
+    def _check_types(self) -> None:
+        kinds = {"float": (int, float), "int": (int,), "bool": (bool,)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = kinds.get(str(field.type), (object,))
+            # To Python, True is a number too.
+            if not isinstance(value, kind) or (int in kind and isinstance(value, bool)):
+                raise LanguageError(
+                    f"Settings: {field.name} must be of type {field.type}, got {value!r}."
+                )
 
     def _check_numbers(self) -> None:
         positive = ("weight", "layers", "steps", "learning_rate", "clamp", "tokens")

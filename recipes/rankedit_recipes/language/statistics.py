@@ -141,8 +141,11 @@ def collect_statistics(
         progress: show it.
 
     Raises:
-        LanguageError: no text.
+        LanguageError: no text, or sizes below 1.
     """
+    for what, size in (("batch", batch), ("length", 1 if length is None else length)):
+        if size < 1:
+            raise LanguageError(f"collect_statistics: {what} must be at least 1, got {size}.")
     blocks = all_blocks(model, layers)
     if layers is not None:
         # Not `choose_blocks`, which refuses blocks that cannot share an edit.

@@ -54,8 +54,12 @@ def generate(
         whole: False for what follows the prompt alone.
 
     Raises:
-        LanguageError: an empty prompt, or a chat without a template.
+        LanguageError: an empty prompt, no list of them, or a chat without a template.
     """
+    if isinstance(prompts, str):  # which is a sequence too, of letters
+        raise LanguageError(
+            f"generate: prompts must be a list of texts, got {prompts!r:.80}; put one into a list."
+        )
     chats = [chat] * len(prompts) if isinstance(chat, bool) else list(chat)
     ids = [
         _chat_ids(tokenizer, prompt) if said else _prompt_ids(tokenizer, prompt)
