@@ -104,7 +104,13 @@ def state_of(requests):
 def kept(folder):
     """What is on the disk: the facts in their order, with the bits of keys and values."""
     contents = Folder(folder).contents()
-    tensors = [t for fact in contents.facts for n in NAMES for t in (fact.keys[n], fact.lacking[n])]
+    tensors = [
+        rows[n][row]
+        for fact in contents.facts
+        for row in range(len(fact))
+        for n in NAMES
+        for rows in (fact.keys, fact.lacking)
+    ]
     return list(contents.manifest.requests), [t.numpy().tobytes() for t in tensors]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rankedit_recipes import language
 from rankedit_recipes.language import LanguageError
 from rankedit_recipes.language.corpus import Corpus
+from rankedit_recipes.language.passes import _apart
 from rankedit_recipes.language.sources import StreamedTexts, source_of
 
 import rankedit as rk
@@ -140,6 +141,37 @@ def test_what_cannot_go_on_is_read_again_in_words_and_compared():
         pytest.raises(LanguageError, match="the first 4 texts are others than before"),
     ):
         other.load_state_dict(begun.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:collect_statistics. this source cannot go on")
+def test_what_can_be_read_once_is_read_on_from_an_earlier_place():
+    class Once:
+        """As a pipe is: who loops again gets what is left."""
+
+        def __init__(self):
+            self.left = iter(MANY)
+
+        def __iter__(self):
+            return (text for text in self.left)
+
+    begun, places = Corpus(StreamedTexts(Unseekable(MANY))), []
+    for _ in range(9):
+        begun.take()
+        places.append(begun.state_dict())
+    again = Corpus(StreamedTexts(Once()))
+    again.load_state_dict(places[2])  # of a first part of the data
+    again.load_state_dict(places[8])
+    assert everything(again) == MANY[9:]
+    with pytest.raises(LanguageError, match="are others than before"):
+        again.load_state_dict(places[2])  # it cannot go back
+
+
+def test_projections_that_share_a_moment_are_not_added_to_twice():
+    one = rk.SecondMoment(2).update(torch.ones(5, 2))
+    found = _apart({"a": one, "b": one, "c": one})
+    for moment in found.values():
+        moment.merge_(rk.SecondMoment(2).update(torch.ones(1, 2)))
+    assert [moment.count for moment in found.values()] == [6, 6, 6]
 
 
 def test_shards_add_up_to_the_whole(tmp_path):

@@ -82,12 +82,15 @@ class Corpus:
         Warns:
             RankeditWarning: it has to be read again.
         """
-        self._iterator = None
-        if self._source.go_to(state["source"]):
+        (texts, _), there = state["texts"], self._source.go_to(state["source"])
+        # What can be read once only may have been read up to an earlier place.
+        if there or self.texts > texts:
+            self._iterator = None
+            self.texts, self.taken, self._whole, self._own = 0, 0, 0, 0
+        if there:
             self.texts, self.taken = state["texts"]
             self._whole, self._own = (int(digits, 16) for digits in state["digests"])
             return
-        texts, _ = state["texts"]
         warnings.warn(
             f"collect_statistics: this source cannot go on from a place: {texts:,} texts are read "
             "again and left out. Files, folders and streams with state_dict are gone on with.",

@@ -110,7 +110,7 @@ class Passes:
         The first part becomes the sum, and the others are emptied: at large widths, another copy
         of all would not fit.
         """
-        moments, changes = parts[0], {}
+        moments, changes = _apart(parts[0]), {}
         for part in parts[1:]:
             for name, moment in moments.items():
                 before, corpus = moment.clone(), moment.provenance.corpus
@@ -127,3 +127,13 @@ class Passes:
     def _part(self, number: int) -> Path:
         path = "" if self.checkpoint is None else self.checkpoint.path
         return Path(f"{path}.part{number}")
+
+
+def _apart(moments: dict[str, rk.SecondMoment]) -> dict[str, rk.SecondMoment]:
+    """With a moment of its own for each name: projections that read the same share one."""
+    seen: set[int] = set()
+    found = {}
+    for name, moment in moments.items():
+        found[name] = moment.clone() if id(moment) in seen else moment
+        seen.add(id(moment))
+    return found

@@ -140,6 +140,8 @@ class StreamedTexts:
         self._texts, self._taken = texts, 0
 
     def __iter__(self) -> Iterator[str]:
+        if not isinstance(self._texts, Stateful):
+            self._taken = 0  # from the front again
         for item in self._texts:
             self._taken += 1
             yield checked_text(item, f"item {self._taken - 1}")

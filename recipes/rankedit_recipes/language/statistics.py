@@ -173,7 +173,8 @@ def collect_statistics(
     for moment in moments.values():
         moment.provenance = replace(moment.provenance, corpus=f"{name} ({source.described()})")
     settings = {"length": limit, "texts at most": count}
-    mark = shard.mark(f"{name} ({source.described()})", settings) if shard else ""
+    # Without the name, which is a path that other machines may have elsewhere.
+    mark = shard.mark(source.described(), settings) if shard else ""
     found = Statistics(moments, changes, collector.files(), mark)
     if kept is not None and not kept.keep:
         found.remove_checkpoint()

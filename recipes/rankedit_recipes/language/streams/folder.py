@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from rankedit_recipes.language.streams import pages
 from rankedit_recipes.language.streams.locking import LOCK, locked
 from rankedit_recipes.language.streams.manifest import Manifest, decoded, encoded, written
 from rankedit_recipes.language.streams.pages import name_of, number_of, page_number_of, page_of
-from rankedit_recipes.language.streams.rows import digest_of, fact_in, load_rows, tensors_of
+from rankedit_recipes.language.streams.rows import digest_of, facts_in, load_rows, tensors_of
 
 _NAME = "stream.json"
 # What a process that was killed while it wrote leaves behind; see `rankedit.atomic`.
@@ -46,7 +47,7 @@ _TRIES = 20
 
 
 class Contents(NamedTuple):
-    """A stream as it is read: what it says, and its facts one by one in the order of entry."""
+    """A stream as it is read: what it says, and its facts in the order of entry, file by file."""
 
     manifest: Manifest
     facts: list[Facts]
@@ -118,8 +119,7 @@ class Folder:
             try:
                 return self._loaded(manifest)
             except LanguageError:
-                # Readers need no lock, so that they may look at folders that they cannot write to.
-                # Files never change: what fails while `stream.json` stays the same is damaged.
+                # Readers need no lock. What fails while `stream.json` stays the same is damaged.
                 if self._mark() == manifest.mark:
                     raise
         raise LanguageError(self._busy())
@@ -135,9 +135,9 @@ class Folder:
                     "damaged, or of another stream. Take the folder from a copy."
                 )
         facts = []
-        for request in manifest.requests:
-            number, row = manifest.places[request.label]
-            facts.append(fact_in(files[number], row, request, manifest.layers))
+        places = ((*manifest.places[request.label], request) for request in manifest.requests)
+        for number, some in itertools.groupby(places, key=lambda place: place[0]):
+            facts.append(facts_in(files[number], [place[1:] for place in some], manifest.layers))
         return Contents(replace(manifest, digests=digests), facts)
 
     # ------------------------------------------------------------------ writing
@@ -201,7 +201,7 @@ class Folder:
         facts: Facts | None,
         done: Callable[[Manifest], object],
     ) -> None:
-        # Also above what a killed process left: no number is ever given twice.
+        # Also above what a killed process left.
         number = max([old.next, *(1 + there for there in self._numbered().values())])
         places, digests = dict(old.places), dict(old.digests)
         if facts is not None:

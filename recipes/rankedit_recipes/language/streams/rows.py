@@ -49,27 +49,29 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def fact_in(rows: Rows, row: int, request: Request, layers: Sequence[str]) -> Facts:
-    """One fact by its row.
+def facts_in(rows: Rows, places: Sequence[tuple[int, Request]], layers: Sequence[str]) -> Facts:
+    """Facts of one file by their rows.
 
     Raises:
         LanguageError: there is no such row.
     """
     count = min(len(tensor) for tensor in rows.values())
-    if row >= count:
-        raise LanguageError(
-            f"Stream.open: {request.label!r} is to be row {row} of a file that has {count}; take "
-            "the folder from a copy."
-        )
+    for row, request in places:
+        if row >= count:
+            raise LanguageError(
+                f"Stream.open: {request.label!r} is to be row {row} of a file that has {count}; "
+                "take the folder from a copy."
+            )
+    chosen = [row for row, _ in places]
     keys, lacking = (
-        {name: rows[f"{kind}.{i}"][row : row + 1] for i, name in enumerate(layers)}
+        {name: rows[f"{kind}.{i}"][chosen] for i, name in enumerate(layers)}
         for kind in ("keys", "lacking")
     )
-    return Facts((request,), keys, lacking, {})
+    return Facts(tuple(request for _, request in places), keys, lacking, {})
 
 
 def joined(facts: Sequence[Facts]) -> Facts:
-    """Facts one by one as facts together: what enters them does so once."""
+    """Facts of several files as facts together: what enters them does so once."""
     named = facts[0].keys
     keys = {name: torch.cat([fact.keys[name] for fact in facts]) for name in named}
     lacking = {name: torch.cat([fact.lacking[name] for fact in facts]) for name in named}
