@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the disk is full, the folder cannot be written, ...; `path` is as it was.
     """
     target = Path(path)
-    _check_target(target)
+    check_target(target)
     remove_stale(target)
     temporary, lock, descriptor = _locked(target)
     try:
@@ -65,7 +65,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Refuse what `atomic_write` could not write, before the work that is to be written.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        IsADirectoryError: it is a folder.
+    """
     if target.is_dir():
         msg = f"atomic_write: expected a file name, got the folder '{target}'; add a file name"
         raise IsADirectoryError(msg)

@@ -365,6 +365,24 @@ def test_checkpoints_that_are_none(arguments, message):
         Checkpoint(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("missing/partial", FileNotFoundError),
+        (".", IsADirectoryError),
+        ("a/b/c", FileNotFoundError),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_first_batch(tmp_path, place, error):
+    called = []
+    with pytest.raises(error, match=r"folder"):
+        collect(
+            make_model(), "*", make_batches(), call=called.append, progress=False,
+            checkpoint=Checkpoint(tmp_path / place),
+        )  # fmt: skip
+    assert not called
+
+
 KILLED = textwrap.dedent(
     """
     import sys

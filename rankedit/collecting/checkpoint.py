@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from rankedit.accumulating import Policy
-from rankedit.atomic import atomic_write, remove_stale
+from rankedit.atomic import atomic_write, check_target, remove_stale
 from rankedit.collecting.ranks import Ranks
 from rankedit.collecting.sharing import Group
 from rankedit.errors import EditFileError, RankeditError, StatisticsError
@@ -163,6 +163,7 @@ def read(file: Path, plan: Plan) -> State | None:
         StatisticsError: the file belongs to another plan, or to another number of processes.
         EditFileError: the file is damaged.
     """
+    check_target(file)  # now, and not when all is done and only the file is to go
     if not file.exists():
         _check_no_other_layout(file, plan)
         return None
@@ -276,8 +277,7 @@ class Keeper:
 
     def read(self) -> State:
         """Where an earlier run stopped; an empty state if there was none."""
-        found = None if self.file is None else read(self.file, self._plan)
-        return found or State(0, "", "", [])
+        return (self.file and read(self.file, self._plan)) or State(0, "", "", [])
 
     def offer(self, state: State) -> None:
         """Write the state if the last writing is long enough ago."""
