@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -82,6 +83,7 @@ class LowRank:
     up: Tensor
     down: Tensor
     report: EditReport | None = None
+    linear_in: ClassVar[tuple[str, ...]] = ("up",)
 
     def __post_init__(self) -> None:
         check_rows("LowRank", "up", self.up)
@@ -267,7 +269,13 @@ class LowRank:
         """`x downᵀ` with `upᵀ`."""
         with full_precision(x):
             down = tensors["down"]
-            return ((linear(x.to(down.dtype), down), tensors["up"].T),)
+            # To be told that there is nothing to cast takes as long as a product of one token.
+            x = x if x.dtype == down.dtype else x.to(down.dtype)
+            return ((linear(x, down), tensors["up"].T),)
+
+    def constant(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`down` and `upᵀ`."""
+        return tensors["down"], tensors["up"].T
 
     def settings(self) -> frozenset[str]:
         """Nothing but the strength, which every attached edit has."""

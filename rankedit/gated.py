@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from rankedit import gates
 from rankedit.edits import EditReport, LowRank
 from rankedit.errors import ShapeError
 from rankedit.gates import Gate, Sigmoid
-from rankedit.independence import Orthogonalised, check_independent
+from rankedit.independence import basis_of, check_independent
 from rankedit.metric import Metric
 from rankedit.products import bound, full_precision, sum_of_products
 from rankedit.protocol import KeyOutputs, precision
@@ -68,6 +68,7 @@ class GatedEdit:
     normalised: bool
     floor: float | None
     statistics: str
+    linear_in: ClassVar[tuple[str, ...]] = ("targets", "removed")
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class GatedEdit:
             object.__setattr__(self, name, value)
         moved = not values.keys().isdisjoint(("keys", "images"))
         if moved:
+            object.__setattr__(self, "_known", [])
             size = check_rows("GatedEdit", "keys", self.keys).shape
             check_rows("GatedEdit", "images", self.images, size[1], size[0], of="keys", per="keys")
         count = len(self.keys)
@@ -239,7 +241,9 @@ class GatedEdit:
         The keys are read in an orthogonal basis k' of theirs, see `Orthogonalised`; several keys
         have the two matrices that turn its coordinates into similarities and joint coordinates.
         """
-        basis, dtype = Orthogonalised.of(self.gram()), precision(outputs)
+        learned = self.keys.requires_grad or self.images.requires_grad
+        basis = basis_of(self.gram, None if learned else self.__dict__["_known"])
+        dtype = precision(outputs)
         tensors = {
             "read": basis.reading(self.images.double()).to(dtype),
             "targets": bound(self.targets, dtype),
@@ -261,12 +265,13 @@ class GatedEdit:
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
         """`gate(s)` with O, and the coordinates on the orthogonal keys with `−k' Wᵀ`."""
         with full_precision(x):
-            opening, parts = self._read(x.to(tensors["read"].dtype), tensors)
+            dtype = tensors["read"].dtype
+            opening, parts = self._read(x if x.dtype == dtype else x.to(dtype), tensors)
         return (opening, tensors["targets"]), (parts, tensors["removed"])
 
     def settings(self) -> frozenset[str]:
         """The gate's parameters, and the floor if there is one."""
-        names = set(gates.parameters(self.gate))
+        names = {field.name for field in fields(self.gate)}
         return frozenset(names | ({"floor"} if self.floor is not None else set()))
 
     def _read(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

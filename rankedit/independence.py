@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rankedit.errors import SolveError
+from rankedit.inference import ordinary
 
 # Smallest eigenvalue of the Gram matrix of unit keys at which their coordinates are still worth
 # computing: two keys whose cosine is within 1e-6 of 1 are one key.
@@ -47,6 +49,22 @@ class Orthogonalised:
     def reading(self, images: Tensor) -> Tensor:
         """Directions `[n, in]` with `q = x @ reading.T`."""
         return self.combine @ images / self.squares[:, None]
+
+
+def basis_of(gram: Callable[[], Tensor], known: list[Orthogonalised] | None) -> Orthogonalised:
+    """The basis of keys with this Gram matrix, computed once for all who share the list.
+
+    Args:
+        gram: gives the matrix.
+        known: of edits with the same keys, who bind to one projection each; None for keys that
+            learn, which are changed in place, and whose graph is good for one step.
+    """
+    if known is None:
+        return Orthogonalised.of(gram())
+    if not known:
+        with ordinary():
+            known.append(Orthogonalised.of(gram()))
+    return known[0]
 
 
 def check_independent(call: str, gram: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rankedit.shapes import Inputs, Outputs, check_count, check_finite, check_ki
 
 ROWS = "rows"
 TIME = "time"
+_NUMBERS = "numbers"
 
 
 @runtime_checkable
@@ -75,6 +76,7 @@ class PlacedEdit:
     targets: Tensor
     in_features: int
     last: bool = False
+    linear_in: ClassVar[tuple[str, ...]] = ("targets",)
 
     def __post_init__(self) -> None:
         check_kind("PlacedEdit", "targets", self.targets, Tensor)
@@ -109,8 +111,13 @@ class PlacedEdit:
         return f" on the {'last' if self.last else 'first'} rows"
 
     def bind(self, outputs: KeyOutputs) -> dict[str, Tensor]:
-        """`targets`; what the layer gives does not matter."""
-        return {"targets": bound(self.targets, precision(outputs))}
+        """`targets`, and the knots' numbers; what the layer gives does not matter."""
+        dtype = precision(outputs)
+        tensors = {"targets": bound(self.targets, dtype)}
+        if self.knots > 1:
+            numbers = torch.arange(self.knots, dtype=dtype, device=self.targets.device)
+            tensors[_NUMBERS] = numbers
+        return tensors
 
     def added(self, x: Inputs, tensors: Mapping[str, Tensor]) -> Outputs:
         """What the formula adds to `W x`."""
@@ -128,7 +135,7 @@ class PlacedEdit:
                     f"each vector, got {list(rows.shape)}; tell(rows=...) gives them."
                 )
             if self.knots > 1:
-                weights = hats(tensors[TIME].to(targets.dtype), self.knots)
+                weights = hats(tensors[TIME].to(targets.dtype), tensors[_NUMBERS])
                 rows = (rows[..., None] * weights.reshape(-1, 1, 1, self.knots)).flatten(2)
         return ((rows, targets.reshape(-1, targets.shape[-1])),)
 
@@ -137,12 +144,13 @@ class PlacedEdit:
         return frozenset()
 
 
-def hats(time: Tensor, knots: int) -> Tensor:
+def hats(time: Tensor, numbers: Tensor) -> Tensor:
     """Weights `[batch, knots]` of piecewise linear interpolation, even knots from 0 to 1.
 
     Args:
         time: `[batch]` or a number; beyond 0 and 1 as there.
-        knots: how many, at least two.
+        numbers: of the knots, 0 to knots − 1; at least two.
     """
-    place = time.reshape(-1, 1).clamp(0, 1) * (knots - 1)
-    return (1 - (place - torch.arange(knots, device=time.device)).abs()).clamp_min(0)
+    last = len(numbers) - 1
+    apart = (time.reshape(-1, 1) * last).clamp(0, last) - numbers
+    return (1 - apart.abs()).clamp_min(0)

@@ -96,6 +96,9 @@ def bound(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def full_precision(x: Inputs) -> AbstractContextManager[None]:
     """Autocast off where it is on: to enter its context costs as much as a small edit."""
+    # Asked of all devices first, which takes a fifth of the time (torch 2.13 says it in private).
+    if not torch._C._is_any_autocast_enabled():
+        return _AS_IT_IS
     device = x.device.type
     if x.is_meta or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
         return _AS_IT_IS

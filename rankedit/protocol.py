@@ -54,6 +54,11 @@ class Factored(Edit, Protocol):
 
     Those go straight into the layer's output, where that is faster than to write out what is added
     and then to add it.
+
+    It may also have `linear_in`: names of the tensors that the second matrices are rows of, and
+    that no coefficient depends on. The strength is then multiplied into these once, when it is set,
+    and in no forward. Where coefficients are `x @ down.T` and nothing else, `constant(tensors)` may
+    give down and the rows.
     """
 
     def terms(self, x: Inputs, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -84,7 +84,7 @@ def test_weights_of_knots_are_linear_interpolation():
     times = torch.linspace(-0.2, 1.2, 57, dtype=torch.float64)
     values = draw(5, dtype=torch.float64)
     expected = np.interp(times.numpy(), np.linspace(0, 1, 5), values.numpy())
-    torch.testing.assert_close(hats(times, 5) @ values, torch.from_numpy(expected))
+    torch.testing.assert_close(hats(times, torch.arange(5.0)) @ values, torch.from_numpy(expected))
 
 
 def test_one_vector_takes_plain_rows_and_no_time():

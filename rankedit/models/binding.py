@@ -14,7 +14,7 @@ from rankedit.errors import AttachError, ShapeError
 from rankedit.gated import GatedEdit
 from rankedit.inference import ordinary
 from rankedit.models.geometry import device_of, weight_dtype
-from rankedit.models.slots import STRENGTH, Mark, Slot
+from rankedit.models.slots import STRENGTH, Mark, Slot, check_held
 from rankedit.models.swapping import slots_of, suspended
 from rankedit.models.targets import Target, gathered
 from rankedit.protocol import Edit
@@ -98,6 +98,7 @@ def bound_tensors(
             f"other than {STRENGTH!r}, which every attached edit has."
         )
     placed = {name: _placed(call, name, t, device, dtype) for name, t in tensors.items()}
+    check_held(call, placed, tensors, dtype)
     with ordinary():
         placed[STRENGTH] = torch.full((), strength, dtype=dtype, device=device)
     return placed
@@ -133,14 +134,7 @@ def _placed(
         with ordinary():
             # One layout: compiled code (torch 2.13) sees the stride of a single number too.
             one = torch.contiguous_format
-            placed = tensor.detach().to(device, wanted, copy=True, memory_format=one)
-            if tensor.is_floating_point() and not bool(placed.isfinite().all()):
-                raise AttachError(
-                    f"{call}: {name!r} of the edit must be finite in {wanted}, in which the layer "
-                    f"computes with it; its largest entry is {float(tensor.abs().max()):.3g}. "
-                    "Scale the edit down; LowRank.balanced() spreads a product over its factors."
-                )
-            return placed
+            return tensor.detach().to(device, wanted, copy=True, memory_format=one)
     # A copy would keep its old value while the optimiser changes the original.
     if tensor.device != device:
         raise AttachError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankedit.errors import AttachError, ShapeError
+from rankedit.errors import AttachError
+from rankedit.inference import ordinary
 from rankedit.models.geometry import Geometry
 from rankedit.models.telling import Context
-from rankedit.placed import ROWS
 from rankedit.protocol import Edit
 
 STRENGTH = "strength"
+# Strengths, and what they divide by, up to which rows keep their digits when multiplied by them.
+_MOST = 2.0**20
 
 
 class Mark:
@@ -44,6 +45,9 @@ class Slot:
         learned: whether any of the tensors requires gradients.
         narrow: whether any of the tensors is not float64.
         context: what an edit that reads something of each call is told; None for all others.
+        ready: the tensors with the strength multiplied into them, where that can be done once.
+        constant: of an edit that is a matrix product and no more, its factors `[r, in]` and
+            `[r, out]`, ready and contiguous.
     """
 
     mark: Mark
@@ -56,6 +60,17 @@ class Slot:
     learned: bool = False
     narrow: bool = True
     context: Context | None = None
+    ready: Mapping[str, Tensor] | None = field(init=False, default=None)
+    constant: tuple[Tensor, Tensor] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        with ordinary(), torch.no_grad():
+            ready = _multiplied(self)
+            object.__setattr__(self, "ready", ready)
+            whole = self.rows == (0, self.layout.out_features)
+            if ready and whole and self.joins and not self.by_row:
+                factors = getattr(self.edit, "constant", lambda _: None)(ready)
+                object.__setattr__(self, "constant", factors and _contiguous(*factors))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         """With tensors of its own. The edit is immutable, but for one that says how to copy it."""
@@ -69,143 +84,47 @@ class Slot:
         )
 
 
-def edited(slot: Slot, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """A layer's output with what the edit adds to it."""
-    slot.mark.reached = True
-    tensors = slot.tensors
-    strength = tensors[STRENGTH]
-    if slot.learned:
-        _check_reduced(tensors)
-    dtype = outputs.dtype
-    wide = slot.narrow and dtype == torch.float64
-    if wide or strength.device != inputs.device or type(inputs) is not Tensor:
-        tensors = {name: _beside(inputs, tensor) for name, tensor in tensors.items()}
-        strength = tensors[STRENGTH]
-    plain = slot.joins and not slot.by_row and type(outputs) is Tensor
-    if plain and dtype == strength.dtype:
-        return _joined(slot, inputs, outputs, tensors)
-    rows = slot.layout.to_rows(inputs)
-    if slot.by_row:
-        tensors = _aligned(slot, rows, tensors)
-        strength = tensors[STRENGTH]
-    added = slot.edit.added(rows, tensors)
-    start, stop = slot.rows
-    width = slot.layout.out_features
-    if stop - start != width:
-        added = nn.functional.pad(added, (start, width - stop))
-    if strength.ndim:
-        added, strength = added * strength, strength.new_ones(())
-    added = slot.layout.from_rows(added)
-    if added.dtype == outputs.dtype:
-        return torch.addcmul(outputs, added, strength)  # one pass over the output
-    return outputs + (strength * added).to(outputs.dtype)
+def _multiplied(slot: Slot) -> dict[str, Tensor] | None:
+    """The tensors of a slot with its strength in those that what is added is linear in.
 
-
-def placed(slot: Slot, context: Context, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """A layer's output with what an edit adds to those rows of the sequence that it was told of."""
-    slot.mark.reached = True
-    edit: Any = slot.edit
-    told = context.of_call(edit, inputs)
-    if told is None:
-        return outputs
-    if slot.learned:
-        _check_reduced(slot.tensors)
-    count, length = told[ROWS].shape[1], inputs.shape[1]
-    begin = length - count if edit.last else 0
-    read = inputs[:, begin : begin + count]
-    tensors = {n: _beside(inputs, t) for n, t in (*slot.tensors.items(), *told.items())}
-    if slot.by_row:
-        tensors = _aligned(slot, read, tensors)
-    added = edit.added(read, tensors) * tensors[STRENGTH]
-    # Nobody else holds what torch's own layers give; gradients need what was there.
-    whole = outputs if slot.joins and not _recording() else outputs.clone()
-    start, stop = slot.rows
-    whole[:, begin : begin + count, start:stop].add_(added.to(outputs.dtype))
-    return whole
-
-
-def _recording() -> bool:
-    # The compiler knows this question, and not the one of torch._C (torch 2.13).
-    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _beside(inputs: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor of an edit where, and as wide as, the inputs are.
-
-    It is there already, but under offloading schemes, in models that were cast to float64 after
-    attaching, and in tensor parallelism, where inputs are replicated over a mesh of devices.
+    Never the tensors themselves, at strength 1 neither: compiled code would be compiled anew where
+    two of its inputs are one tensor no longer.
     """
-    if tensor.is_meta and not inputs.is_meta:
-        raise AttachError(
-            "attach: the layer runs with its weight in another's place (torch.func), and its edits "
-            "are on the meta device: they are no part of a model's parameters. Run it without "
-            "edits, with static ones put into the weights by fuse_ before they are taken from it."
-        )
-    wide = tensor.is_floating_point() and inputs.dtype == torch.float64
-    placed = tensor.to(inputs.device, torch.float64 if wide else tensor.dtype)
-    sharded: Any = sys.modules.get("torch.distributed.tensor")
-    if sharded is None or not isinstance(inputs, sharded.DTensor):
-        return placed
-    mesh: Any = inputs.device_mesh
-    found: Tensor = sharded.DTensor.from_local(
-        placed, mesh, [sharded.Replicate()] * mesh.ndim, run_check=False
+    strength, names = slot.tensors[STRENGTH], getattr(slot.edit, "linear_in", ())
+    if not names or slot.learned or strength.ndim or strength.is_meta:
+        return None
+    size = abs(float(strength)) if type(strength) is Tensor else float("nan")
+    # Beyond this range, rows may lose digits that their coefficients would have made up for.
+    if size and not 1 / _MOST <= size <= _MOST:
+        return None
+    scaled = {name: slot.tensors[name] * strength for name in names}
+    finite = all(bool(tensor.isfinite().all()) for tensor in scaled.values())
+    return {**slot.tensors, **scaled} if finite else None
+
+
+def _contiguous(down: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return down.contiguous(), rows.contiguous()
+
+
+def check_held(
+    call: str, placed: Mapping[str, Tensor], given: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Refuse what the layer's precision does not hold. All are looked at, and waited for, once.
+
+    Raises:
+        AttachError: one has entries that are not finite.
+    """
+    asked = {n: t for n, t in placed.items() if t.is_floating_point() and not t.requires_grad}
+    with ordinary():
+        finite = [tensor.isfinite().all() for tensor in asked.values()]
+        if not finite or bool(torch.stack(finite).all()):
+            return
+    name = next(name for name, fits in zip(asked, finite, strict=True) if not fits)
+    raise AttachError(
+        f"{call}: {name!r} of the edit must be finite in {dtype}, in which the layer "
+        f"computes with it; its largest entry is {float(given[name].abs().max()):.3g}. "
+        "Scale the edit down; LowRank.balanced() spreads a product over its factors."
     )
-    return found
-
-
-def _joined(slot: Slot, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A plain linear layer's output with the products of an edit summed into it, in place.
-
-    To write what is added and read it again takes longer than to compute it, at small ranks.
-    Nothing else holds that output yet; where gradients are recorded, a copy spares autograd views.
-    A trace is checked by another one without gradients, which must have the same operations.
-    """
-    flat = outputs.reshape(-1, outputs.shape[-1])
-    if _recording():
-        flat = flat.clone()
-    start, stop = slot.rows
-    part = flat[:, start:stop] if stop - start < flat.shape[1] else flat
-    edit: Any = slot.edit
-    for coefficients, rows in edit.terms(inputs.reshape(-1, inputs.shape[-1]), tensors):
-        part.addmm_(coefficients * tensors[STRENGTH], rows)
-    return flat.view(outputs.shape)
-
-
-def _aligned(slot: Slot, rows: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, settings `[batch, 1 or n]` placed along the first axis of the inputs.
-
-    An edit that knows how batches are put together has a method `rows_for(setting, count)`, which
-    gives the setting's rows for a batch of that size.
-    """
-    aligned, spread = dict(tensors), getattr(slot.edit, "rows_for", None)
-    for name in slot.by_row:
-        table = tensors[name] if spread is None else spread(tensors[name], rows.shape[0])
-        batch, last = table.shape
-        if rows.ndim < 2 or rows.shape[0] != batch:
-            raise ShapeError(
-                f"Attachment.set: {name!r} was given {batch} numbers, one for each row of a batch, "
-                f"but the layer reads {list(rows.shape)}: expected [{batch}, ..., in]. Pipelines "
-                "with guidance run the batch twice, unguided rows first: give a number for each."
-            )
-        aligned[name] = table.reshape(batch, *(1 for _ in rows.shape[2:]), last)
-    return aligned
-
-
-def _check_reduced(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse to learn under DistributedDataParallel what it does not average over processes."""
-    wrapper = nn.parallel.DistributedDataParallel._active_ddp_module
-    if wrapper is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return
-    known = {id(tensor) for tensor in wrapper.parameters()}
-    for name, tensor in tensors.items():
-        if tensor.requires_grad and id(tensor) not in known:
-            raise AttachError(
-                f"attach: {name!r} is learned, but is no parameter of the model that "
-                "DistributedDataParallel wraps, so that each process would learn its own. Register "
-                "it with the model before wrapping it (model.register_parameter); what is computed "
-                "from learned keys cannot be: wrap no model, and average the keys' gradient with "
-                "torch.distributed.all_reduce."
-            )
 
 
 def check_unstacked(layer: nn.Module) -> None:

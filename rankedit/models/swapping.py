@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from rankedit.errors import AttachError
 from rankedit.linear_outputs import Standing, standing_edits
+from rankedit.models.adding import edited, placed
 from rankedit.models.asking import stand_in
 from rankedit.models.experts import Expert
 from rankedit.models.geometry import Geometry, innermost
-from rankedit.models.slots import Mark, Slot, Whole, check_unstacked, edited, placed
+from rankedit.models.slots import Mark, Slot, Whole, check_unstacked
 from rankedit.models.telling import Context
 from rankedit.protocol import Edit, Factored
 

@@ -115,6 +115,11 @@ def _check_terms(edit: Edit, x: Inputs, tensors: dict[str, Tensor], added: Tenso
                 f"{list(x.shape)}, got {describe(coefficients)} and {describe(rows)}."
             )
     _require_close("the products of terms must sum to added", sum_of_products(x, pairs), added)
+    names: tuple[str, ...] = getattr(edit, "linear_in", ())
+    if names:
+        doubled = {**tensors, **{name: 2 * tensors[name] for name in names}}
+        claim = f"added must be linear in {', '.join(names)} together"
+        _require_close(claim, edit.added(x, doubled), 2 * added)
 
 
 def _check_rows_alone(edit: Edit, x: Inputs, tensors: dict[str, Tensor], added: Tensor) -> None:

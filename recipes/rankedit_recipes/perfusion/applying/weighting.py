@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,6 +100,7 @@ class Weighted:
     weights: Tensor
     remembered: Remembered = field(default_factory=Remembered)
     _changing: tuple[str, ...] = field(init=False, repr=False)
+    linear_in: ClassVar[tuple[str, ...]] = (_ROWS,)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_changing", tuple(sorted(self.settings())))

@@ -158,10 +158,13 @@ class Learner:
         # Several keys of one word are alike: as when concepts are joined, each its own coordinate.
         kind = rk.Sigmoid if len(key) == 1 else rk.JointSigmoid
         gate = kind(self._config.bias, self._config.temperature)
-        gated = {
-            name: rk.GatedEdit.from_images(key, target, image, gate, statistics=self.statistics)
-            for name, target in {**self.locked, **self.targets}.items()
-        }
+        targets = {**self.locked, **self.targets}
+        # What is checked and computed of key and gate is once so: on an accelerator, each look at a
+        # number waits for all that was asked of it before.
+        first = rk.GatedEdit.from_images(
+            key, next(iter(targets.values())), image, gate, statistics=self.statistics
+        )
+        gated = {name: first.with_targets(target) for name, target in targets.items()}
         # Plain edits can be refreshed in place at each step.
         if not key.requires_grad:
             return dict(gated)
