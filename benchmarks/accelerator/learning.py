@@ -1,0 +1,194 @@
+"""A step of Perfusion against one of textual inversion, sampling, and the sandbox's learning."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rankedit_recipes import perfusion, sandbox
+from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.statistics import second_moment
+from rankedit_recipes.diffusion.words import NewWords
+from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.learning.config import Config
+from rankedit_recipes.perfusion.learning.data import cached_latents, draw
+from rankedit_recipes.perfusion.learning.learner import Learner
+from rankedit_recipes.perfusion.learning.loss import (
+    masked_loss,
+    noise_scheduler,
+    target_of,
+    train_steps,
+)
+from rankedit_recipes.perfusion.learning.stepping import Stepper
+from rankedit_recipes.perfusion.naming import Naming
+
+from accelerator.kept import Place, Row, check_close
+
+WORD, TEMPLATES = "<it>", ("a {}", "the {}")
+TARGET, PICTURE = 1.05, 1.02
+
+
+def steps(place: Place) -> dict[str, Callable[[], Row]]:
+    """One for each model."""
+    if place.small:
+        from tests.diffusion import pipelines
+
+        made = {"SD": pipelines.stable_diffusion, "SDXL": pipelines.stable_diffusion_xl}
+    else:
+        from tests.perfusion import test_full_size as sizes
+
+        made = {"SD 1.5": sizes.one_five, "SDXL": sizes.xl}
+    return {f"{name}, a step": lambda make=make: _step(place, make) for name, make in made.items()}
+
+
+class _Bench:
+    """A pipeline with photographs, and a step of either kind on the same draws."""
+
+    def __init__(self, pipe: Any, batch: int) -> None:
+        rng = np.random.default_rng(0)
+        noise = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(3)]
+        photos = [perfusion.Photo(str(number), image) for number, image in enumerate(noise)]
+        self.parts, self.naming = Parts(pipe), Naming(WORD, "cat", None)
+        self.config = Config(batch=batch, templates=TEMPLATES, precision="float32")
+        self.data = cached_latents(self.parts, photos, self.parts.denoiser.picture_size(0))
+        moment = second_moment(pipe, ["a cat on a mat", "the dog"], progress=False)
+        metric = perfusion.metric_of(moment)
+        self.learner = Learner(self.parts, self.naming, metric, self.config)
+        self.optimiser = torch.optim.AdamW(self.learner.rows, lr=1e-3)
+
+    def ours(self, number: int) -> float:
+        """The loss of a step of Perfusion; the edits stay attached only for it."""
+        stepper = Stepper(self.parts, self.learner, self.data, self.naming, self.config)
+        try:
+            return stepper.step(number)
+        finally:
+            stepper.detach()
+
+    def inversion(self, number: int) -> float:
+        """The loss of a step that learns the word's embedding alone, without edits."""
+        scheduler, config, data = noise_scheduler(self.parts.pipe), self.config, self.data
+        prompts = [template.format(self.naming.phrase) for template in config.templates]
+        drawn = draw(data, len(prompts), train_steps(scheduler), config.batch, flip=config.flip,
+                     seed=config.seed, step=number)  # fmt: skip
+        unique, back = drawn.prompts.unique(return_inverse=True)
+        text = self.parts.text.encode([prompts[index] for index in unique]).rows(back)
+        latents = data.latents[drawn.photos]
+        times, noise = drawn.times.to(latents.device), drawn.noise.to(latents)
+        noisy = scheduler.add_noise(latents, noise, times)
+        denoiser = self.parts.denoiser
+        predicted = denoiser.run(noisy.to(denoiser.dtype), times, text, size=data.size)
+        wanted = target_of(scheduler, latents, noise, times)
+        ones = torch.ones(config.batch, device=latents.device)
+        masks = data.masks[drawn.photos]
+        loss = masked_loss(predicted, wanted, masks, ones, config.reduction)
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return float(loss.detach())
+
+
+def _step(place: Place, make: Callable[[], Any]) -> Row:
+    pipe = make()
+    batch = 2
+    with frozen(Parts(pipe), checkpointing=False):
+        right = _with_word(_Bench(pipe, batch), lambda bench: bench.ours(0))
+        pipe.to(place.device)
+        bench = _Bench(pipe, batch)
+        error = check_close(
+            "the loss of a step", torch.tensor(_with_word(bench, lambda b: b.ours(0))),
+            torch.tensor(right), 2e-2,
+        )  # fmt: skip
+        words = NewWords(bench.parts.text, {WORD: bench.learner.rows})
+        try:
+            row = _timed(place, bench, 3 if place.small else 12)
+        finally:
+            words.remove()
+    return {"error": f"{error:.1g}", **row, "target": TARGET}
+
+
+def _with_word(bench: _Bench, act: Callable[[_Bench], float]) -> float:
+    words = NewWords(bench.parts.text, {WORD: bench.learner.rows})
+    try:
+        return act(bench)
+    finally:
+        words.remove()
+
+
+def _timed(place: Place, bench: _Bench, count: int) -> Row:
+    """Only the step is timed: a training attaches once."""
+    took: dict[str, list[float]] = {"ours": [], "inversion": []}
+    peaks: dict[str, int | None] = {}
+    for number in range(count + 1):
+        stepper = Stepper(bench.parts, bench.learner, bench.data, bench.naming, bench.config)
+        try:
+            took["ours"].append(place.seconds(lambda s=stepper, n=number: s.step(n)))
+            if number == count:
+                peaks["ours"] = place.peak(lambda s=stepper, n=number: s.step(n))
+        finally:
+            stepper.detach()
+        took["inversion"].append(place.seconds(lambda n=number: bench.inversion(n)))
+    peaks["inversion"] = place.peak(lambda: bench.inversion(count))
+    pairs = list(zip(took["ours"], took["inversion"], strict=True))[1:]  # the first one warms up
+    row: Row = {
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+        "milliseconds": round(1e3 * statistics.median(took["ours"][1:]), 1),
+    }
+    if peaks["ours"] and peaks["inversion"]:
+        row["peak memory, of inversion's"] = round(peaks["ours"] / peaks["inversion"], 3)
+        row["peak GB"] = round(peaks["ours"] / 1e9, 2)
+    return row
+
+
+def sampling(place: Place) -> dict[str, Callable[[], Row]]:
+    """The sandbox: learning, then pictures with what was learned."""
+    return {"learn, then draw": lambda: _sandbox(place)}
+
+
+def _sandbox(place: Place) -> Row:
+    pipe = sandbox.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    shown = sandbox.concept("bean")
+    photos = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(shown.photos(3))]
+    config = replace(SANDBOX_CONFIG, steps=4 if place.small else 200, batch=4)
+    captions = ["a cat on the grass", "a cup in the snow"]
+    moment = second_moment(pipe, captions, progress=False)
+
+    def learned() -> perfusion.Concept:
+        return perfusion.learn(
+            pipe, photos, placeholder=WORD, category=shown.category, statistics=moment,
+            config=config, progress=False,
+        )  # fmt: skip
+
+    def picture() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        sizes = {"num_inference_steps": 4 if place.small else 20, "output_type": "np"}
+        drawn = pipe(f"a {shown.category}", generator=generator, guidance_scale=4.0, **sizes)
+        return torch.as_tensor(drawn.images)
+
+    def applied(concept: perfusion.Concept) -> torch.Tensor:
+        with perfusion.apply(pipe, [concept]):
+            return picture()
+
+    concept = perfusion.learn(
+        pipe, photos, placeholder=WORD, category=shown.category, statistics=moment,
+        config=replace(config, steps=2), progress=False,
+    )  # fmt: skip
+    right = applied(concept)
+    pipe.to(place.device)
+    error = check_close("a picture", applied(concept), right, 2e-2)
+    seconds = place.seconds(learned)
+    with perfusion.apply(pipe, [concept]):
+        ours = [place.seconds(picture) for _ in range(3 if place.small else 10)]
+    plain = [place.seconds(picture) for _ in ours]
+    return {
+        "error": f"{error:.1g}",
+        "steps a second": round(config.steps / seconds, 2),
+        "picture, of one without": round(statistics.median(ours) / statistics.median(plain), 3),
+        "target": PICTURE,
+    }
