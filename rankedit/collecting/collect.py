@@ -18,7 +18,7 @@ from rankedit.collecting.choosing import Which, check_arguments, targets_of
 from rankedit.collecting.digests import function_digest, model_digest
 from rankedit.collecting.heads import before_head
 from rankedit.collecting.masks import Masks
-from rankedit.collecting.ranks import Ranks, reduced
+from rankedit.collecting.ranks import Ranks, check_not_split, reduced
 from rankedit.collecting.remaining import Remaining
 from rankedit.collecting.remarks import (
     REMEDY,
@@ -120,6 +120,7 @@ def collect(
     try:
         targets = targets_of(model, which)
         ranks = Ranks.current()
+        check_not_split(model, ranks)
         digest = model_digest(model)
         said = _said(mask), provenance or Provenance()
         plan = Plan(

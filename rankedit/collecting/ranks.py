@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from rankedit.collecting.sharing import Group
 from rankedit.errors import StatisticsError
+from rankedit.models.reading import tensor_parallel
 from rankedit.moments import SecondMoment
 
 Item = TypeVar("Item")
@@ -152,4 +154,20 @@ def check_count(group: Group) -> None:
             f"collect: the processes read {group.kept} vectors at {group.members[0]!r}, but their "
             f"sum has {group.moment.seen:g}; the statistics would be wrong. Do all processes run "
             "the same version of this library?"
+        )
+
+
+def check_not_split(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse tensor parallelism, under which all processes must run the same batches.
+
+    Raises:
+        StatisticsError: a parameter stays split: each process would run its own batches, and what
+            layers exchange would mix them without an error.
+    """
+    name = tensor_parallel(model) if ranks.size > 1 else None
+    if name is not None:
+        raise StatisticsError(
+            f"collect: the model is split over processes by tensor parallelism ({name!r}), where "
+            "all must run the same batches, but each process runs its share here; collect with the "
+            "whole model in each process, spread by device_map, or under fully_shard."
         )

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -133,3 +133,25 @@ def may_stop(model: nn.Module) -> bool:
     if module is None:
         return True
     return not any(isinstance(p, module.DTensor) for p in model.parameters())
+
+
+def tensor_parallel(model: nn.Module) -> str | None:
+    """Name of a parameter that stays split over processes while it is used; None if none does.
+
+    FSDP puts its parameters together for that. What it has split once, tensor parallelism may have
+    split before, along another axis of the mesh.
+    """
+    tensors: Any = sys.modules.get("torch.distributed.tensor")
+    if tensors is None:
+        return None
+    sharding: Any = sys.modules.get("torch.distributed.fsdp")
+    managed: set[int] = set()
+    for part in model.modules():
+        if sharding is not None and isinstance(part, sharding.FSDPModule):
+            managed.update(map(id, part.parameters()))
+    for name, tensor in model.named_parameters():
+        if isinstance(tensor, tensors.DTensor):
+            splits = sum(not placement.is_replicate() for placement in tensor.placements)
+            if splits > (id(tensor) in managed):
+                return name
+    return None

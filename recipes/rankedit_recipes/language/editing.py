@@ -14,7 +14,7 @@ from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.methods.inconsistent import inconsistent
 from rankedit_recipes.language.methods.own import Method, imported, method_of, named
-from rankedit_recipes.language.model.blocks import Block
+from rankedit_recipes.language.model.blocks import Block, check_searchable
 from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.model.tokens import Tokenizer
 from rankedit_recipes.language.requests import Request
@@ -128,6 +128,7 @@ class Engine:
         progress: bool = True,
     ) -> Engine:
         """See `edit`."""
+        check_searchable(model)
         settings = settings_of(method)
         chosen = choose_blocks(model, all_blocks(model, layers), layers, settings)
         settings = settings.shared_by(len(chosen))
