@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,8 @@ def main() -> int:
     if options.serve:
         serve()
         return 0
+    # Some of the attachments come and go between two forwards.
+    warnings.filterwarnings("ignore", "attach: .* to the layer alone", rk.RankeditWarning)
     counts = stress(options.seconds)
     print(json.dumps(counts), flush=True)
     if options.against:

@@ -188,8 +188,9 @@ def test_words_that_look_like_further_vectors_are_refused(pipe, words):
         for seed, (word, kind) in enumerate(zip(words, ("cat", "cup"), strict=True))
     ]
     tokenizer = pipe.tokenizer
-    with pytest.raises(PipelineError, match="cannot both be words"):
+    with pytest.raises(PipelineError, match="cannot both be words") as refused:
         apply(pipe, concepts)
+    assert str(refused.value).rpartition("such as '")[2].removesuffix("'.") not in words
     assert pipe.tokenizer is tokenizer
 
 
@@ -202,7 +203,7 @@ def test_words_beside_textual_inversions(pipe):
 
 
 def test_no_words_are_added_while_concepts_are_in(pipe):
-    size = len(pipe.tokenizer)
+    size, rows = len(pipe.tokenizer), pipe.text_encoder.get_input_embeddings().num_embeddings
     with apply(pipe, random_concept(pipe)):
         for add in (
             lambda: inverted(pipe, "<sunny>", 1),
@@ -211,6 +212,7 @@ def test_no_words_are_added_while_concepts_are_in(pipe):
             with pytest.raises(PipelineError, match=r"no words can be added while <bean>"):
                 add()
     assert len(pipe.tokenizer) == size
+    assert pipe.text_encoder.get_input_embeddings().num_embeddings == rows
     inverted(pipe, "<sunny>", 1)
     assert len(pipe.tokenizer) == size + 1
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -149,20 +150,22 @@ def check_vectors(tokenizer: Tokenizer, words: Mapping[str, int]) -> None:
             raise PipelineError(
                 f"diffusion: {trigger!r} and {first or taken[0]!r} cannot both be words: "
                 "pipelines take the one for a further vector of the other and put both into the "
-                f"prompt. Choose another word, such as '{_plainer(trigger)}'."
+                f"prompt. Choose another word, such as '{_plainer(trigger, known)}'."
             )
         if count > 1 and _is_whole(trigger):
             # diffusers replaces letters and not tokens: "mush" also in "mushroom" (0.42).
             raise PipelineError(
                 f"diffusion: {trigger!r} cannot have {count} vectors: pipelines put them in "
                 f"wherever its letters stand, inside of other words too. Choose a word in "
-                f"brackets, such as '{_plainer(trigger)}'."
+                f"brackets, such as '{_plainer(trigger, known)}'."
             )
 
 
-def _plainer(trigger: str) -> str:
+def _plainer(trigger: str, known: Container[str]) -> str:
     """A word of the same letters that is none of these."""
-    return f"<{re.sub(r'[^a-zA-Z0-9]+', '-', trigger).strip('-')}>"
+    letters = re.sub(r"[^a-zA-Z0-9]+", "-", trigger).strip("-")
+    names = itertools.chain([letters], (f"{letters}-{number}" for number in itertools.count(2)))
+    return next(f"<{name}>" for name in names if f"<{name}>" not in known)
 
 
 # ------------------------------------------------------------------------ words of several vectors

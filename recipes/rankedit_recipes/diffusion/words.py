@@ -22,7 +22,7 @@ from rankedit_recipes.diffusion.vectors import check_vectors, extended_tokenizer
 # CLIP configurations of before 2023 say 2 here; their models then take the highest token number
 # for the end of the text, which a new word would be.
 _LEGACY_EOS = 2
-_UNLOAD = "unload_textual_inversion"
+_LOAD, _UNLOAD = "load_textual_inversion", "unload_textual_inversion"
 
 
 class _WithNewWords(nn.Module):
@@ -151,8 +151,10 @@ class NewWords:
                     self._layers.append(_extend(layer, own))
                 self._mend_ends(encoder, old)
             if hasattr(self._pipe, _UNLOAD):
-                # It numbers the words anew and exchanges the embedding layer.
+                # It numbers the words anew and exchanges the embedding layer. The other one makes
+                # that larger before it asks the tokenizer (diffusers 0.42).
                 setattr(self._pipe, _UNLOAD, functools.partial(_refuse_removal, list(rows)))
+                setattr(self._pipe, _LOAD, functools.partial(_refuse_tokens, list(rows)))
         except BaseException:
             self.remove()
             raise
@@ -173,8 +175,9 @@ class NewWords:
             new.__dict__.update(vars(old))
         for module, end in self._ends:
             module.eos_token_id = end
-        # The instance's attribute hid the class's method.
-        self._pipe.__dict__.pop(_UNLOAD, None)
+        # The instance's attributes hid the class's methods.
+        for name in (_LOAD, _UNLOAD):
+            self._pipe.__dict__.pop(name, None)
         self._layers, self._tokenizers, self._ends = [], [], []
 
     def _mend_ends(self, encoder: nn.Module, tokenizer: Tokenizer) -> None:
