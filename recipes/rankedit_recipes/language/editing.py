@@ -14,9 +14,10 @@ from rankedit_recipes.language.evaluating.locating import resolved
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.methods.inconsistent import inconsistent
 from rankedit_recipes.language.methods.own import Method, imported, method_of, named
-from rankedit_recipes.language.model.blocks import Block, check_searchable
+from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.model.layers import Layers, all_blocks, choose_blocks
 from rankedit_recipes.language.model.tokens import Tokenizer
+from rankedit_recipes.language.model.whole import check_searchable
 from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.agreement import warn_of_different
 from rankedit_recipes.language.searching.contexts import (

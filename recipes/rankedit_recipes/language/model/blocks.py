@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import rankedit as rk
-from rankedit.models.reading import may_stop, tensor_parallel
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.running import Hook, embedding_device, first_tensor, quiet
+from rankedit_recipes.language.model.whole import check_not_split
 
 # Enough for attention to have something to mix, and few enough to cost nothing in a large model.
 _TOKENS = 6
@@ -118,7 +118,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def _measured_list(model: nn.Module) -> tuple[str, nn.ModuleList, list[float]]:
     """The list, and how long the stream gets in each block at the last token, at either end."""
-    _check_not_split(model)
+    check_not_split(model)
     lists = {
         name: part
         for name, part in model.named_modules()
@@ -278,30 +278,4 @@ class _Study:
         return (
             f"{start} must have exactly one down-projection, got {fits or 'none'} of "
             f"{len(self._read)} projections that it runs; {remedy}"
-        )
-
-
-def check_searchable(model: nn.Module) -> None:
-    """Refuse models of which this process holds a part: the search asks layers by themselves.
-
-    Raises:
-        LanguageError: it is split by tensor parallelism, or sharded; says what works instead.
-    """
-    _check_not_split(model)
-    if not may_stop(model):
-        raise LanguageError(
-            "edit: the model is sharded (fully_shard, fsdp_size), so that its layers have weights "
-            "in forward passes only, and the search runs layers by themselves; search on it spread "
-            'by device_map="auto". Statistics may be collected on the sharded model, and '
-            "what edit gives may be attached to it."
-        )
-
-
-def _check_not_split(model: nn.Module) -> None:
-    split = tensor_parallel(model)
-    if split is not None:
-        raise LanguageError(
-            f"language: the model is split over processes by tensor parallelism ({split!r}), where "
-            "none holds what a projection reads and gives; load it without tp_plan or tp_size: "
-            'spread by device_map="auto"; statistics can also be collected under fully_shard.'
         )
