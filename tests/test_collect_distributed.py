@@ -63,6 +63,7 @@ def test_under_torchrun(tmp_path):
     assert all(record["key"]["id"] != record["value"]["id"] for record in records)
 
 
+@pytest.mark.slow
 def test_batches_that_each_process_has_for_itself(tmp_path):
     codes, errors = run("own", tmp_path)
     assert codes == [0, 0], errors

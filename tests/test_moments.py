@@ -376,7 +376,13 @@ dist.destroy_process_group()
 
 
 class TestAllReduce:
-    @pytest.mark.parametrize("case", ["sum", "widths", "model", "tokenizer"])
+    @pytest.mark.parametrize(
+        "case",
+        [
+            "sum",
+            *(pytest.param(c, marks=pytest.mark.slow) for c in ("widths", "model", "tokenizer")),
+        ],
+    )
     def test_two_processes(self, tmp_path, case):
         command = [sys.executable, "-c", WORKER]
         workers = [

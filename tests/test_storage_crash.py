@@ -34,12 +34,14 @@ def test_killed_200_times_while_saving_the_file_is_always_whole(tmp_path):
     assert report["left"] == ["edit.safetensors"]
 
 
+@pytest.mark.slow
 def test_with_the_disk_full_at_50_offsets_the_old_file_stays(tmp_path):
     report = attack("full", tmp_path, 50)
     assert report["found"] == {"old, exit 7, 1 file(s)": 50}
     assert report["left"] == ["edit.safetensors"]
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader_see_whole_files_only(tmp_path):
     report = attack("race", tmp_path, 200)
     assert set(report["found"]) == {"old", "new"}

@@ -99,6 +99,7 @@ def test_the_page_shows_the_old_answer_the_new_one_and_the_old_one_again(stage, 
     assert "2 facts changed in a language model" in page
 
 
+@pytest.mark.slow
 def test_an_undo_that_leaves_something_is_no_demo(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(demonstrating.Stage, "same", lambda *_: False)
     with pytest.raises(LanguageError, match="does not say what it said before"):

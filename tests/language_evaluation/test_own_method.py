@@ -280,6 +280,7 @@ def test_a_method_of_one_s_own_has_a_row_with_its_own_numbers(written, monkeypat
     assert method in (written / "page" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_tables_and_changes_nothing_else(written, monkeypatch, capsys):
     made = small_study(written, monkeypatch)
     spec = importlib.util.spec_from_file_location("script", ROOT / "benchmarks/language.py")
