@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"rankedit\.(files\.lora_layouts\.Suffixes|models\.(reaching\.Watch|telling\.Context)|[\w.]+\._\w+)",
     ),
-    (r"py:.*", r"rankedit\.spectra\.Guard"),
+    (r"py:.*", r"rankedit\.(spectra\.Guard|originals\.Original)"),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "deflist", "dollarmath"]
