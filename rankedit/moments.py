@@ -42,7 +42,8 @@ class SecondMoment:
     **Precision.** Products are in float32 where vectors are no finer (`products="float64"`: never),
     summed in float64 for every 1,024 vectors. The error of an entry is then at most
     `1024·u·√(C_ii C_jj)` with `u = 2⁻²⁴`; about `u·√(C_ii C_jj)` is usual. Never TF32: where it is
-    allowed, products are in float64.
+    allowed, products are in float64; so are those of vectors that lie far from the origin, beside
+    which they hardly differ. Where single coordinates do, and their variance counts, ask for it.
 
     Memory: `4·dim²` bytes. `update` takes at most three chunks of `CHUNK_ROWS·dim·8` bytes more
     (300 MB at dim 3072) and a few bytes per vector, whatever the size of the batch; one whose

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from rankedit.packing import Triangle
 
+# Beyond this share of the energy in the mean, float32 would cost the covariance more than about a
+# hundred units of its last digit. Of fewer vectors the mean says nothing, and float64 costs little.
+_MEAN_SHARE, _FEW = 0.9, 64
+
 # How products of rows are computed; sums are in float64 always.
 Products = Literal["float32", "float64"]
 
@@ -62,17 +66,25 @@ class Sums:
 def measured(rows: Tensor, products: Products, device: torch.device) -> tuple[Tensor, Tensor]:
     """Vectors `[n, dim]` in the precision in which their products are computed, and `‖x‖² [n]`.
 
-    Float32 only where the vectors are no finer than that.
+    Float32 only where the vectors are no finer than that, and spread about the origin: of vectors
+    whose mean is far longer than they differ, rounding in units of the mean would leave nothing of
+    the covariance.
     """
     coarse = rows.dtype != torch.float64 and products == "float32" and _exact(device)
     if coarse:
         narrow = rows.to(device, torch.float32)
         energies = torch.linalg.vecdot(narrow, narrow)
         # bfloat16 and float32 hold numbers whose squares float32 does not.
-        if bool(torch.isfinite(energies).all()):
+        if bool(torch.isfinite(energies).all()) and _spread(narrow, energies):
             return narrow, energies.double()
     wide = rows.to(device, torch.float64)
     return wide, wide.square().sum(1)
+
+
+def _spread(rows: Tensor, energies: Tensor) -> bool:
+    """Whether the vectors' mean has at most a known share of their energy; unknown of a few."""
+    least = energies.mean() * (1 - _MEAN_SHARE)
+    return len(rows) >= _FEW and bool(energies.mean() - rows.mean(0).square().sum() >= least)
 
 
 def _exact(device: torch.device) -> bool:

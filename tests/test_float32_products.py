@@ -158,3 +158,15 @@ def test_the_default_ridge_is_above_the_noise_of_one_long_direction(count, long)
     other = rk.Metric.from_matrix(exact.matrix, ridge=ridge)
     keys = normal(5, 200, seed=1)
     assert float((metric.solve(keys) / other.solve(keys) - 1).abs().median()) < 0.3
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500])
+@pytest.mark.parametrize("offset", [0.0, 2.0, 10.0, 1e3, 1e5])
+def test_the_covariance_of_vectors_far_from_the_origin_keeps_its_digits(offset, rows):
+    x = (normal(2000, 30, seed=3) + offset * normal(1, 30, seed=4)).float()
+    moment = rk.SecondMoment(30)
+    for part in x.split(rows):
+        moment.update(part)
+    expected = torch.cov(x.double().T, correction=0)
+    error = (moment.covariance - expected).norm() / expected.norm()
+    assert float(error) < max(2e-5, 1e-12 * offset**2)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rankedit.atomic import atomic_write
 from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.command_line.names import SANDBOX
 from rankedit_recipes.command_line.options import (
@@ -94,5 +95,6 @@ def learn_many(
     finally:
         # Whoever ends last writes it whole.
         text = studying.table(wanted, study)
-        (out / "table.md").write_text(text + "\n", encoding="utf-8")
+        with atomic_write(out / "table.md") as aside:
+            aside.write_text(text + "\n", encoding="utf-8")
     typer.echo(text)
