@@ -96,7 +96,7 @@ class Edited:
         Raises:
             ConceptsError: the edit was made for another text encoder.
         """
-        parts = Parts(pipe)
+        parts = Parts(pipe, entrance=True)
         self.check(parts)
         changed = self.map.up.T.contiguous()
         return {
@@ -107,8 +107,8 @@ class Edited:
     def layers(self, parts: Parts) -> dict[str, torch.nn.Module]:
         """The projections that are edited, by name."""
         targets = parts.targets
-        names = targets.values if self.settings.projections == "values" else None
-        return {n: m for n, m in parts.projections.items() if names is None or n in names}
+        names = targets.values if self.settings.projections == "values" else targets.names
+        return {name: m for name, m in parts.projections.items() if name in names}
 
     def check(self, parts: Parts) -> None:
         """Refuse a pipeline with another text encoder, whose encodings mean something else.
@@ -135,12 +135,14 @@ class Edited:
         """
         static, gate = self.edits(pipe), self.gate
         gated = None if gate is None else {n: GatedMap(edit, gate) for n, edit in static.items()}
-        return rk.attach(Parts(pipe).denoiser.plain, static if gated is None else gated)
+        return rk.attach(
+            Parts(pipe, entrance=True).denoiser.plain, static if gated is None else gated
+        )
 
     def fuse(self, pipe: Pipeline) -> None:
         """Put the edit into the weights; `rankedit.unfuse_` of the denoiser restores their bits."""
         self._check_static("fuse")
-        rk.fuse_(Parts(pipe).denoiser.plain, self.edits(pipe))
+        rk.fuse_(Parts(pipe, entrance=True).denoiser.plain, self.edits(pipe))
 
     def export_lora(
         self, pipe: Pipeline, path: str | PathLike[str], *, layout: str = "kohya"
@@ -168,6 +170,8 @@ class Edited:
                 rows = self.rows[request.name]
                 items |= {f"keys.{index}": rows.keys, f"guides.{index}": rows.guides}
                 items[f"word.{index}"] = rows.word.double()
+                if rows.block is not None:
+                    items[f"block.{index}"] = rows.block.double()
         known = {_HELD: self.kept.held, _EMPTY: self.kept.empty, "gram": self.kept.gram}
         if self.gate is not None:
             known |= {f"gate.{name}": getattr(self.gate, name) for name in _GATE}
@@ -216,7 +220,10 @@ class Edited:
         tensors = {name: item for name, item in items.items() if isinstance(item, Tensor)}
         rows = {
             request.name: Rows(
-                tensors[f"keys.{i}"], tensors[f"guides.{i}"], tensors[f"word.{i}"].bool()
+                tensors[f"keys.{i}"],
+                tensors[f"guides.{i}"],
+                tensors[f"word.{i}"].bool(),
+                tensors[f"block.{i}"].long() if f"block.{i}" in tensors else None,
             )
             for i, request in enumerate(requests)
             if f"keys.{i}" in tensors

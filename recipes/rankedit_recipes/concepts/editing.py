@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,15 +15,11 @@ from rankedit_recipes.concepts.edited import Edited
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.gating import detectors
 from rankedit_recipes.concepts.methods.own import Method, settings_of
-from rankedit_recipes.concepts.reading import (
-    Rows,
-    read_empty,
-    read_held,
-    read_prompts,
-    read_request,
-)
+from rankedit_recipes.concepts.prompts import read_prompts
+from rankedit_recipes.concepts.reading import Rows, read_empty, read_held, read_request
 from rankedit_recipes.concepts.requests import Request, check_requests
 from rankedit_recipes.concepts.settings import Settings
+from rankedit_recipes.concepts.shifting import read_shifts
 from rankedit_recipes.concepts.solving import Kept
 from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.parts import Parts
@@ -48,7 +45,7 @@ def edit(
 
     Args:
         pipe: a text-to-image pipeline of diffusers, unedited.
-        requests: what `erase`, `replace` and `hold` return; their order makes no difference.
+        requests: what `erase`, `replace`, `hold` and `balance` return, in any order.
         method: a name in `METHODS`, settings, or a function `(layer, keys, values, metric) ->
             LowRank`; see `method_of`.
         statistics: captions of the kind that the model is used with, or their second moment (see
@@ -63,11 +60,15 @@ def edit(
         The methods' own modules name their papers.
     """
     check_requests(requests)
-    settings, parts = settings_of(method), Parts(pipe)
-    moment = statistics
-    if moment is not None and not isinstance(moment, rk.SecondMoment):
-        moment = second_moment(pipe, moment, progress=progress)
-    return _edited(parts, requests, settings, moment)
+    settings, parts = settings_of(method), Parts(pipe, entrance=True)
+    return _edited(parts, requests, settings, moment_of(pipe, statistics, progress=progress))
+
+
+def moment_of(pipe: Pipeline, statistics: Statistics, *, progress: bool) -> rk.SecondMoment | None:
+    """Statistics as they were given, or of the captions that were."""
+    if statistics is None or isinstance(statistics, rk.SecondMoment):
+        return statistics
+    return second_moment(pipe, statistics, entrance=True, progress=progress)
 
 
 def _edited(
@@ -76,12 +77,53 @@ def _edited(
     settings: Settings,
     moment: rk.SecondMoment | None,
 ) -> Edited:
-    # First, for its refusal: of a family that cannot be worked with, not of a word.
-    _ = parts.targets
-    rows = {r.name: read_request(parts, r, settings) for r in requests if r.kind != "hold"}
+    check_family(parts, settings)
+    rows = {r.name: rows_of(parts, r, settings) for r in requests if r.kind != "hold"}
     return Edited.solve(
         requests, settings, rows, kept_of(parts, requests, settings, moment), text_digest(parts)
     )
+
+
+def check_family(parts: Parts, settings: Settings) -> None:
+    """Refuse first what no words would make possible; say what an edit does not reach.
+
+    Raises:
+        ConceptsError: the method changes what this denoiser does not have.
+        PipelineError: nothing of the denoiser reads the text in ways that can be edited.
+
+    Warns:
+        RankeditWarning: a pooled vector says the word beside the tokens.
+    """
+    targets, denoiser = parts.targets, parts.denoiser.name
+    if targets.entrances and settings.projections == "values":
+        raise ConceptsError(
+            f"edit: the method {settings.method!r} changes value projections alone, and "
+            f"{denoiser} makes none of the text by itself: text and picture attend jointly; choose "
+            "a method that changes both, such as 'covariance' or 'uce'."
+        )
+    if targets.pooled:
+        warnings.warn(
+            f"edit: {denoiser} is told each prompt in a pooled vector too, which is not edited and "
+            "still says the word; look at pictures before you rely on the edit.",
+            rk.RankeditWarning,
+            stacklevel=4,
+        )
+
+
+def rows_of(parts: Parts, request: Request, settings: Settings) -> Rows:
+    """What a request asks of which encodings.
+
+    Raises:
+        ConceptsError: it is to be balanced by amounts that were not measured.
+    """
+    if request.kind != "balance":
+        return read_request(parts, request, settings)
+    if not request.amounts:
+        raise ConceptsError(
+            f"edit: what balances {request.name!r} has to be measured on pictures; call "
+            "concepts.debias(pipe, requests, judge), or give balance the amounts= that it found."
+        )
+    return read_shifts(parts, request, settings).rows(request.amounts)
 
 
 def add(pipe: Pipeline, edited: Edited, requests: Sequence[Request]) -> Edited:
@@ -99,10 +141,10 @@ def add(pipe: Pipeline, edited: Edited, requests: Sequence[Request]) -> Edited:
         )
     every = [*edited.requests, *requests]
     check_requests(every)
-    parts = Parts(pipe)
+    parts = Parts(pipe, entrance=True)
     edited.check(parts)
     rows: dict[str, Rows] = dict(edited.rows)
-    rows |= {r.name: read_request(parts, r, edited.settings) for r in requests if r.kind != "hold"}
+    rows |= {r.name: rows_of(parts, r, edited.settings) for r in requests if r.kind != "hold"}
     kept = kept_of(parts, every, edited.settings, edited.kept.moment)
     return Edited.solve(every, edited.settings, rows, kept, edited.texts)
 
@@ -121,7 +163,7 @@ def gated(pipe: Pipeline, edited: Edited, captions: Sequence[str]) -> Edited:
     Raises:
         ConceptsError: no caption is left, or a concept's tokens cannot be told from others.
     """
-    parts = Parts(pipe)
+    parts = Parts(pipe, entrance=True)
     edited.check(parts)
     said = {word for r in edited.requests if r.kind != "hold" for word in r.words}
     captions = listed_texts("gated", "captions", captions)
@@ -134,7 +176,9 @@ def gated(pipe: Pipeline, edited: Edited, captions: Sequence[str]) -> Edited:
             f"all {len(captions)} have one."
         )
     others = torch.cat([prompt.vectors for prompt in read_prompts(parts, free, [""] * len(free))])
-    metric = rk.Metric.from_moment(second_moment(pipe, free, progress=False), ridge=1e-3)
+    metric = rk.Metric.from_moment(
+        second_moment(pipe, free, entrance=True, progress=False), ridge=1e-3
+    )
     names = edited.names()
     rows = {name: edited.rows[name] for name in names}
     return replace(edited, gate=detectors(rows, others, metric))

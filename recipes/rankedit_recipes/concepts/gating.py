@@ -71,20 +71,14 @@ def detectors(rows: Mapping[str, Rows], others: Tensor, metric: rk.Metric) -> De
     Raises:
         ConceptsError: a concept's tokens cannot be told from others.
     """
-    found = [
-        (name, *_detector(own.keys[chosen], own.guides[chosen], metric))
-        for name, own in rows.items()
-        for chosen in (own.word, ~own.word)
-        if bool(chosen.any())
-    ]
+    groups = [(name, chosen, word) for name, own in rows.items() for chosen, word in _groups(own)]
+    found = [(name, *_detector(rows[name], chosen, metric)) for name, chosen, _ in groups]
     names, reads, offsets = zip(*found, strict=True)
     read, offset = torch.stack(reads), torch.stack(offsets)
     highest = (linear(others, read) + offset).max(0).values
     floors, shares = [], []
-    for index, (name, top) in enumerate(zip(names, highest, strict=True)):
-        own = rows[name]
-        word = index == names.index(name)
-        said = linear(own.keys[own.word if word else ~own.word], read[index]) + offset[index]
+    for index, ((name, chosen, word), top) in enumerate(zip(groups, highest, strict=True)):
+        said = linear(rows[name].keys[chosen], read[index]) + offset[index]
         clear = float(said.min()) > float(top)
         floor = torch.lerp(top, said.min(), _BETWEEN) if clear else top + top.abs() * _ABOVE
         share = (said >= floor).double().mean()
@@ -99,9 +93,20 @@ def detectors(rows: Mapping[str, Rows], others: Tensor, metric: rk.Metric) -> De
     return Detectors(names, read, offset, torch.stack(floors), torch.stack(shares))
 
 
-def _detector(keys: Tensor, guides: Tensor, metric: rk.Metric) -> tuple[Tensor, Tensor]:
-    goal = guides.mean(0, keepdim=True)
-    direction = keys.mean(0, keepdim=True) - goal
+def _groups(own: Rows) -> list[tuple[Tensor, bool]]:
+    """A concept's keys by encoder: of the word's own tokens, and of those behind that carry it."""
+    block = torch.zeros(len(own.keys)) if own.block is None else own.block
+    every = [
+        (sort & (block == number), word)
+        for number in block.unique()
+        for sort, word in ((own.word, True), (~own.word, False))
+    ]
+    return [(chosen, word) for chosen, word in every if bool(chosen.any())]
+
+
+def _detector(own: Rows, chosen: Tensor, metric: rk.Metric) -> tuple[Tensor, Tensor]:
+    goal = own.guides[chosen].mean(0, keepdim=True)
+    direction = own.keys[chosen].mean(0, keepdim=True) - goal
     image = metric.solve(direction)
     image = image / (image * direction).sum()
     return image[0], -(image * goal).sum()

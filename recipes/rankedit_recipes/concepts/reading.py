@@ -2,7 +2,8 @@
 
 Every context is encoded twice, with the word and with what it is to become. Tokens before the word
 stand at the same places in both; the word's are aligned from its last one, what follows with what
-follows.
+follows. Of several text encoders whose encodings stand one behind the other (Stable Diffusion 3)
+each is aligned by itself, and has keys of its own.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from rankedit_recipes.concepts.contexts import ATTRIBUTES, THINGS, filled, readable
 from rankedit_recipes.concepts.errors import ConceptsError
+from rankedit_recipes.concepts.prompts import Prompt, aligned_to, read_prompts
 from rankedit_recipes.concepts.requests import Request
 from rankedit_recipes.concepts.settings import Settings
-from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import word_tokens
 
-# Prompts that are encoded at a time.
-_BATCH = 64
+# Tokens of a prompt that carry a concept, at most; CLIP's length. Encoders that read both ways put
+# something of every word into hundreds of tokens that fill a prompt up.
+_MOST = 77
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,31 +35,18 @@ class Rows:
         keys: `[n, in]`, float64 on the CPU.
         guides: `[n, in]`.
         word: which of them are of the word's last token, `[n]` boolean.
+        block: which encoder each is of, `[n]`; None where all are of the same ones.
     """
 
     keys: Tensor
     guides: Tensor
     word: Tensor
+    block: Tensor | None = None
 
     @property
     def mean_key(self) -> Tensor:
         """`[1, in]`: the mean over the word's last tokens."""
         return self.keys[self.word].mean(0, keepdim=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """One prompt as it is read.
-
-    Attributes:
-        text: the prompt.
-        vectors: `[tokens, in]` that are read, float64 on the CPU.
-        ends: places of the last token of the word that was looked for.
-    """
-
-    text: str
-    vectors: Tensor
-    ends: tuple[int, ...]
 
 
 def templates_of(parts: Parts, request: Request, settings: Settings) -> list[str]:
@@ -94,41 +83,6 @@ def check_words(parts: Parts, words: Sequence[str]) -> None:
             )
 
 
-@torch.no_grad()
-def read_prompts(parts: Parts, prompts: Sequence[str], words: Sequence[str]) -> list[Prompt]:
-    """Prompts as projections read them, and where their words stand; an empty word is nowhere.
-
-    Raises:
-        PipelineError: a word is cut off, or it is not known where it stands.
-    """
-    found = []
-    for start in range(0, len(prompts), _BATCH):
-        part, asked = prompts[start : start + _BATCH], words[start : start + _BATCH]
-        encoded = parts.text.encode(list(part))
-        reads = parts.reads(encoded).detach().cpu().double()
-        mask = parts.text.token_mask(encoded, "all")
-        for index, (prompt, word) in enumerate(zip(part, asked, strict=True)):
-            read = mask[index].nonzero().flatten()
-            if int(read[-1]) + 1 != len(read):
-                raise ConceptsError(
-                    f"edit: {type(parts.pipe).__name__} reads a prompt's tokens with gaps, or "
-                    "fills prompts up before they begin; not supported."
-                )
-            ends = _ends(parts, prompt, _row(encoded, index), word) if word else ()
-            found.append(Prompt(prompt, reads[index, : len(read)], ends))
-    return found
-
-
-def _row(encoded: Encoded, index: int) -> Encoded:
-    # Not `rows`, which needs more of an encoding than where its words stand.
-    tokens = tuple(table[index : index + 1] for table in encoded.tokens)
-    return Encoded(encoded.embeds[index : index + 1], tokens=tokens)
-
-
-def _ends(parts: Parts, prompt: str, encoded: Encoded, word: str) -> tuple[int, ...]:
-    return tuple(parts.text.required_positions([prompt], encoded, word)[0])
-
-
 def read_request(parts: Parts, request: Request, settings: Settings) -> Rows:
     """The keys of a request and their guides, over its words and contexts."""
     check_words(parts, [*request.words, *request.to])
@@ -137,30 +91,44 @@ def read_request(parts: Parts, request: Request, settings: Settings) -> Rows:
     pairs = [(word, template) for word in request.words for template in templates]
     sources = read_prompts(parts, [filled(t, w) for w, t in pairs], [w for w, _ in pairs])
     guides = read_prompts(parts, [filled(t, goal) for _, t in pairs], [goal] * len(pairs))
-    sizes = {word: _size(parts, word) for word in (*request.words, goal)}
     rows = [
-        _paired(source, guide, sizes[word], sizes[goal], settings)
-        for source, guide, (word, _) in zip(sources, guides, pairs, strict=True)
+        _paired(source, guide, aligned_to(source, guide), settings)
+        for source, guide in zip(sources, guides, strict=True)
     ]
-    return Rows(*(torch.cat(column) for column in zip(*rows, strict=True)))
-
-
-def _size(parts: Parts, word: str) -> int:
-    return len(word_tokens(parts.text.tokenizer, word)) if word else 0
+    keys, goals, word_rows, block = (torch.cat(column) for column in zip(*rows, strict=True))
+    return Rows(keys, goals, word_rows, block if bool(block.any()) else None)
 
 
 def _paired(
-    source: Prompt, guide: Prompt, size: int, goal: int, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, guides, and which keys are of the word's last token, of one context."""
-    aligned = alignment(len(source.vectors), source.ends, size, goal, len(guide.vectors))
-    keys, guides = source.vectors, guide.vectors[aligned]
-    word = torch.zeros(len(keys), dtype=torch.bool)
-    word[list(source.ends)] = True
-    chosen = word if settings.tokens == "last" else torch.ones_like(word)
-    if settings.tokens == "carried":
-        chosen = carrying(keys, guides, settings.carried) | word
-    return keys[chosen], guides[chosen], word[chosen]
+    source: Prompt, guide: Prompt, aligned: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys, guides, which keys are of the word's last token, and of which encoder."""
+    keys, guides, word = source.vectors, guide.vectors[aligned], source.word
+    chosen = chosen_of(settings, word, carried_rows(source, guides, settings))
+    return keys[chosen], guides[chosen], word[chosen], source.block[chosen]
+
+
+def carried_rows(source: Prompt, guides: Tensor, settings: Settings) -> Tensor:
+    """Which tokens of a prompt change with its word, `[tokens]` boolean."""
+    found = torch.zeros(len(source.vectors), dtype=torch.bool)
+    for span in source.spans:
+        rows = slice(span.start, span.stop)
+        # By encoder: one's encodings may be far longer than another's.
+        found[rows] = carrying(source.vectors[rows], guides[rows], settings.carried)
+    return found
+
+
+def chosen_of(settings: Settings, word: Tensor, carried: Tensor) -> Tensor:
+    """Which tokens of a prompt are keys, `[tokens]` boolean.
+
+    Args:
+        settings: the method.
+        word: which are of the word's last token.
+        carried: which change with the word.
+    """
+    if settings.tokens == "last":
+        return word
+    return carried | word if settings.tokens == "carried" else torch.ones_like(word)
 
 
 def carrying(keys: Tensor, others: Tensor, least: float) -> Tensor:
@@ -170,56 +138,36 @@ def carrying(keys: Tensor, others: Tensor, least: float) -> Tensor:
     from left to right, and where it reads both ways that is seen here.
     """
     change = (keys - others).norm(dim=1)
-    return change >= least * change.max().clamp_min(1e-300)
-
-
-def alignment(length: int, ends: Sequence[int], size: int, goal: int, most: int) -> Tensor:
-    """For each of a prompt's places the place in the other prompt.
-
-    Args:
-        length: of the prompt.
-        ends: where the last token of each occurrence of its word is.
-        size: tokens of the word.
-        goal: tokens of what stands there in the other prompt; 0 for nothing.
-        most: length of the other prompt.
-
-    Example:
-        >>> alignment(6, [2], 2, 1, 6).tolist()  # begin, two tokens of the word, three behind
-        [0, 1, 1, 2, 3, 4]
-    """
-    found, shift, place = [], 0, 0
-    for end in ends:
-        start = end - size + 1
-        found += [at + shift for at in range(place, start)]
-        # From the last token, which is the noun; what the other word lacks is its first one. Where
-        # it is nothing, the token before stands in for it.
-        first = start + shift if goal else start + shift - 1
-        last = start + shift + goal - 1
-        found += [max(first, last - (end - at)) for at in range(start, end + 1)]
-        place, shift = end + 1, shift + goal - size
-    found += [at + shift for at in range(place, length)]
-    return torch.tensor(found).clamp(0, most - 1)
+    found = change >= least * change.max().clamp_min(1e-300)
+    if int(found.sum()) > _MOST:
+        found &= change >= change.topk(_MOST).values[-1]
+    return found
 
 
 def nearest(parts: Parts, request: Request, templates: Sequence[str]) -> str:
     """Of the words that a concept may become, the one whose encodings are the nearest to it."""
-    means = []
-    for word in (request.name, *request.to):
-        read = read_prompts(parts, [filled(t, word) for t in templates], [word] * len(templates))
-        means.append(torch.stack([p.vectors[p.ends[-1]] for p in read]).mean(0))
+    means = [_mean_keys(parts, word, templates).flatten() for word in (request.name, *request.to)]
     apart = [float((mean - means[0]).norm()) for mean in means[1:]]
     return request.to[apart.index(min(apart))]
 
 
 def read_held(parts: Parts, request: Request, settings: Settings) -> Tensor:
-    """What is kept of held concepts: for each word one key, in contexts their mean, `[h, in]`."""
+    """What is kept of held concepts: for each word one key, in contexts their mean, `[h, in]`.
+
+    One for each encoder that has rows of its own.
+    """
     check_words(parts, request.words)
     templates = templates_of(parts, request, settings)
-    rows = []
-    for word in request.words:
-        read = read_prompts(parts, [filled(t, word) for t in templates], [word] * len(templates))
-        rows.append(torch.stack([p.vectors[p.ends[-1]] for p in read]).mean(0))
-    return torch.stack(rows)
+    return torch.cat([_mean_keys(parts, word, templates) for word in request.words])
+
+
+def _mean_keys(parts: Parts, word: str, templates: Sequence[str]) -> Tensor:
+    """By encoder the mean over contexts of what a word's last token is read as."""
+    read = read_prompts(parts, [filled(t, word) for t in templates], [word] * len(templates))
+    count = len(read[0].spans)
+    return torch.stack(
+        [torch.stack([p.vectors[p.spans[i].ends[-1]] for p in read]).mean(0) for i in range(count)]
+    )
 
 
 def read_empty(parts: Parts, seed: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from rankedit_recipes.diffusion.calls import (
     Call,
     Path,
     count,
+    lengths,
     named,
     padded,
     repeated,
@@ -94,7 +95,7 @@ class Calling:
         further = {path: (found[path], self.texts[path]) for path in (*self.further, *listed)}
         return Encoded(
             padded(found[self.embeds]),
-            None if self.mask is None else found[self.mask],
+            lengths(found[self.embeds]) if self.mask is None else found[self.mask],
             None if self.pooled is None else found[self.pooled],
             heard.at(padded(found[self.embeds])),
             further,

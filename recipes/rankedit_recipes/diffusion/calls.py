@@ -154,6 +154,13 @@ def padded(value: Any) -> Tensor:  # noqa: ANN401 - a leaf
     return torch.nn.utils.rnn.pad_sequence(list(value), batch_first=True)
 
 
+def lengths(embeds: Any) -> Tensor | None:  # noqa: ANN401 - a leaf
+    """Which rows of padded embeddings are tokens, where they were a list; None of a tensor."""
+    if isinstance(embeds, Tensor):
+        return None
+    return padded([torch.ones(len(row), 1) for row in embeds])[..., 0]
+
+
 def stacked(value: Any) -> Tensor:  # noqa: ANN401 - a leaf
     """Rows of one shape as one tensor."""
     return value if isinstance(value, Tensor) else torch.stack(list(value))

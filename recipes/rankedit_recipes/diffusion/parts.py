@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rankedit_recipes.diffusion.denoising import Denoiser
 from rankedit_recipes.diffusion.encoded import Encoded
+from rankedit_recipes.diffusion.entrance import entrance as found_entrance
+from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.stopping import ended_when
 from rankedit_recipes.diffusion.streams import Reader, readers
 from rankedit_recipes.diffusion.targets import Targets, probed
@@ -16,6 +18,7 @@ from rankedit_recipes.diffusion.text import Pipeline, Texts
 
 # By denoiser and not by pipeline: pipelines that share one find the same, once.
 _found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
+_entrances: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
 _readers: WeakKeyDictionary[nn.Module, tuple[Reader, ...]] = WeakKeyDictionary()
 
 
@@ -27,6 +30,8 @@ class Parts:
 
     Args:
         pipe: a text-to-image pipeline of diffusers.
+        entrance: where the denoiser makes no keys and values of the text alone, take the
+            projections through which the text enters it as its targets, in place of an error.
 
     Attributes:
         pipe: the pipeline.
@@ -34,8 +39,9 @@ class Parts:
         denoiser: what it samples with.
     """
 
-    def __init__(self, pipe: Pipeline) -> None:
+    def __init__(self, pipe: Pipeline, *, entrance: bool = False) -> None:
         self.pipe = pipe
+        self._entrance = entrance
         self.text = Texts(pipe)
         self.denoiser = Denoiser(pipe)
 
@@ -46,15 +52,25 @@ class Parts:
 
     @property
     def targets(self) -> Targets:
-        """Key and value projections of the denoiser.
+        """Key and value projections of the denoiser, or its entrances.
 
         Raises:
-            PipelineError: text and picture attend jointly, or nothing reads the text by itself.
+            PipelineError: text and picture attend jointly, or nothing reads the text by itself;
+                of entrances, that the text does not enter through one of them.
         """
         plain = self.denoiser.plain
-        if plain not in _found:
-            with torch.no_grad():
+        if plain in _found:
+            return _found[plain]
+        if self._entrance and plain in _entrances:
+            return _entrances[plain]
+        with torch.no_grad():
+            try:
                 _found[plain] = probed(self.text, self.denoiser)
+            except PipelineError:
+                if not self._entrance:
+                    raise
+                _entrances[plain] = found_entrance(self.text, self.denoiser)
+                return _entrances[plain]
         return _found[plain]
 
     @property
@@ -81,12 +97,17 @@ class Parts:
         """
         if self.targets.direct:
             return encoded.embeds
-        first = self.projections[self.targets.keys[0]]
         count = len(encoded.embeds)
+        if self.targets.entrances and count > 1:
+            # One by one, for some put all prompts of a batch into one sequence.
+            return torch.cat([self.reads(encoded.rows([index])) for index in range(count)])
+        first = self.projections[self.targets.names[0]]
         # Any picture and time will do: what is read depends on the text alone, or it was not found.
         latents, time = self.denoiser.probe_inputs(0, 0, count)
         read = ended_when(lambda: self.denoiser.forward(latents, time, encoded), first)
-        return read.reshape(count, -1, read.shape[-1])
+        start, length = self.targets.first, encoded.embeds.shape[1]
+        every = read.reshape(count, -1, read.shape[-1])
+        return every[:, start : start + length] if self.targets.entrances else every
 
 
 def find_targets(pipe: Pipeline) -> Targets:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from rankedit_recipes.diffusion.encoded import Heard
 from rankedit_recipes.diffusion.errors import PipelineError
-from rankedit_recipes.diffusion.text import Texts, word_tokens
+from rankedit_recipes.diffusion.text import Texts, Tokenizer, word_tokens
 
 # Encodings are cast to another precision on their way, at most to bfloat16.
 _SAME = 1e-2
@@ -32,31 +33,57 @@ def standing(texts: Texts, heard: Heard, embeds: Tensor, word: str) -> list[list
         PipelineError: a tokenizer splits the word, or no encoder's vectors are found.
     """
     found: list[set[int]] = [set() for _ in range(len(embeds))]
-    known = False
-    for (suffix, _, tokenizer), table, hidden in zip(
-        texts.encoders, heard, heard.hidden, strict=True
-    ):
-        start = _start(hidden, embeds)
-        if start is None:
-            continue
-        known = True
-        tokens = word_tokens(tokenizer, word)
+    for block in blocks(texts, heard, embeds):
+        tokens = word_tokens(block.tokenizer, word)
         if len(tokens) != 1:
             raise PipelineError(
-                f"diffusion: tokenizer{suffix} cuts {word!r} into {len(tokens)} tokens, where one "
-                "is needed that stands for all of it; choose a word of one token."
+                f"diffusion: tokenizer{block.suffix} cuts {word!r} into {len(tokens)} tokens, "
+                "where one is needed that stands for all of it; choose a word of one token."
             )
         # Several pictures of one prompt are copies of one encoding, one after another.
-        times = len(embeds) // len(table)
-        for prompt, place in (table == tokens[0]).nonzero().tolist():
+        times = len(embeds) // len(block.table)
+        for prompt, place in (block.table == tokens[0]).nonzero().tolist():
             for row in range(prompt * times, (prompt + 1) * times):
-                found[row].add(start + place)
-    if not known:
+                found[row].add(block.start + place)
+    return [sorted(rows) for rows in found]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One encoder's vectors among the embeddings.
+
+    Attributes:
+        suffix: of the encoder's name.
+        tokenizer: of the encoder.
+        table: what it was given, `[batch, tokens]`.
+        start: row of its first vector; those of two encoders may begin in the same row.
+    """
+
+    suffix: str
+    tokenizer: Tokenizer = field(repr=False)
+    table: Tensor = field(repr=False)
+    start: int
+
+
+def blocks(texts: Texts, heard: Heard, embeds: Tensor) -> list[Block]:
+    """The encoders whose vectors are among the embeddings; CLIP's of Flux are not.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    every = [
+        Block(suffix, tokenizer, table, start)
+        for (suffix, _, tokenizer), table, hidden in zip(
+            texts.encoders, heard, heard.hidden, strict=True
+        )
+        if (start := _start(hidden, embeds)) is not None
+    ]
+    if not every:
         raise PipelineError(
             f"diffusion: {type(texts.pipe).__name__} was not seen to make its embeddings of what "
             "its text encoders gave, so that it is not known where words stand; not supported."
         )
-    return [sorted(rows) for rows in found]
+    return every
 
 
 def _start(hidden: Sequence[Tensor], embeds: Tensor) -> int | None:

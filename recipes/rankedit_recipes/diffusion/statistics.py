@@ -33,6 +33,7 @@ def second_moment(
     tokens: Tokens = "all",
     cache: str | PathLike[str] | None = None,
     shard: rk.Shard | None = None,
+    entrance: bool = False,
     progress: bool = True,
 ) -> rk.SecondMoment:
     """`E[eᵀe]` of the encodings that the key and value projections read.
@@ -48,6 +49,7 @@ def second_moment(
         cache: folder to keep the result in, under a name that depends on the text encoders'
             weights, the tokenizers, the captions and the policy.
         shard: which part of the captions to read; see `save_moment`.
+        entrance: of joint attention, what is read where the text enters; see `Parts`.
         progress: show it.
 
     Raises:
@@ -57,7 +59,7 @@ def second_moment(
     captions = [caption.strip() for caption in listed if caption.strip()]
     if not captions:
         raise PipelineError("second_moment: captions must have at least one text, got none.")
-    parts = Parts(pipe)
+    parts = Parts(pipe, entrance=entrance)
     # First, for its refusal: of a family that cannot be worked with, not of what it lacks.
     width = parts.targets.width
     provenance = rk.Provenance(

@@ -70,10 +70,10 @@ def readers(texts: Texts, denoiser: Denoiser) -> tuple[Reader, ...]:
     vary = {
         "picture": {"latents": other},
         "time": {"time": late},
-        "text": {"text": _with_tokens(encoded, _shaken)},
+        "text": {"text": with_tokens(encoded, shaken)},
     }
     if encoded.pooled is not None:
-        vary["pooled"] = {"text": replace(encoded, pooled=_shaken(encoded.pooled))}
+        vary["pooled"] = {"text": replace(encoded, pooled=shaken(encoded.pooled))}
     model = denoiser.plain
     with torch.no_grad():
         pairs = Attentions(model, lambda: denoiser.forward(**inputs)).pairs()
@@ -136,14 +136,14 @@ def _entrances(
     keys = [key for key, _ in pairs]
     base = _read(denoiser, keys, inputs)
     found: dict[str, dict[Path, tuple[int, ...]]] = {key.name: {} for key in keys}
-    for path, leaf in _token_leaves(encoded).items():
-        ends = _ends(encoded, _rows(leaf).shape[-2])
+    for path, leaf in token_leaves(encoded).items():
+        ends = end_tokens(encoded, rows_in(leaf).shape[-2])
         seen = [
-            _read(denoiser, keys, {**inputs, "text": _with_tokens(encoded, _one_token(at), path)})
+            _read(denoiser, keys, {**inputs, "text": with_tokens(encoded, one_token(at), path)})
             for at in ends
         ]
         for key in keys:
-            first, last = (_places(base[key.name], end[key.name]) for end in seen)
+            first, last = (moved_rows(base[key.name], end[key.name]) for end in seen)
             if not first and not last:
                 continue
             if [row + ends[1] - ends[0] for row in first] != last:
@@ -156,7 +156,7 @@ def _entrances(
     return found
 
 
-def _ends(encoded: Encoded, count: int) -> tuple[int, int]:
+def end_tokens(encoded: Encoded, count: int) -> tuple[int, int]:
     """First and last token that is read; what stands in others' place may be something else."""
     masks = [encoded.mask, *(leaf for leaf, _ in encoded.further.values())]
     fitting = [m for m in masks if isinstance(m, Tensor) and m.shape[1:] == (count,)]
@@ -185,32 +185,36 @@ def _read(denoiser: Denoiser, parts: list[Part], inputs: Mapping[str, Any]) -> d
     return found
 
 
-def _places(one: Tensor, other: Tensor) -> list[int]:
+def moved_rows(one: Tensor, other: Tensor) -> list[int]:
     """The rows that changed, but for those that changed far less than others."""
     apart = (one.float() - other.float()).flatten(0, -3).square().sum((0, 2))
     most = float(apart.max())
     return (apart > _LEAST * most).nonzero().flatten().tolist() if most else []
 
 
-def _one_token(at: int) -> Callable[[Tensor], Tensor]:
+def one_token(at: int) -> Callable[[Tensor], Tensor]:
+    """What changes one token's vector."""
+
     def change(x: Tensor) -> Tensor:
         changed = x.clone()
-        changed[..., at, :] = _shaken(x)[..., at, :]
+        changed[..., at, :] = shaken(x)[..., at, :]
         return changed
 
     return change
 
 
-def _shaken(x: Tensor) -> Tensor:
+def shaken(x: Tensor) -> Tensor:
+    """Other numbers of the same size, the same ones in each call."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     return x + (x.float().std() * noise.to(x.device)).to(x.dtype)
 
 
-def _rows(leaf: Any) -> Tensor:  # noqa: ANN401 - a leaf
+def rows_in(leaf: Any) -> Tensor:  # noqa: ANN401 - a leaf
+    """The vectors of the first prompt, or of all."""
     return leaf if isinstance(leaf, Tensor) else leaf[0]
 
 
-def _token_leaves(encoded: Encoded) -> dict[Path, Any]:
+def token_leaves(encoded: Encoded) -> dict[Path, Any]:
     """What the denoiser is given with a vector for each token, by where it stands.
 
     The embeddings have the empty path where they are a tensor.
@@ -230,12 +234,12 @@ def _is_tokens(encoded: Encoded, path: Path) -> bool:
     return bool(rows) and all(isinstance(r, Tensor) and r.ndim == 2 for r in rows)
 
 
-def _with_tokens(
+def with_tokens(
     encoded: Encoded, change: Callable[[Tensor], Tensor], only: Path | None = None
 ) -> Encoded:
     """Prompts with other numbers in their tokens' vectors, of the same shapes."""
     changed: dict[Path, Any] = {}
-    for path, leaf in _token_leaves(encoded).items():
+    for path, leaf in token_leaves(encoded).items():
         if only in (None, path):
             changed[path] = (
                 change(leaf) if isinstance(leaf, Tensor) else type(leaf)(map(change, leaf))

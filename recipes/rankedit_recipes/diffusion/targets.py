@@ -39,6 +39,10 @@ class Targets:
         width: width of what they read.
         direct: whether they read the text encoder's output itself; if not (PixArt, Sana), a
             projection of it that they share.
+        entrances: in their place, where text and picture attend jointly, the projections through
+            which every token enters; see `entrance`.
+        first: row in which a prompt's first token stands in what they read.
+        pooled: whether the denoiser is told the prompt in a pooled vector too.
     """
 
     keys: tuple[str, ...]
@@ -46,6 +50,14 @@ class Targets:
     finest: tuple[str, ...]
     width: int
     direct: bool
+    entrances: tuple[str, ...] = ()
+    first: int = 0
+    pooled: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, keys before values."""
+        return self.entrances or (*self.keys, *self.values)
 
     def learned(self, lock: str) -> tuple[str, ...]:
         """The projections whose outputs a lock leaves to be learned; the others stay."""
@@ -61,7 +73,7 @@ class Targets:
             denoiser: without the wrapper of a compiler.
         """
         known = dict(denoiser.named_modules())
-        return {name: known[name] for name in (*self.keys, *self.values)}
+        return {name: known[name] for name in self.names}
 
 
 def probed(texts: Texts, denoiser: Denoiser) -> Targets:

@@ -183,8 +183,8 @@ class Texts:
         """
         tables = []
         for (_, _, tokenizer), ids in zip(self.encoders, self._read_tokens(encoded), strict=False):
-            wanted = word_tokens(tokenizer, words)
-            tables.append([_ends(row, wanted) for row in ids.tolist()])
+            places = [word_places(row, tokenizer, words) for row in ids.tolist()]
+            tables.append([[end for _, end in own] for own in places])
         if any(table != tables[0] for table in tables):
             raise PipelineError(
                 f"positions: the tokenizers of {type(self.pipe).__name__} put {words!r} at "
@@ -276,11 +276,19 @@ def word_tokens(tokenizer: Tokenizer, words: str) -> list[int]:
     return list(tokenizer(words, add_special_tokens=False).input_ids)
 
 
-def _ends(row: list[int], wanted: list[int]) -> list[int]:
-    size = len(wanted)
+def word_places(row: list[int], tokenizer: Tokenizer, words: str) -> list[tuple[int, int]]:
+    """First and last place of every occurrence of a word or a phrase among a text's tokens."""
+    # Byte-level tokenizers and Gemma's have other tokens for a word behind a space than for the
+    # first one of a text.
+    forms = {tuple(word_tokens(tokenizer, f"{before}{words}")) for before in ("", " ")}
     # A phrase is searched for as its tokens, not as letters: "cat" must not be found in "category".
-    starts = range(len(row) - size + 1)
-    return [start + size - 1 for start in starts if size and row[start : start + size] == wanted]
+    found: dict[int, int] = {}
+    for wanted in sorted(forms, key=len):
+        size = len(wanted)
+        starts = range(len(row) - size + 1) if size else ()
+        # The longer form last, which begins with what only it has.
+        found |= {i + size - 1: i for i in starts if tuple(row[i : i + size]) == wanted}
+    return [(start, end) for end, start in sorted(found.items())]
 
 
 def _padding(ids: Tensor, tokenizer: Tokenizer) -> Tensor:

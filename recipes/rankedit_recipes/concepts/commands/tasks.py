@@ -102,7 +102,7 @@ def plan(task: EditTask) -> Iterator[str]:
     earlier = [] if task.onto is None else list(Edited.load(task.onto).requests)
     every = [*earlier, *task.requests]
     check_requests(every)
-    parts = Parts(open_pipeline(task.choice))
+    parts = Parts(open_pipeline(task.choice), entrance=True)
     targets, settings = parts.targets, task.settings
     names = targets.values if settings.projections == "values" else (*targets.keys, *targets.values)
     prompts = sum(2 * len(r.words) * len(templates_of(parts, r, settings)) for r in every)
@@ -136,7 +136,7 @@ def moment_for(
     """The statistics that a method needs; None for one that needs none."""
     if settings.cost != "covariance":
         return None
-    return second_moment(pipe, open_captions(captions, model))
+    return second_moment(pipe, open_captions(captions, model), entrance=True)
 
 
 def written(edited: Edited, path: Path) -> Iterator[str]:
