@@ -1,12 +1,14 @@
 """The command line, on the sandbox's model."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rankedit_recipes import concepts
 from rankedit_recipes.command_line.errors import CommandError
-from rankedit_recipes.concepts.commands import cli, opening, tasks
+from rankedit_recipes.concepts.commands import cli, opening, showing, steering, tasks
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rankedit as rk
@@ -21,7 +23,8 @@ def run(tmp_path, monkeypatch):
     """Commands in an empty folder, on a tiny pipeline in the sandbox's place."""
     monkeypatch.chdir(tmp_path)
     made = pipelines.stable_diffusion()
-    monkeypatch.setattr(tasks, "open_pipeline", lambda choice: made)
+    for module in (tasks, showing, steering):
+        monkeypatch.setattr(module, "open_pipeline", lambda choice: made)
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
 
     def invoke(*arguments):
@@ -103,9 +106,121 @@ def test_settings_come_from_a_file_and_from_what_is_typed(run, tmp_path):
 def test_pictures_of_the_same_noise_with_and_without(run, tmp_path):
     run("erase", "cat", "--out", "a.safetensors", *METHOD)
     said = run("evaluate", "a.safetensors", "--prompt", "a photo of a cat", "--pictures", "2",
-               "--sampling-steps", "1", "--out", "shown")  # fmt: skip
-    assert said.count("changed by") == 2
-    assert len(list((tmp_path / "shown").rglob("*.png"))) == 4
+               "--prompt", "a dog <b>", "--sampling-steps", "1", "--out", "shown")  # fmt: skip
+    assert said.count("changed by") == 4
+    assert len(list((tmp_path / "shown").rglob("*.png"))) == 8
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert page.count("<img") == 8
+    assert page.index("What was edited") < page.index(">a photo of a cat<")
+    assert page.index(">a photo of a cat<") < page.index("What was kept")
+    assert page.index("What was kept") < page.index(">a dog &lt;b&gt;<")
+    assert "seed 1, after" in page
+    with pytest.raises(CommandError, match="add --overwrite"):
+        run("evaluate", "a.safetensors", "--prompt", "a photo of a cat", "--out", "shown")
+
+
+def test_a_strength_of_nothing_changes_nothing(run):
+    run("erase", "cat", "--out", "a.safetensors", *METHOD)
+    said = run("evaluate", "a.safetensors", "--prompt", "a photo of a cat", "--pictures", "1",
+               "--sampling-steps", "1", "--strength", "0")  # fmt: skip
+    assert "changed by 0.000" in said
+
+
+def test_what_would_be_shown_and_exported_is_said_with_its_size(run, tmp_path):
+    run("erase", "cat", "--out", "a.safetensors", *METHOD)
+    said = run("evaluate", "a.safetensors", "--prompt", "a cat", "--prompt", "a dog", "--dry-run")
+    assert "8 pictures of 25 steps to make" in said
+    said = run("probe", "a.safetensors", "--implicit", "cat=a pet", "--dry-run")
+    assert "1 description" in said
+    said = run("export", "a.safetensors", "--lora", "lora.safetensors", "--dry-run")
+    run("export", "a.safetensors", "--lora", "real.safetensors")
+    [size] = re.findall(r"about ([\d,]+) bytes", said)
+    factors = {n: t for n, t in load_file("real.safetensors").items() if "alpha" not in n}
+    assert int(size.replace(",", "")) == sum(t.nbytes for t in factors.values())
+    assert {p.name for p in tmp_path.iterdir()} == {"captions.txt", "a.safetensors",
+                                                    "real.safetensors"}  # fmt: skip
+
+
+def test_a_gated_edit_is_made_listed_undone_and_not_exported(run):
+    words = ("--context", "a photo of a {} on the grass", "--captions", "captions.txt")
+    run("erase", "cat", "--gate", *words, "--out", "a.safetensors")
+    assert "% of cat" in run("list", "a.safetensors")
+    assert concepts.Edited.load("a.safetensors").gate is not None
+    for wrong, said in (
+        (("export", "a.safetensors", "--lora", "x.safetensors"), "make the edit without --gate"),
+        (("erase", "dog", "--onto", "a.safetensors", "--captions", "captions.txt", "--out",
+          "b.safetensors"), "add to the edit without --gate, and give --gate again"),
+    ):  # fmt: skip
+        with pytest.raises(CommandError, match=said):
+            run(*wrong)
+    said = run("erase", "cat", "--gate", "--dry-run", *METHOD, "--captions", "captions.txt")
+    assert "128 captions to encode" in said
+
+
+BALANCED = ("debias", "cat", "--share", "red=0.5", "--hold", "dog", "--pictures", "4",
+            "--sampling-steps", "1", "--judge", "some/clip", *METHOD)  # fmt: skip
+
+
+@pytest.fixture
+def clip(monkeypatch):
+    """What stands for a CLIP model, which has to be fetched."""
+    told = []
+
+    def judge(_):
+        def name(pictures, request):
+            return told.pop(0)
+
+        return name
+
+    monkeypatch.setattr(steering, "open_clip", lambda name: name)
+    monkeypatch.setattr(steering, "ClipJudge", judge)
+    return told
+
+
+@pytest.mark.filterwarnings("ignore:.*a share of 'cat' is still")
+def test_shares_are_steered_and_gone_on_with(run, clip):
+    clip += [[""] * 4, ["red", "", "", ""], [""] * 4]
+    said = run(*BALANCED, "--rounds", "2", "--out", "a.safetensors")
+    assert "balance cat to red 50% (measured 0%)" in said
+    assert concepts.Edited.load("a.safetensors").requests[0].amounts == (0.5,)
+    clip += [["red", "red", "", ""], ["red", "red", "red", ""]]
+    said = run(*BALANCED, "--resume", "--out", "a.safetensors")
+    assert "measured 75%" in said
+    found = concepts.Edited.load("a.safetensors").requests[0]
+    assert found.amounts == (0.5,)
+    with pytest.raises(rk.RankeditError, match="give the same words, shares and settings"):
+        run(*BALANCED, "--share", "blue=0.2", "--resume", "--out", "a.safetensors")
+    with pytest.raises(rk.RankeditError, match="there is nothing to resume"):
+        run(*BALANCED, "--resume", "--out", "b.safetensors")
+    with pytest.raises(CommandError, match="add --overwrite"):
+        run(*BALANCED, "--out", "a.safetensors")
+
+
+def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
+    shown = []
+
+    def judge(pictures, request):
+        shown.append(request)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+        return [""] * len(pictures)
+
+    monkeypatch.setattr(steering, "open_clip", lambda name: name)
+    monkeypatch.setattr(steering, "ClipJudge", lambda _: judge)
+    result = CliRunner().invoke(cli.app, [*BALANCED, "--out", "a.safetensors"])
+    assert result.exit_code == 130
+    assert "after 1 round; 'a.safetensors' has the best of them. Give the same command with " in (
+        result.output
+    )
+    assert Path("a.safetensors").exists()
+
+
+def test_a_dry_run_of_debiasing_says_what_it_takes(run, tmp_path):
+    said = run(*BALANCED, "--rounds", "2", "--dry-run")
+    assert "balance cat to red 50%" in said
+    assert "at most 12 pictures of 1 step to make" in said
+    assert "weight = 0.5" in run(*BALANCED, "--print-config")
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +234,31 @@ def test_pictures_of_the_same_noise_with_and_without(run, tmp_path):
         (("list", "captions.txt"), "captions.txt"),
         (("erase", "cat", "--out", "captions.txt", *METHOD), "add --overwrite"),
         (("export", "captions.txt", "--lora", "x", "--layout", "y"), "--layout must be"),
+        (("debias", "cat", "--share", "red"), "--share takes each attribute once"),
+        (("debias", "cat", "--share", "red=1", "--share", "red=0"), "each attribute once"),
+        (("debias", "cat", "--share", "red=much"), "--share takes each attribute once"),
+        (("debias", "cat", "--share", "red=2"), "each from 0 to 1"),
+        (("debias", "dog", "--share", "red=1"), "give --judge openai/clip-vit-base-patch32"),
+        (("debias", "car", "--share", "red=1", "--model", "x"), "give one, such as --judge"),
+        (("debias", "car", "--share", "red=1", "--step", "-1"), "out of range"),
+        (("probe", "captions.txt", "--implicit", "cat"), "takes concept=description"),
+        (("probe", "captions.txt", "--model", "x"), "give one, such as --judge"),
     ],
 )
 def test_what_is_wrong_is_refused_in_words_of_the_command_line(run, arguments, said):
     with pytest.raises(rk.RankeditError, match=said):
         run(*arguments)
+
+
+def test_what_was_probed_is_judged_by_what_the_judge_knows(run):
+    run("erase", "dog", "--out", "a.safetensors", *METHOD)
+    with pytest.raises(CommandError, match="not 'dog'; give --judge"):
+        run("probe", "a.safetensors")
+    run("erase", "cat", "--out", "b.safetensors", *METHOD)
+    said = run("probe", "b.safetensors", "--pictures", "1", "--sampling-steps", "1",
+               "--implicit", "cat=a red cup", "--neighbours", "1")  # fmt: skip
+    assert re.search(r"cat, implicit: \d+% before", said)
+    assert Path("probe.html").read_text().count("<img") >= 2
 
 
 def test_the_sandboxs_captions_are_the_same_each_time():

@@ -160,9 +160,9 @@ def test_the_rule_by_itself():
             "named 1 attributes for 4 pictures",
         ),
         (
-            lambda p: concepts.debias(p, [CAT], Told(["Red"] * 4), method="uce", steering=FEW,
-                                      progress=False),
-            "the judge said 'Red' of pictures of 'cat', and none of 'red', 'blue'",
+            lambda p: concepts.debias(p, [CAT], Told(["", "", "red", "Red"]), method="uce",
+                                      steering=FEW, progress=False),
+            "the judge said 'Red' of pictures of 'cat', where 'red' was asked for",
         ),
         (
             lambda p: concepts.edit(

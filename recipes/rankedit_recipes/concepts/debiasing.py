@@ -261,13 +261,15 @@ def _shares(
             f"debias: the judge named {len(named)} attributes for {len(pictures)} pictures; it is "
             "to give one for each, and '' where there is none."
         )
-    said = sorted({str(name) for name in named})
-    if not set(said) & set(request.to) and said != [""]:
-        raise ConceptsError(
-            f"debias: the judge said {', '.join(map(repr, said[:5]))} of pictures of "
-            f"{request.name!r}, and none of {', '.join(map(repr, request.to))}; it is to use "
-            "their words, and '' where there is none."
-        )
+    known = {attribute.casefold(): attribute for attribute in request.to}
+    for said in dict.fromkeys(named):
+        # Another word is another attribute, or none; this one was meant to be the same.
+        meant = known.get(str(said).strip().casefold(), said)
+        if meant != said:
+            raise ConceptsError(
+                f"debias: the judge said {said!r} of pictures of {request.name!r}, where {meant!r} "
+                "was asked for; it is to use the same words."
+            )
     return tuple(named.count(attribute) / len(named) for attribute in request.to)
 
 

@@ -1,16 +1,21 @@
-"""Judges that name the attribute a picture shows."""
+"""Judges: of the attribute that a picture shows, and of whether it shows a thing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
+from rankedit_recipes.concepts.contexts import filled
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.requests import Request
 from rankedit_recipes.diffusion.scoring import ClipScorer
+
+if TYPE_CHECKING:
+    from rankedit_recipes.sandbox.images.judge import AttributeJudge, Verdict
 
 
 class ClipJudge:
@@ -47,16 +52,76 @@ class SandboxJudge:
 
     def __call__(self, pictures: Sequence[Image.Image], request: Request) -> list[str]:
         """Names of colours."""
-        from rankedit_recipes.sandbox.images.judge import judge
         from rankedit_recipes.sandbox.images.vocabulary import COLOURS
 
         check_sandbox(request)
-        pixels = torch.from_numpy(np.stack([np.array(p.convert("RGB")) for p in pictures]))
         place = _categories().index(request.name)
-        seen = judge(self._model, pixels)
+        seen = _seen(self._model, pictures)
         there, colours = seen.present[:, place] > 0, list(COLOURS)
         said = [colours[i] for i in seen.colour(place).tolist()]
         return [name if shown else "" for name, shown in zip(said, there.tolist(), strict=True)]
+
+
+class ClipPresence:
+    """How far a picture shows a word, by CLIP: `σ(100 (cos(picture, "a photo of a …") − cos(…)))`.
+
+    The second cosine is that to the same sentence without the word; 100 is CLIP's own scale.
+
+    Args:
+        scorer: a CLIP model.
+        sentence: with `{}` for the word.
+    """
+
+    def __init__(self, scorer: ClipScorer, sentence: str = "a photo of a {}") -> None:
+        self._scorer, self._sentence = scorer, sentence
+
+    def __call__(self, pictures: Sequence[Image.Image], word: str) -> list[float]:
+        """For each picture 0 to 1."""
+        plain = filled(self._sentence, "")
+        texts = self._scorer.texts([self._sentence.format(word), plain])
+        apart = self._scorer.pictures(pictures) @ (texts[0] - texts[1])
+        scores: list[float] = (100 * apart).sigmoid().tolist()
+        return scores
+
+
+class SandboxPresence:
+    """Whether a picture of the sandbox shows a thing, or anything in a colour, by its judge."""
+
+    def __init__(self) -> None:
+        from rankedit_recipes import sandbox
+
+        self._model = sandbox.attribute_judge()
+
+    def __call__(self, pictures: Sequence[Image.Image], word: str) -> list[float]:
+        """For each picture 0 or 1.
+
+        Raises:
+            ConceptsError: neither a thing nor a colour of the sandbox.
+        """
+        from rankedit_recipes.sandbox.images.vocabulary import COLOURS
+
+        check_word(word)
+        seen = _seen(self._model, pictures)
+        if word in _categories():
+            return (seen.present[:, _categories().index(word)] > 0).float().tolist()
+        best = seen.present.argmax(1)
+        worn = seen.looks[torch.arange(len(best)), best, : len(COLOURS)].argmax(1)
+        return (worn == list(COLOURS).index(word)).float().tolist()
+
+
+def check_word(word: str) -> None:
+    """Refuse a word that the sandbox's judge has no name for.
+
+    Raises:
+        ConceptsError: names it, and what it knows.
+    """
+    from rankedit_recipes.sandbox.images.vocabulary import COLOURS
+
+    if word not in (*_categories(), *COLOURS):
+        raise ConceptsError(
+            f"probe: the sandbox's judge tells its things ({', '.join(_categories())}) and their "
+            f"colours ({', '.join(COLOURS)}), and not {word!r}; give a judge of your own."
+        )
 
 
 def check_sandbox(request: Request) -> None:
@@ -73,6 +138,15 @@ def check_sandbox(request: Request) -> None:
             f"({', '.join(_categories())}), and not {', '.join(request.to)} of {request.name!r}; "
             "give a judge of your own."
         )
+
+
+def _seen(model: AttributeJudge, pictures: Sequence[Image.Image]) -> Verdict:
+    from rankedit_recipes.sandbox.images.judge import judge
+
+    # The sandbox's own pictures have that size.
+    edges = (model.size, model.size)
+    pixels = np.stack([np.array(p.convert("RGB").resize(edges)) for p in pictures])
+    return judge(model, torch.from_numpy(pixels))
 
 
 def _categories() -> tuple[str, ...]:

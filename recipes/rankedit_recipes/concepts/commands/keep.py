@@ -9,7 +9,7 @@ import typer
 
 from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.command_line.names import SANDBOX
-from rankedit_recipes.command_line.options import Device, Dtype, Offload, Overwrite, Variant
+from rankedit_recipes.command_line.options import Device, DryRun, Dtype, Offload, Overwrite, Variant
 from rankedit_recipes.command_line.outputs import prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.concepts.commands import options as o
@@ -52,6 +52,7 @@ def export(
     *,
     lora: Annotated[Path, typer.Option(help="The LoRA; for the layout peft a folder.")],
     layout: Annotated[str, typer.Option(help="kohya, diffusers or peft.")] = "kohya",
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     model: o.Model = SANDBOX,
     device: Device = "",
@@ -64,12 +65,18 @@ def export(
     if layout not in ("kohya", "diffusers", "peft"):
         raise ConceptsError(f"export: --layout must be kohya, diffusers or peft, got {layout!r}.")
     folder = layout == "peft"
-    prepare_outputs(
-        "export", files={} if folder else {"--lora": lora},
-        folders={"--lora": lora} if folder else {}, overwrite=overwrite,
-    )  # fmt: skip
+    if not dry_run:
+        prepare_outputs(
+            "export", files={} if folder else {"--lora": lora},
+            folders={"--lora": lora} if folder else {}, overwrite=overwrite,
+        )  # fmt: skip
     with quiet_imports():
         from rankedit_recipes.concepts.commands import tasks
     choice = ModelChoice(model, device, dtype, variant, offload, base)
-    for line in tasks.export_to(edit, choice, lora, layout):
+    lines = (
+        tasks.plan_export(edit, choice, lora)
+        if dry_run
+        else tasks.export_to(edit, choice, lora, layout)
+    )
+    for line in lines:
         typer.echo(line)

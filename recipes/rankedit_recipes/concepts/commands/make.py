@@ -1,4 +1,4 @@
-"""The commands that edit, and that show what an edit does; see `cli`."""
+"""The commands that edit; see `cli`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rankedit_recipes.command_line.options import (
     Setting,
     Variant,
 )
-from rankedit_recipes.command_line.outputs import picture_files, prepare_outputs
+from rankedit_recipes.command_line.outputs import prepare_outputs
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.concepts.commands import options as o
 from rankedit_recipes.concepts.errors import ConceptsError
@@ -42,6 +42,7 @@ def erase(
     method: o.Method = None,
     captions: o.Captions = None,
     onto: o.Onto = None,
+    gate: o.Gate = False,
     out: o.Out = _OUT,
     config: ConfigFile = None,
     set_: Setting = None,
@@ -60,7 +61,7 @@ def erase(
     choice = ModelChoice(model, device, dtype, variant, offload, base)
     _edit(
         "erase", request, hold, choice, captions, onto, out, (method, config, set_ or []),
-        print_config=print_config, dry_run=dry_run, overwrite=overwrite,
+        gate=gate, print_config=print_config, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -74,6 +75,7 @@ def replace(
     method: o.Method = None,
     captions: o.Captions = None,
     onto: o.Onto = None,
+    gate: o.Gate = False,
     out: o.Out = _OUT,
     config: ConfigFile = None,
     set_: Setting = None,
@@ -92,7 +94,7 @@ def replace(
     choice = ModelChoice(model, device, dtype, variant, offload, base)
     _edit(
         "replace", request, hold, choice, captions, onto, out, (method, config, set_ or []),
-        print_config=print_config, dry_run=dry_run, overwrite=overwrite,
+        gate=gate, print_config=print_config, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -106,6 +108,7 @@ def _edit(
     out: Path,
     method: tuple[str | None, Path | None, list[str]],
     *,
+    gate: bool,
     print_config: bool,
     dry_run: bool,
     overwrite: bool,
@@ -125,42 +128,8 @@ def _edit(
     if print_config:
         typer.echo(tasks.as_toml(settings))
         return
-    task = tasks.EditTask(requests, settings, choice, captions, onto, out)
+    task = tasks.EditTask(requests, settings, choice, captions, onto, out, gate)
     if not dry_run:
         prepare_outputs(command, files={"--out": out}, overwrite=overwrite)
     for line in tasks.plan(task) if dry_run else tasks.edit_to(task):
-        typer.echo(line)
-
-
-def evaluate(
-    edit: o.EditFile,
-    *,
-    prompt: Annotated[list[str], typer.Option(help="A prompt; repeat.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
-    pictures: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture of each prompt.")] = 0,
-    sampling_steps: Annotated[int, typer.Option(help="Steps of sampling.", min=1)] = 25,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 6.0,
-    overwrite: Overwrite = False,
-    model: o.Model = SANDBOX,
-    device: Device = "",
-    dtype: Dtype = "",
-    variant: Variant = "",
-    offload: Offload = "none",
-    base: o.Base = "",
-) -> None:
-    """Make pictures without an edit and with it, of the same noise, and say how far they differ."""
-    seeds = range(seed, seed + pictures)
-    after = picture_files(out / "after", len(prompt), seeds)
-    before = picture_files(out / "before", len(prompt), seeds)
-    prepare_outputs(
-        "evaluate", files={f"--out, for {f.parent.name}/{f.name},": f for f in (*before, *after)},
-        growing={"--out": out}, overwrite=overwrite,
-    )  # fmt: skip
-    with quiet_imports():
-        from rankedit_recipes.concepts.commands import tasks
-    sampling = tasks.Sampling(steps=sampling_steps, guidance=guidance)
-    choice = ModelChoice(model, device, dtype, variant, offload, base)
-    files = list(zip(before, after, strict=True))
-    for line in tasks.pictures_to(edit, choice, prompt, seeds, sampling, files):
         typer.echo(line)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rankedit_recipes.command_line.names import SANDBOX
+from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.requests import About
 
 Words = Annotated[list[str], typer.Argument(help="The concept's word or phrase, and synonyms.")]
@@ -67,3 +69,38 @@ Base = Annotated[
         show_default="told from the weights",
     ),
 ]
+Gate = Annotated[
+    bool,
+    typer.Option(
+        "--gate", help="Act on the concepts' own tokens alone; everything else stays bit for bit."
+    ),
+]
+Strength = Annotated[float, typer.Option(help="Of the edit: 1 is all of it, 0 nothing.")]
+Judge = Annotated[
+    str,
+    typer.Option(
+        help="Who judges pictures: a CLIP model, by folder or name on the hub.",
+        show_default="the sandbox's own, for the sandbox",
+    ),
+]
+Share = Annotated[
+    list[str],
+    typer.Option(help="An attribute and its share of all pictures, such as red=0.5; repeat."),
+]
+Pictures = Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture of each prompt.")]
+SamplingSteps = Annotated[int, typer.Option(help="Steps of sampling.", min=1)]
+Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance.")]
+
+
+def check_judge(command: str, judge: str, model: str) -> None:
+    """Refuse a judge that has never seen such pictures.
+
+    Raises:
+        ConceptsError: says which to give.
+    """
+    if model != SANDBOX and not judge:
+        raise ConceptsError(
+            f"{command}: the sandbox's judge knows only the sandbox's pictures; for those of "
+            f"{model!r} give one, such as --judge openai/clip-vit-base-patch32."
+        )

@@ -12,6 +12,17 @@ REMEDIES = (
         r"those are written by concepts\.edit\(\.\.\.\)\.save\(path\)",
         "those are written by rankedit concepts erase and replace",
     ),
+    (r"; give a judge of your own", "; give --judge openai/clip-vit-base-patch32 or another one"),
+    (
+        r"To go on from it, give debias the requests of Edited\.load\(path\)",
+        "Give the same command with --resume to go on from it",
+    ),
+    (
+        r"add to the edit without one, and call gated again",
+        "add to the edit without --gate, and give --gate again",
+    ),
+    (r"attach the edit without a gate, or leave captions", "leave out --gate, or leave captions"),
+    (r"attach it, or make the edit without a gate", "make the edit without --gate"),
     (r"detach the edit, or remove its file, instead", "remove the file instead"),
     (r"; give the same captions", "; give the same --captions"),
     (r"to take a concept out use erase\(\.\.\.\)", "to take it out: rankedit concepts erase"),
@@ -19,6 +30,6 @@ REMEDIES = (
     (r"read_captions:", "concepts: --captions"),
     (r"second_moment: captions", "concepts: --captions"),
     (r"^Settings: ", "concepts: settings: "),
-    (r"^(edit|without|load): ", "concepts: "),
+    (r"^(edit|without|load|add|gated): ", "concepts: "),
 )
 """See `rankedit_recipes.command_line.boundary`."""

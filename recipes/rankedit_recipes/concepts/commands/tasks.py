@@ -11,23 +11,21 @@ from typing import Any
 import rankedit as rk
 from rankedit_recipes.command_line.choices import ModelChoice
 from rankedit_recipes.command_line.counting import counted
-from rankedit_recipes.command_line.errors import CommandError
 from rankedit_recipes.command_line.pairs import parsed_pairs
 from rankedit_recipes.concepts.commands.opening import open_captions, open_pipeline
 from rankedit_recipes.concepts.edited import Edited
-from rankedit_recipes.concepts.editing import add, edit
+from rankedit_recipes.concepts.editing import add, edit, gated
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.methods.own import named
 from rankedit_recipes.concepts.reading import templates_of
 from rankedit_recipes.concepts.requests import Request, check_requests
 from rankedit_recipes.concepts.settings import Settings
-from rankedit_recipes.diffusion.generating import Sampling, generate
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import second_moment
 from rankedit_recipes.diffusion.text import Pipeline
 
 # For the commands, which import this module alone.
-__all__ = ["Edited", "Sampling"]
+__all__ = ["Edited"]
 
 _TOML = {True: "true", False: "false"}
 _METHOD = "covariance"
@@ -44,6 +42,7 @@ class EditTask:
         captions: their file, if there is one.
         onto: an edit that is gone on with.
         out: the file.
+        gate: whether it acts on the concepts' tokens alone.
     """
 
     requests: Sequence[Request]
@@ -52,6 +51,7 @@ class EditTask:
     captions: Path | None
     onto: Path | None
     out: Path
+    gate: bool = False
 
 
 def settings_from(method: str | None, config: Path | None, pairs: Sequence[str]) -> Settings:
@@ -104,12 +104,16 @@ def plan(task: EditTask) -> Iterator[str]:
     check_requests(every)
     parts = Parts(open_pipeline(task.choice), entrance=True)
     targets, settings = parts.targets, task.settings
-    names = targets.values if settings.projections == "values" else (*targets.keys, *targets.values)
-    prompts = sum(2 * len(r.words) * len(templates_of(parts, r, settings)) for r in every)
+    names = targets.values if settings.projections == "values" else targets.names
+    # A concept is read with what it becomes, or with each of its attributes beside it.
+    prompts = sum(
+        len(r.words) * len(templates_of(parts, r, settings)) * (1 + max(1, len(r.shares)))
+        for r in every
+    )
     yield from map(str, every)
     yield f"method {settings.method}: {counted(len(names), 'projection')} of {parts.denoiser.name}"
     yield f"encodings {targets.width} wide, {counted(prompts, 'prompt')} to encode"
-    if settings.cost == "covariance":
+    if settings.cost == "covariance" or task.gate:
         captions = len(open_captions(task.captions, task.choice.name))
         yield f"statistics: {counted(captions, 'caption')} to encode"
     if settings.rank:
@@ -126,6 +130,8 @@ def edit_to(task: EditTask) -> Iterator[str]:
         edited = edit(pipe, task.requests, method=task.settings, statistics=moment)
     else:
         edited = add(pipe, Edited.load(task.onto, statistics=moment), task.requests)
+    if task.gate:
+        edited = gated(pipe, edited, open_captions(task.captions, task.choice.name))
     edited.save(task.out)
     yield from written(edited, task.out)
 
@@ -143,6 +149,9 @@ def written(edited: Edited, path: Path) -> Iterator[str]:
     """Lines that say what a file of an edit holds."""
     yield f"{path}: {path.stat().st_size:,} bytes, method {edited.settings.method}"
     yield from (f"  {request}" for request in edited.requests)
+    if edited.gate is not None:
+        found = zip(edited.gate.names, edited.gate.found.tolist(), strict=True)
+        yield f"  gate: {', '.join(f'{share:.0%} of {name}' for name, share in found)} found"
     report = edited.map.report
     if report is not None:
         yield f"  encodings still lack {report.residual:.1%} of what they lacked"
@@ -162,35 +171,18 @@ def undo_to(
     yield from written(left, out)
 
 
+def plan_export(file: Path, choice: ModelChoice, lora: Path) -> Iterator[str]:
+    """Lines that say what `export_to` would write, and of what size."""
+    edited = Edited.load(file)
+    layers = edited.layers(Parts(open_pipeline(choice), entrance=True)).values()
+    wide = [rk.Projection(layer) for layer in layers]
+    size = 4 * edited.map.rank * sum(one.in_features + one.out_features for one in wide)
+    yield f"{counted(len(wide), 'projection')}, rank {edited.map.rank}, about {size:,} bytes"
+    yield f"'{lora}' would be written; nothing was written"
+
+
 def export_to(file: Path, choice: ModelChoice, lora: Path, layout: str) -> Iterator[str]:
     """Write an edit as a LoRA."""
     edited = Edited.load(file)
     edited.export_lora(open_pipeline(choice), lora, layout=layout)
     yield f"{lora}: the edit itself, of rank {edited.map.rank}; strength 1 is all of it"
-
-
-def pictures_to(
-    file: Path, choice: ModelChoice, prompts: Sequence[str], seeds: Sequence[int],
-    sampling: Sampling, files: Sequence[tuple[Path, Path]],
-) -> Iterator[str]:  # fmt: skip
-    """Pictures of prompts without the edit and with it, of the same noise."""
-    edited = Edited.load(file)
-    pipe = open_pipeline(choice)
-    asked = [(prompt, seed) for prompt in prompts for seed in seeds]
-    if len(files) != len(asked):
-        raise CommandError(f"evaluate: {len(files)} names for {len(asked)} pictures.")
-    texts, noise = [prompt for prompt, _ in asked], [seed for _, seed in asked]
-    before = generate(pipe, texts, noise, sampling)
-    with edited.attach(pipe):
-        after = generate(pipe, texts, noise, sampling)
-    for old, new, (one, other), text in zip(before, after, files, texts, strict=True):
-        old.save(one)
-        new.save(other)
-        yield f"{other}: {text!r} changed by {_change(old, new):.3f}"
-
-
-def _change(old: Any, new: Any) -> float:  # noqa: ANN401 - pictures
-    import numpy as np
-
-    first, second = (np.asarray(p.convert("RGB"), dtype=float) / 255 for p in (old, new))
-    return float(np.abs(first - second).mean())
