@@ -52,6 +52,27 @@ def test_order_makes_no_difference_and_undoing_is_exact(pipe, moment, method):
     assert relative(again.map.delta(), every[0].map.delta()) < 1e-9
 
 
+HUNDRED = [
+    concepts.replace(f"{start} {colour} {thing}", goal, contexts=["a photo of {} at night"])
+    for start, goal in (("my", "star"), ("one", "house"), ("two", "tree"))
+    for colour in ("red", "blue", "bright", "dark")
+    for thing in ("cat", "dog", "cup", "bear", "teddy bear", "photo", "beach", "snow", "grass")
+][:100]
+
+
+@pytest.mark.parametrize("method", ["uce", "covariance"])
+def test_of_a_hundred_requests_one_is_undone_exactly(pipe, moment, method):
+    """In 32 dimensions, where a hundred cannot all be met: each is in all the others' way."""
+    edited = concepts.edit(pipe, HUNDRED, method=method, statistics=moment)
+    fewer = [request for request in HUNDRED if request.name != HUNDRED[41].name]
+    without = concepts.edit(pipe, fewer[::-1], method=method, statistics=moment)
+    undone = edited.without(HUNDRED[41].name)
+    assert relative(undone.map.delta(), without.map.delta()) < 1e-9
+    assert relative(undone.map.delta(), edited.map.delta()) > 1e-4
+    again = concepts.add(pipe, undone, [HUNDRED[41]])
+    assert relative(again.map.delta(), edited.map.delta()) < 1e-9
+
+
 @pytest.mark.parametrize("method", ["uce", "rece", "covariance"])
 def test_a_file_is_small_and_comes_back_whole(pipe, moment, method, tmp_path):
     edited = concepts.edit(pipe, ASKED, method=method, statistics=moment)

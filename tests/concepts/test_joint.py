@@ -6,6 +6,7 @@ import torch
 from rankedit_recipes import concepts
 from rankedit_recipes.concepts.prompts import read_prompts
 from rankedit_recipes.diffusion.parts import Parts
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import rankedit as rk
 from tests.diffusion import pipelines
@@ -139,6 +140,36 @@ def test_what_joint_models_cannot_have_is_refused_with_the_reason():
     far = "a photo of " + "a dog and " * 9 + "a {}"
     with pytest.raises(concepts.ConceptsError, match="is not among the 24 tokens"):
         concepts.edit(pipe, [concepts.erase("cat", contexts=[far])], method="uce")
+
+
+def byte_level():
+    """A tokenizer as Qwen's: a word behind a space is another token than the same one without."""
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<pad>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    own.train_from_iterator([*CAPTIONS * 3, *(w for c in CAPTIONS for w in c.split())], trainer)
+    return tiny.Processor(
+        tokenizer_object=own, pad_token="<pad>", eos_token="</s>", model_max_length=64
+    )
+
+
+def test_words_are_found_where_a_space_makes_other_tokens():
+    pipe, tokenizer = tiny.z_image(), byte_level()
+    encoder = tiny.filled(2, encoder=tiny.decoder("Qwen3", len(tokenizer)))["encoder"]
+    pipe.register_modules(tokenizer=tokenizer, text_encoder=encoder)
+    assert tokenizer("cat").input_ids != tokenizer(" cat").input_ids
+    parts = Parts(pipe, entrance=True)
+    prompts = ["cat at night", "a photo of a cat at night", "teddy bear", "the teddy bear"]
+    words = ["cat", "cat", "teddy bear", "teddy bear"]
+    for prompt, word in zip(read_prompts(parts, prompts, words), words, strict=True):
+        tokens = tokenizer(prompt.text).input_ids
+        [(first, last)] = prompt.spans[0].places
+        assert tokenizer.decode(tokens[first : last + 1]).lstrip("Ġ").replace("Ġ", "") == word
+    edited = concepts.edit(pipe, [concepts.replace("cat", "teddy bear")], method="time")
+    assert edited.rows["cat"].word.any()
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "cogview4"])

@@ -8,6 +8,7 @@ from rankedit_recipes import concepts
 from rankedit_recipes.concepts.contexts import filled
 from rankedit_recipes.concepts.methods.own import named
 from rankedit_recipes.concepts.reading import read_empty, templates_of
+from rankedit_recipes.concepts.solving import reduced
 from rankedit_recipes.diffusion.parts import Parts
 from torch.linalg import inv
 
@@ -150,6 +151,32 @@ def test_covariance_is_least_squares_over_captions_and_keys(pipe):
     hard = soft - soft @ H @ inv(H.T @ inv(G) @ H) @ H.T @ inv(G)
     assert relative(edited.map.delta(), hard) < 1e-7
     assert float((edited.map.delta() @ H).norm()) < 1e-8 * float(H.norm())
+
+
+@pytest.mark.parametrize("count", [40, 300])
+@pytest.mark.parametrize("hard", [False, True])
+def test_many_keys_are_reduced_without_a_change(count, hard):
+    """More keys than dimensions, of weights that differ: the same map as by all of them."""
+    draw = torch.Generator().manual_seed(count)
+    keys, guides = (torch.randn(count, 24, generator=draw).double() for _ in range(2))
+    softness = 0.1 + torch.rand(count, generator=draw).double()
+    held = torch.randn(3, 24, generator=draw).double() if hard else None
+    metric = rk.Metric.identity(24, 0.3)
+    fewer, goals = reduced(keys, guides, softness)
+    assert len(fewer) == 24
+    every = rk.solve_edit(lambda x: x, keys, guides, metric, softness=softness, hold=held)
+    found = rk.solve_edit(lambda x: x, fewer, goals, metric, softness=1.0, hold=held)
+    assert relative(found.delta(), every.delta()) < 1e-9
+
+
+def test_what_is_lacking_is_told_of_all_keys(pipe):
+    settings = dataclasses.replace(named("time"), softness=0.5)
+    edited = concepts.edit(pipe, [concepts.replace("cat", "dog")], method=settings)
+    rows = edited.rows["cat"]
+    assert len(rows.keys) > rows.keys.shape[1]
+    lacking = rows.guides - rows.keys
+    left = lacking - rows.keys @ edited.map.delta().T
+    assert edited.map.report.residual == pytest.approx(float(left.norm() / lacking.norm()))
 
 
 @pytest.mark.parametrize("name", concepts.METHODS)

@@ -103,6 +103,11 @@ class Settings:
         if wrong:
             raise ConceptsError(f"Settings: out of range: {wrong}; see its attributes.")
 
+    @property
+    def reducible(self) -> bool:
+        """Whether keys may be replaced by fewer whose edit is the same, see `solving.reduced`."""
+        return self.softness > 0
+
     def solve(
         self,
         layer: object,

@@ -35,6 +35,11 @@ class Own(Settings):
 
     function: Solver
 
+    @property
+    def reducible(self) -> bool:
+        """No: what the function makes of single keys is its own to decide."""
+        return False
+
     def solve(
         self,
         layer: object,
