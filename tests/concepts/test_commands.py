@@ -43,7 +43,13 @@ def test_an_edit_is_made_listed_extended_undone_and_exported(run, tmp_path):
     listed = run("list", "b.safetensors")
     assert "replace blue to red" in listed
     assert "method uce" in listed
+    said = run("undo", "b.safetensors", "blue", "--out", "c.safetensors", "--dry-run")
+    assert "stays: erase cat to dog" in said
+    assert not Path("c.safetensors").exists()
     run("undo", "b.safetensors", "blue", "--out", "c.safetensors")
+    [less] = re.findall(r"([\d,]+) bytes smaller", said)
+    sizes = [Path(f"{name}.safetensors").stat().st_size for name in "bc"]
+    assert 0 < int(less.replace(",", "")) <= sizes[0] - sizes[1]
     one, other = (concepts.Edited.load(f"{n}.safetensors").map.delta() for n in "ac")
     assert float((one - other).norm()) < 1e-9 * float(one.norm())
     assert "rank 2" in run("export", "b.safetensors", "--lora", "lora.safetensors")
@@ -232,6 +238,7 @@ def test_a_dry_run_of_debiasing_says_what_it_takes(run, tmp_path):
         (("replace", "cat", "cat"), "cannot become itself"),
         (("erase", "cat", "--hold", "cat", *METHOD), "is in two requests"),
         (("list", "captions.txt"), "captions.txt"),
+        (("undo", "captions.txt", "cat", "--dry-run"), "captions.txt"),
         (("erase", "cat", "--out", "captions.txt", *METHOD), "add --overwrite"),
         (("export", "captions.txt", "--lora", "x", "--layout", "y"), "--layout must be"),
         (("debias", "cat", "--share", "red"), "--share takes each attribute once"),

@@ -118,6 +118,7 @@ FAMILIES = ["stable_diffusion", "stable_diffusion_2_1", "stable_diffusion_xl", "
 FURTHER = ["wan", "ltx", "latte"]
 
 
+@pytest.mark.filterwarnings("ignore:.*is told each prompt in a pooled vector too")
 @pytest.mark.parametrize("name", [*FAMILIES, *FURTHER])
 def test_in_every_family_a_replaced_word_lacks_what_the_formula_says(name):
     """Of what a single key lacks, UCE leaves `λ/(λ + ‖k‖²)`; in the projections as they run."""

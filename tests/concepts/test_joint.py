@@ -172,7 +172,7 @@ def test_words_are_found_where_a_space_makes_other_tokens():
     assert edited.rows["cat"].word.any()
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "cogview4"])
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "stable_diffusion_xl", "cogview4"])
 def test_a_pooled_vector_beside_the_tokens_is_warned_of(name, recwarn):
     import warnings
 

@@ -26,7 +26,7 @@ from tests.diffusion.pipelines import CAPTIONS
 def test_the_first_projection_that_the_text_passes(make, names, direct, pooled):
     parts = Parts(make(), entrance=True)
     found = parts.targets
-    assert (found.names, found.direct, found.pooled) == (names, direct, pooled)
+    assert (found.names, found.direct, parts.pooled) == (names, direct, pooled)
     assert parts.targets is found  # searched for once
     assert not any(m._forward_hooks for m in parts.denoiser.plain.modules())
     with pytest.raises(PipelineError):  # without being asked for, joint attention stays refused

@@ -65,12 +65,11 @@ class Edited:
         """What is edited, by the first word of each request; what is held is not among them."""
         return [request.name for request in self.requests if request.kind != "hold"]
 
-    def without(self, *names: str) -> Edited:
-        """The edit as if these had never been asked for, exactly.
+    def left(self, *names: str) -> list[Request]:
+        """The requests without some.
 
         Raises:
-            ConceptsError: no request of this name, nothing is left, or a loaded edit lacks the
-                statistics that it was solved with.
+            ConceptsError: no request of this name, or nothing is left.
         """
         unknown = [name for name in names if name not in self.names()]
         if unknown:
@@ -83,6 +82,16 @@ class Edited:
             raise ConceptsError(
                 "without: nothing would be left; detach the edit, or remove its file, instead."
             )
+        return left
+
+    def without(self, *names: str) -> Edited:
+        """The edit as if these had never been asked for, exactly.
+
+        Raises:
+            ConceptsError: no request of this name, nothing is left, or a loaded edit lacks the
+                statistics that it was solved with.
+        """
+        left = self.left(*names)
         rows = {name: own for name, own in self.rows.items() if name not in names}
         found = Edited.solve(left, self.settings, rows, self.kept, self.texts)
         return replace(found, gate=self.gate and self.gate.of(found.names()))

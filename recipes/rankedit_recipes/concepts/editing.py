@@ -101,7 +101,7 @@ def check_family(parts: Parts, settings: Settings) -> None:
             f"{denoiser} makes none of the text by itself: text and picture attend jointly; choose "
             "a method that changes both, such as 'covariance' or 'uce'."
         )
-    if targets.pooled:
+    if parts.pooled:
         warnings.warn(
             f"edit: {denoiser} is told each prompt in a pooled vector too, which is not edited and "
             "still says the word; look at pictures before you rely on the edit.",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,11 +62,8 @@ def entrance(texts: Texts, denoiser: Denoiser) -> Targets:
             )
         read = _one_read(denoiser, base, found)
         first = _first_row(denoiser, found[0], encoded, run)
-        pooled = encoded.pooled is not None and not same(
-            run(replace(encoded, pooled=shaken(encoded.pooled))), picture
-        )
     direct = read.shape == encoded.embeds.shape and torch.equal(read, encoded.embeds.to(read))
-    return Targets((), (), (), read.shape[-1], direct, tuple(found), first, pooled)
+    return Targets((), (), (), read.shape[-1], direct, tuple(found), first)
 
 
 def _recorded(model: nn.Module, names: list[str], run: Callable[[], Any]) -> tuple[Read, Any]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from rankedit_recipes.diffusion.calls import same
 from rankedit_recipes.diffusion.denoising import Denoiser
 from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.entrance import entrance as found_entrance
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.stopping import ended_when
-from rankedit_recipes.diffusion.streams import Reader, readers
+from rankedit_recipes.diffusion.streams import Reader, readers, shaken
 from rankedit_recipes.diffusion.targets import Targets, probed
 from rankedit_recipes.diffusion.text import Pipeline, Texts
 
 # By denoiser and not by pipeline: pipelines that share one find the same, once.
 _found: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
 _entrances: WeakKeyDictionary[nn.Module, Targets] = WeakKeyDictionary()
+_pooled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _readers: WeakKeyDictionary[nn.Module, tuple[Reader, ...]] = WeakKeyDictionary()
 
 
@@ -84,6 +87,24 @@ class Parts:
         if plain not in _readers:
             _readers[plain] = readers(self.text, self.denoiser)
         return _readers[plain]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the denoiser is told a prompt in a pooled vector beside its tokens."""
+        plain = self.denoiser.plain
+        if plain not in _pooled:
+            with torch.no_grad():
+                _pooled[plain] = self._told_pooled()
+        return _pooled[plain]
+
+    def _told_pooled(self) -> bool:
+        text = self.text.encode(["a photo of the night by the sea"])
+        if text.pooled is None:
+            return False
+        latents, time = self.denoiser.probe_inputs(0, 0)
+        other = replace(text, pooled=shaken(text.pooled))
+        given = [self.denoiser.forward(latents, time, one) for one in (text, other)]
+        return not same(*given)
 
     @property
     def projections(self) -> dict[str, nn.Module]:

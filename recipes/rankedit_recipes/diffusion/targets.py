@@ -42,7 +42,6 @@ class Targets:
         entrances: in their place, where text and picture attend jointly, the projections through
             which every token enters; see `entrance`.
         first: row in which a prompt's first token stands in what they read.
-        pooled: whether the denoiser is told the prompt in a pooled vector too.
     """
 
     keys: tuple[str, ...]
@@ -52,7 +51,6 @@ class Targets:
     direct: bool
     entrances: tuple[str, ...] = ()
     first: int = 0
-    pooled: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

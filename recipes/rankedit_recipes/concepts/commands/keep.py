@@ -30,6 +30,7 @@ def undo(
     *,
     out: Annotated[Path, typer.Option(help="The new file.")] = Path("undone.safetensors"),
     captions: o.Captions = None,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     model: o.Model = SANDBOX,
     device: Device = "",
@@ -39,11 +40,13 @@ def undo(
     base: o.Base = "",
 ) -> None:
     """Write an edit as if some of it had never been asked for, exactly."""
-    prepare_outputs("undo", files={"--out": out}, overwrite=overwrite)
+    if not dry_run:
+        prepare_outputs("undo", files={"--out": out}, overwrite=overwrite)
     with quiet_imports():
         from rankedit_recipes.concepts.commands import tasks
     choice = ModelChoice(model, device, dtype, variant, offload, base)
-    for line in tasks.undo_to(edit, names, choice, captions, out):
+    task = (edit, names, choice, captions, out)
+    for line in (tasks.plan_undo if dry_run else tasks.undo_to)(*task):
         typer.echo(line)
 
 

@@ -157,6 +157,20 @@ def written(edited: Edited, path: Path) -> Iterator[str]:
         yield f"  encodings still lack {report.residual:.1%} of what they lacked"
 
 
+def plan_undo(
+    file: Path, names: Sequence[str], choice: ModelChoice, captions: Path | None, out: Path
+) -> Iterator[str]:
+    """Lines that say what `undo_to` would leave, and at what cost; no model is loaded."""
+    edited = Edited.load(file)
+    yield from (f"stays: {request}" for request in edited.left(*names))
+    if edited.settings.cost == "covariance":
+        count = len(open_captions(captions, choice.name))
+        yield f"statistics: {counted(count, 'caption')} to encode"
+    gone = sum(rows.keys.nbytes + rows.guides.nbytes for n, rows in edited.rows.items()
+               if n in names)  # fmt: skip
+    yield f"'{out}' would be written, {gone:,} bytes smaller; nothing was written"
+
+
 def undo_to(
     file: Path, names: Sequence[str], choice: ModelChoice, captions: Path | None, out: Path
 ) -> Iterator[str]:
