@@ -112,8 +112,9 @@ def test_every_encoder_has_keys_of_its_own():
 def test_files_gates_weights_and_loras_of_the_entrance(tmp_path):
     pipe = with_t5()
     edited = concepts.edit(
-        pipe, [concepts.erase("cat"), concepts.erase("cup")], statistics=CAPTIONS, progress=False
-    )
+        pipe, [concepts.erase("cat", to="dog"), concepts.erase("cup", to="bear")],
+        statistics=CAPTIONS, progress=False,
+    )  # fmt: skip
     edited.save(tmp_path / "edit.safetensors")
     loaded = concepts.Edited.load(tmp_path / "edit.safetensors", statistics=edited.kept.moment)
     assert torch.equal(loaded.rows["cat"].block, edited.rows["cat"].block)
