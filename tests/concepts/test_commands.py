@@ -262,6 +262,8 @@ def test_what_was_probed_is_judged_by_what_the_judge_knows(run):
     with pytest.raises(CommandError, match="not 'dog'; give --judge"):
         run("probe", "a.safetensors")
     run("erase", "cat", "--out", "b.safetensors", *METHOD)
+    with pytest.raises(CommandError, match="give --among dog"):
+        run("probe", "b.safetensors", "--judge", "some/clip")
     said = run("probe", "b.safetensors", "--pictures", "1", "--sampling-steps", "1",
                "--implicit", "cat=a red cup", "--neighbours", "1")  # fmt: skip
     assert re.search(r"cat, implicit: \d+% before", said)

@@ -16,7 +16,7 @@ from rankedit_recipes.diffusion.generating import Sampling
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.sandbox.images.renderer import render
 from rankedit_recipes.sandbox.images.scenes import draw_single
-from rankedit_recipes.sandbox.images.vocabulary import COLOURS
+from rankedit_recipes.sandbox.images.vocabulary import CATEGORIES, COLOURS
 
 import rankedit as rk
 from tests.concepts.test_methods import check, eye, last, weights
@@ -209,6 +209,25 @@ def test_clip_names_the_nearest_attribute():
     found = judge(shown, request)
     assert len(told) >= 5
     assert sum(a == b for a, b in zip(found, told, strict=True)) >= 0.8 * len(told)
+
+
+def test_clip_and_the_sandboxs_judge_say_what_a_picture_shows():
+    cars, colours = drawn("car", 12)
+    cups, _ = drawn("cup", 12)
+    clip = concepts.ClipPresence(open_clip("sandbox"), CATEGORIES)
+    shown, other = (torch.tensor(clip(pictures, "car")) for pictures in (cars, cups))
+    assert float(shown.mean()) > float(other.mean()) + 0.3
+    judge = concepts.SandboxPresence()
+    assert sum(judge(cars, "car")) >= 11
+    assert sum(judge(cups, "car")) <= 1
+    red = torch.tensor([colour == "red" for colour in colours]).float()
+    assert float((torch.tensor(judge(cars, "red")) - red).abs().sum()) <= 1
+    with pytest.raises(concepts.ConceptsError, match="and not 'dog'; give a judge of your own"):
+        judge(cars, "dog")
+    with pytest.raises(concepts.ConceptsError, match="CLIP tells 'car' from other words"):
+        concepts.ClipPresence(open_clip("sandbox"), ["car"])(cars, "car")
+    with pytest.raises(concepts.ConceptsError, match=r"'nowhere' cannot be opened.*Give --judge"):
+        open_clip("nowhere")
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """Edits where the text enters models in which text and picture attend jointly."""
 
+import copy
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from rankedit_recipes import concepts
 from rankedit_recipes.concepts.prompts import read_prompts
+from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -138,6 +142,8 @@ def test_what_joint_models_cannot_have_is_refused_with_the_reason():
     with pytest.raises(concepts.ConceptsError, match="changes value projections alone"):
         concepts.edit(pipelines.stable_diffusion_3(), requests, method="speed")
     pipe = pipelines.stable_diffusion_3()
+    with pytest.raises(PipelineError, match="it is not known where words stand"):
+        concepts.edit(tiny.kandinsky_5(), requests[:1], method="uce")
     far = "a photo of " + "a dog and " * 9 + "a {}"
     with pytest.raises(concepts.ConceptsError, match="is not among the 24 tokens"):
         concepts.edit(pipe, [concepts.erase("cat", contexts=[far])], method="uce")
@@ -173,10 +179,18 @@ def test_words_are_found_where_a_space_makes_other_tokens():
     assert edited.rows["cat"].word.any()
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "stable_diffusion_xl", "cogview4"])
-def test_a_pooled_vector_beside_the_tokens_is_warned_of(name, recwarn):
-    import warnings
+def test_encoders_side_by_side_that_cut_a_prompt_differently_are_refused():
+    pipe = pipelines.stable_diffusion_3()
+    second = copy.deepcopy(pipe.tokenizer_2)
+    second.add_tokens(["photo of"])
+    pipe.text_encoder_2.resize_token_embeddings(len(second))
+    pipe.register_modules(tokenizer_2=second)
+    with pytest.raises(concepts.ConceptsError, match="at different places of 'a photo of a cat"):
+        concepts.edit(pipe, [concepts.erase("cat", contexts=WITHIN)], method="uce")
 
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "stable_diffusion_xl", "cogview4"])
+def test_a_pooled_vector_beside_the_tokens_is_warned_of(name):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         concepts.edit(pipeline(name), [concepts.erase("cat", contexts=WITHIN)], method="uce")

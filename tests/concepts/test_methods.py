@@ -153,6 +153,17 @@ def test_covariance_is_least_squares_over_captions_and_keys(pipe):
     assert float((edited.map.delta() @ H).norm()) < 1e-8 * float(H.norm())
 
 
+def test_what_is_held_is_chosen_by_influence_under_every_cost(pipe):
+    """Of what is to be held, what would move more than the mean does not move at all."""
+    settings = dataclasses.replace(named("covariance"), influence=True, rank=0)
+    requests = [concepts.erase("cat", to="dog"), concepts.hold("cup", "snow", "bear", "grass")]
+    edited = concepts.edit(pipe, requests, method=settings, statistics=CAPTIONS, progress=False)
+    held = edited.kept.held
+    moved = (held @ edited.map.delta().T).norm(dim=1)
+    fixed = moved < 1e-9 * held.norm(dim=1)
+    assert 0 < int(fixed.sum()) < len(held)
+
+
 @pytest.mark.parametrize("count", [40, 300])
 @pytest.mark.parametrize("hard", [False, True])
 def test_many_keys_are_reduced_without_a_change(count, hard):

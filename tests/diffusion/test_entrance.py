@@ -96,6 +96,36 @@ def test_an_entrance_that_is_no_projection_is_refused():
         _ = Parts(pipe, entrance=True).targets
 
 
+class Behind(nn.Module):
+    """A projection that reads the text otherwise, or more than once."""
+
+    def __init__(self, inner, change):
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, text):
+        return self.change(self.inner, text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inner, text: inner(text) + inner(text / 2), "enters through once in each step"),
+        (lambda inner, text: inner(text.flip(1)), "not known which row is which token's"),
+        (lambda inner, text: inner(text + text.mean(1, keepdim=True)), None),
+    ],
+)
+def test_text_that_is_read_twice_or_out_of_order_is_refused(change, said):
+    pipe = tiny.flux()
+    pipe.transformer.context_embedder = Behind(pipe.transformer.context_embedder, change)
+    parts = Parts(pipe, entrance=True)
+    if said is None:  # a little of all tokens is in each, as behind a refiner's attention
+        assert parts.targets.names == ("context_embedder.inner",)
+        return
+    with pytest.raises(PipelineError, match=said):
+        _ = parts.targets
+
+
 def test_two_denoisers_in_turn_are_refused():
     pipe = tiny.wan(transformer_2=tiny.wan().transformer, boundary_ratio=0.5)
     with pytest.raises(PipelineError, match="two networks in turn"):

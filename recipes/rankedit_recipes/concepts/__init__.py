@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from rankedit_recipes.concepts.edited import Edited
     from rankedit_recipes.concepts.editing import add, edit, gated
     from rankedit_recipes.concepts.errors import ConceptsError
-    from rankedit_recipes.concepts.judging import ClipJudge, SandboxJudge
+    from rankedit_recipes.concepts.judging import (
+        ClipJudge,
+        ClipPresence,
+        SandboxJudge,
+        SandboxPresence,
+    )
     from rankedit_recipes.concepts.methods import METHODS
     from rankedit_recipes.concepts.methods.own import method_of
     from rankedit_recipes.concepts.probing import Probed, probe
@@ -28,11 +33,13 @@ else:
 __all__ = [
     "METHODS",
     "ClipJudge",
+    "ClipPresence",
     "ConceptsError",
     "Edited",
     "Probed",
     "Request",
     "SandboxJudge",
+    "SandboxPresence",
     "Settings",
     "Steering",
     "add",

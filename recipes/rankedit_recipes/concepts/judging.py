@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rankedit_recipes.concepts.contexts import filled
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.requests import Request
+from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.scoring import ClipScorer
 
 if TYPE_CHECKING:
@@ -63,25 +63,37 @@ class SandboxJudge:
 
 
 class ClipPresence:
-    """How far a picture shows a word, by CLIP: `σ(100 (cos(picture, "a photo of a …") − cos(…)))`.
+    """Whether a picture shows a word rather than others, by CLIP.
 
-    The second cosine is that to the same sentence without the word; 100 is CLIP's own scale.
+    A cosine by itself says nothing, and neither does one beside that of a sentence without the
+    word: on the sandbox that one takes cups for cars.
 
     Args:
         scorer: a CLIP model.
+        among: other words that a picture may show instead.
         sentence: with `{}` for the word.
+
+    Raises:
+        ConceptsError: there is nothing else that a picture may show.
     """
 
-    def __init__(self, scorer: ClipScorer, sentence: str = "a photo of a {}") -> None:
+    def __init__(
+        self, scorer: ClipScorer, among: Sequence[str], sentence: str = "a photo of a {}"
+    ) -> None:
         self._scorer, self._sentence = scorer, sentence
+        self._among = listed_texts("ClipPresence", "among", among)
 
     def __call__(self, pictures: Sequence[Image.Image], word: str) -> list[float]:
-        """For each picture 0 to 1."""
-        plain = filled(self._sentence, "")
-        texts = self._scorer.texts([self._sentence.format(word), plain])
-        apart = self._scorer.pictures(pictures) @ (texts[0] - texts[1])
-        scores: list[float] = (100 * apart).sigmoid().tolist()
-        return scores
+        """For each picture 1 where the word is the nearest of all, else 0."""
+        others = [other for other in self._among if other != word]
+        if not others:
+            raise ConceptsError(
+                f"probe: CLIP tells {word!r} from other words that a picture may show, and none "
+                "was given; give ClipPresence(scorer, among=['a dog', ...])."
+            )
+        texts = self._scorer.texts([self._sentence.format(w) for w in (word, *others)])
+        nearest = (self._scorer.pictures(pictures) @ texts.T).argmax(1)
+        return (nearest == 0).float().tolist()
 
 
 class SandboxPresence:

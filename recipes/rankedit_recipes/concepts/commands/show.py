@@ -84,6 +84,13 @@ def probe(
     ] = 4,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("probe.html"),
     judge: o.Judge = "",
+    among: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another word that a picture may show, for --judge; repeat.",
+            show_default="the edit's words",
+        ),
+    ] = None,
     pictures: o.Pictures = 2,
     sampling_steps: o.SamplingSteps = 25,
     guidance: o.Guidance = 6.0,
@@ -115,6 +122,6 @@ def probe(
         edit, ModelChoice(model, device, dtype, variant, offload, base), 1.0,
         showing.Sampling(steps=sampling_steps, guidance=guidance),
     )  # fmt: skip
-    asked = showing.ProbeTask(described, neighbours, judge, pictures, out)
+    asked = showing.ProbeTask(described, neighbours, judge, among or (), pictures, out)
     for line in (showing.plan_probe if dry_run else showing.probe_to)(task, asked):
         typer.echo(line)

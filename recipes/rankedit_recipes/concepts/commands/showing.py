@@ -49,6 +49,7 @@ class ProbeTask:
         implicit: descriptions by concept.
         neighbours: how many near words are asked for.
         judge: a CLIP model; empty for the sandbox's judge.
+        among: other words that CLIP may see in a picture.
         pictures: of each prompt.
         out: the report.
     """
@@ -56,6 +57,7 @@ class ProbeTask:
     implicit: Mapping[str, Sequence[str]]
     neighbours: int
     judge: str
+    among: Sequence[str]
     pictures: int
     out: Path
 
@@ -157,7 +159,15 @@ def probe_to(task: ShowTask, asked: ProbeTask) -> Iterator[str]:
         # Before the model is loaded, and pictures are made for nothing.
         for word in request.words if request.kind == "hold" else request.words[:1]:
             check_word(word)
-    judge = SandboxPresence() if sandbox else ClipPresence(open_clip(asked.judge))
+    # What words become and what is held are other things that a picture may show.
+    known = [word for r in edited.requests for word in (*r.words[:1], *r.to)]
+    among = list(dict.fromkeys([*known, *asked.among]))
+    if not sandbox and len(among) < 2:
+        raise CommandError(
+            f"probe: CLIP tells {among[0]!r} from other words that a picture may show; give "
+            "--among dog, and more."
+        )
+    judge = SandboxPresence() if sandbox else ClipPresence(open_clip(asked.judge), among)
     found = probe(
         open_pipeline(task.choice), edited, judge, implicit=asked.implicit,
         neighbours=asked.neighbours, pictures=asked.pictures, sampling=task.sampling,
