@@ -12,6 +12,7 @@ import typer
 from rankedit_recipes.command_line.boundary import application, in_commands, one_line
 from rankedit_recipes.command_line.errors import CommandError
 from rankedit_recipes.command_line.quiet import quiet_imports
+from rankedit_recipes.concepts.commands import cli as concepts_cli
 from rankedit_recipes.language.commands import cli as language_cli
 from rankedit_recipes.language.commands.remedies import REMEDIES as LANGUAGE
 from rankedit_recipes.perfusion.commands import cli as perfusion_cli
@@ -123,7 +124,9 @@ def test_words_and_files_of_concepts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "app", [perfusion_cli.app, language_cli.app], ids=["perfusion", "language"]
+    "app",
+    [perfusion_cli.app, language_cli.app, concepts_cli.app],
+    ids=["perfusion", "language", "concepts"],
 )
 def test_the_help_of_every_option_has_its_default(app):
     group = typer.main.get_command(app)

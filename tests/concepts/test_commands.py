@@ -247,7 +247,14 @@ def test_a_dry_run_of_debiasing_says_what_it_takes(run, tmp_path):
         (("debias", "cat", "--share", "red=2"), "each from 0 to 1"),
         (("debias", "dog", "--share", "red=1"), "give --judge openai/clip-vit-base-patch32"),
         (("debias", "car", "--share", "red=1", "--model", "x"), "give one, such as --judge"),
-        (("debias", "car", "--share", "red=1", "--step", "-1"), "out of range"),
+        (
+            ("debias", "car", "--share", "red=1", "--step", "-1"),
+            r"debias: out of range: \{'step': -1.0\}; see rankedit concepts debias --help",
+        ),
+        (
+            ("debias", "cat", "--share", "red=1", "--context", "a red {}", *METHOD),
+            "names one of its attributes .*; give --context 'a photo of a {}' without them",
+        ),
         (("probe", "captions.txt", "--implicit", "cat"), "takes concept=description"),
         (("probe", "captions.txt", "--model", "x"), "give one, such as --judge"),
     ],
@@ -255,6 +262,15 @@ def test_a_dry_run_of_debiasing_says_what_it_takes(run, tmp_path):
 def test_what_is_wrong_is_refused_in_words_of_the_command_line(run, arguments, said):
     with pytest.raises(rk.RankeditError, match=said):
         run(*arguments)
+
+
+def test_a_method_of_values_alone_is_refused_for_joint_models_with_another(run, monkeypatch):
+    monkeypatch.setattr(tasks, "open_pipeline", lambda choice: pipelines.stable_diffusion_3())
+    with pytest.raises(CommandError, match="attend jointly; give --method covariance or uce"):
+        run("erase", "cat", "--hold", "dog", "--method", "speed")
+    with pytest.warns(rk.RankeditWarning, match="in a pooled vector too"):
+        said = run("erase", "cat", "--dry-run", *METHOD)
+    assert "1 projection of SD3Transformer2DModel" in said
 
 
 def test_what_was_probed_is_judged_by_what_the_judge_knows(run):

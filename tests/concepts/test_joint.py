@@ -1,13 +1,16 @@
 """Edits where the text enters models in which text and picture attend jointly."""
 
 import copy
+import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from rankedit_recipes import concepts
+from rankedit_recipes.concepts.methods.own import named
 from rankedit_recipes.concepts.prompts import read_prompts
+from rankedit_recipes.concepts.shifting import read_shifts, shown_templates
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.parts import Parts
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -111,6 +114,23 @@ def test_every_encoder_has_keys_of_its_own():
     K, R, H = rows.keys.T, (rows.guides - rows.keys).T, edited.kept.held.T
     expected = R @ K.T @ torch.linalg.inv(0.5 * torch.eye(64).double() + K @ K.T + H @ H.T)
     assert relative(edited.map.delta(), expected) < 1e-9
+
+
+def test_attributes_of_every_encoder_move_its_own_keys():
+    parts = Parts(with_t5(), entrance=True)
+    cup = concepts.balance("cup", {"red": 0.5, "blue": 0.5})
+    found = read_shifts(parts, cup, named("uce"))
+    assert found.block.tolist() == [0, 1]
+    [red, blue] = read_prompts(parts, ["red", "blue"], ["red", "blue"])
+    for place, attribute in enumerate((red, blue)):
+        assert torch.equal(found.directions[place], attribute.vectors[list(attribute.ends)])
+    within = read_shifts(parts, cup, named("covariance"))
+    assert set(within.block.tolist()) == {0, 1}
+    assert int(within.word.sum()) == 2 * len(shown_templates(parts, cup, named("covariance")))
+    edited = concepts.edit(
+        parts.pipe, [dataclasses.replace(cup, amounts=(1.0, -1.0))], method="uce"
+    )  # fmt: skip
+    assert relative(edited.rows["cup"].guides, found.rows((1.0, -1.0)).guides) < 1e-12
 
 
 def test_files_gates_weights_and_loras_of_the_entrance(tmp_path):

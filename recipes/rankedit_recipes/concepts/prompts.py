@@ -83,6 +83,8 @@ def read_prompts(parts: Parts, prompts: Sequence[str], words: Sequence[str]) -> 
     Raises:
         PipelineError: a word is cut off, or it is not known where it stands.
     """
+    # First, for whoever asks runs the encoders on other prompts, which would be heard as these.
+    _ = parts.targets
     found = []
     for start in range(0, len(prompts), _BATCH):
         part, asked = prompts[start : start + _BATCH], words[start : start + _BATCH]

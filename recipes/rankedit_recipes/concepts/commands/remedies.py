@@ -12,6 +12,13 @@ REMEDIES = (
         r"those are written by concepts\.edit\(\.\.\.\)\.save\(path\)",
         "those are written by rankedit concepts erase and replace",
     ),
+    (r"give contexts=\[.*\] without them", "give --context 'a photo of a {}' without them"),
+    (
+        r"choose a method that changes both, such as 'covariance' or 'uce'",
+        "give --method covariance or uce",
+    ),
+    (r"^Steering: (.*); see its attributes", r"debias: \1; see rankedit concepts debias --help"),
+    (r"^Steering: ", "debias: "),
     (r"; give a judge of your own", "; give --judge openai/clip-vit-base-patch32 or another one"),
     (
         r"To go on from it, give debias the requests of Edited\.load\(path\)",

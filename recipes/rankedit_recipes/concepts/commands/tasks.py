@@ -14,7 +14,7 @@ from rankedit_recipes.command_line.counting import counted
 from rankedit_recipes.command_line.pairs import parsed_pairs
 from rankedit_recipes.concepts.commands.opening import open_captions, open_pipeline
 from rankedit_recipes.concepts.edited import Edited
-from rankedit_recipes.concepts.editing import add, edit, gated
+from rankedit_recipes.concepts.editing import add, check_family, edit, gated
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.methods.own import named
 from rankedit_recipes.concepts.reading import templates_of
@@ -104,6 +104,7 @@ def plan(task: EditTask) -> Iterator[str]:
     check_requests(every)
     parts = Parts(open_pipeline(task.choice), entrance=True)
     targets, settings = parts.targets, task.settings
+    check_family(parts, settings)
     names = targets.values if settings.projections == "values" else targets.names
     # A concept is read with what it becomes, or with each of its attributes beside it.
     prompts = sum(
