@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parents[2]
-_BLOCK = 5
-_FACTS = (
+BLOCK = 5
+FACTS = (
     ("The Eiffel Tower", "{} is in the city of", "Rome"),
     ("Germany", "The capital of {} is", "Munich"),
     ("Japan", "The official language of {} is", "Dutch"),
@@ -45,7 +45,7 @@ _FACTS = (
     ("Mount Everest", "{} is on the continent of", "Africa"),
     ("Charles Darwin", "{} worked in the field of", "music"),
 )
-_FEW = 2
+FEW = 2
 
 
 class Opened:
@@ -73,7 +73,7 @@ class Opened:
 
     def one(self) -> Any:
         """Statistics of one block."""
-        return self._statistics(layers=[_BLOCK])
+        return self._statistics(layers=[BLOCK])
 
     def all(self) -> Any:
         """Statistics of every block."""
@@ -89,7 +89,7 @@ class Opened:
     @torch.no_grad()
     def textbook(self) -> Tensor:
         """A loop to that projection: texts of like length, products in float32."""
-        layer = self.model.model.layers[_BLOCK].mlp.down_proj
+        layer = self.model.model.layers[BLOCK].mlp.down_proj
         total = torch.zeros(layer.in_features, layer.in_features)
         mask = torch.zeros(0)
 
@@ -119,7 +119,7 @@ class Opened:
         """Facts edited by a method."""
         from rankedit_recipes import language
 
-        asked = [language.Request(prompt, subject, target) for subject, prompt, target in _FACTS]
+        asked = [language.Request(prompt, subject, target) for subject, prompt, target in FACTS]
         language.edit(
             self.model, self.tokenizer, asked[:count], method, statistics=found, progress=False
         )
@@ -129,7 +129,7 @@ class Opened:
         from rankedit_recipes import language
 
         asked = [
-            language.Request(prompt, subject, target) for subject, prompt, target in _FACTS[1:3]
+            language.Request(prompt, subject, target) for subject, prompt, target in FACTS[1:3]
         ]
         return language.locate(self.model, self.tokenizer, asked, own=True, progress=False)
 
@@ -141,22 +141,22 @@ def measured(part: str, model: str, tokens: int) -> dict[str, float]:
         found = opened.all()
         opened.edited(part, 1, found)  # what is done once for a model is not counted
         few, many = (
-            _seconds(lambda n=n: opened.edited(part, n, found)) for n in (_FEW, len(_FACTS))
+            cpu_seconds(lambda n=n: opened.edited(part, n, found)) for n in (FEW, len(FACTS))
         )
-        return {"seconds": (many - few) / (len(_FACTS) - _FEW)}
+        return {"seconds": (many - few) / (len(FACTS) - FEW)}
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _peak()
-    seconds = _seconds(getattr(opened, part))
-    return {"seconds": seconds, "megabytes": _peak() - before}
+    before = peak()
+    seconds = cpu_seconds(getattr(opened, part))
+    return {"seconds": seconds, "megabytes": peak() - before}
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def _peak() -> float:
+def peak() -> float:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -131,7 +131,7 @@ def test_blocks_are_chosen_by_rule_number_or_name():
 def test_wrong_layers_are_refused():
     model, _ = family("gpt2")
     blocks = find_blocks(model)
-    for layers in (3, -4, [0, 9], []):
+    for layers in (3, -4, [0, 9], [], True, [False], 1.0):
         with pytest.raises(LanguageError, match="layers must be numbers of blocks from -3 to 2"):
             choose_blocks(model, blocks, layers, quick("memit"))
     with pytest.raises(LanguageError, match=r"in each block of 'transformer.h', got .*in no block"):

@@ -296,6 +296,8 @@ def test_texts_that_are_none(tmp_path):
     model, _, _ = small("llama")
     with pytest.raises(LanguageError, match="must hold at least one text"):
         collected(model, [" "])
+    with pytest.raises(LanguageError, match=r"texts must be a file, a folder, .* got None"):
+        collected(model, None)
     with pytest.raises(LanguageError, match=r"must be a file, or a folder with \.txt or \.jsonl"):
         collected(model, "Just a sentence.")
     with pytest.raises(LanguageError, match="item 1 must be a text"):

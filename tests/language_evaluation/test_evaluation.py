@@ -225,6 +225,8 @@ def test_an_empty_prompt_is_refused():
         generate(tiny_gpt2(tok), tok, [""])
     with pytest.raises(LanguageError, match="generate: prompts must be a list of texts, got 'the'"):
         generate(tiny_gpt2(tok), tok, "the")
+    with pytest.raises(LanguageError, match="generate: prompts must be a list of texts, got None"):
+        generate(tiny_gpt2(tok), tok, None)
 
 
 # -------------------------------------------------------------------------------- references

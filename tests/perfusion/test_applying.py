@@ -538,6 +538,12 @@ def test_a_dead_zone_that_is_no_similarity_is_refused(pipe, bean, floor):
         apply(pipe, bean, floor=floor)
 
 
+@pytest.mark.parametrize("concepts", [None, 3])
+def test_what_is_no_concept_is_refused(pipe, concepts):
+    with pytest.raises(PerfusionError, match="apply: concepts must be concepts or their files"):
+        apply(pipe, concepts)
+
+
 def test_settings_that_fail_change_nothing(pipe, bean, mug):
     with apply(pipe, bean) as applied:
         before = applied.settings

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from rankedit.collecting.remaining import Stateful
+from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.texts import STDIN, Texts, checked_text, files_in, text_of_line
 
 # The last tenth of a corpus is what convergence is judged by.
@@ -192,6 +193,11 @@ def source_of(texts: Texts | Source | Sequence[Path], *, jsonl: bool = False) ->
     # By number: lists, and tables of `datasets`, which can be looked up but are no Sequence.
     if hasattr(texts, "__len__") and hasattr(texts, "__getitem__"):
         return ListTexts(texts)  # type: ignore[arg-type]
+    if not isinstance(texts, Iterable):
+        raise LanguageError(
+            "language: texts must be a file, a folder, '-', or texts to loop over, got "
+            f"{texts!r:.80}; put one text into a list."
+        )
     # What can be read once only is kept: nothing else would know where its last tenth begins.
     return ListTexts(list(texts)) if isinstance(texts, Iterator) else StreamedTexts(texts)
 

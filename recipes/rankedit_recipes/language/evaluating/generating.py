@@ -56,7 +56,8 @@ def generate(
     Raises:
         LanguageError: an empty prompt, no list of them, or a chat without a template.
     """
-    if isinstance(prompts, str):  # which is a sequence too, of letters
+    # A text is a sequence too, of letters.
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise LanguageError(
             f"generate: prompts must be a list of texts, got {prompts!r:.80}; put one into a list."
         )

@@ -209,9 +209,10 @@ def _named(layers: Layers) -> bool:
 
 
 def _numbered(blocks: Sequence[Block], layers: Layers) -> list[Block]:
-    given = [layers] if isinstance(layers, int) else list(layers)  # type: ignore[arg-type]
+    given = list(layers) if isinstance(layers, Iterable) else [layers]
     count = len(blocks)
-    numbers = [n for n in given if isinstance(n, int) and -count <= n < count]
+    # By exact type: `layers=True` is a mistake, and to `isinstance` block 1.
+    numbers = [n for n in given if type(n) is int and -count <= n < count]
     if not numbers or len(numbers) < len(given):
         raise LanguageError(
             f"language: layers must be numbers of blocks from {-count} to {count - 1}, or name "

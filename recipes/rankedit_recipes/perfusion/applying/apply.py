@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import get_args
 
@@ -72,6 +72,11 @@ def apply(
         raise PerfusionError(
             "apply: floor must be a similarity such as 0.5, None for no dead zone, or 'own' for "
             f"the concepts' own, got {floor!r}."
+        )
+    if not isinstance(concepts, (Concept, str, PathLike, Iterable)):
+        raise PerfusionError(
+            f"apply: concepts must be concepts or their files, got {concepts!r:.80}; "
+            "perfusion.learn and Concept.load give one."
         )
     # A name of a file is a sequence too: of letters.
     listed = [concepts] if isinstance(concepts, (Concept, str, PathLike)) else list(concepts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Self
@@ -72,6 +72,11 @@ def apply_joint(
     check_bare(pipe, "apply_joint")
     # A name of a file is a sequence too: of letters.
     single = isinstance(concepts, (JointConcept, str, PathLike))
+    if not single and not isinstance(concepts, Iterable):
+        raise PerfusionError(
+            f"apply_joint: concepts must be joint concepts or their files, got {concepts!r:.80}; "
+            "perfusion.learn_joint and JointConcept.load give one."
+        )
     listed: Sequence[JointLike] = [concepts] if single else list(concepts)  # type: ignore[list-item, arg-type]
     loaded = [c if isinstance(c, JointConcept) else JointConcept.load(c) for c in listed]
     applied = AppliedJoint(Parts(pipe), loaded, strength=strength, keys=keys)
