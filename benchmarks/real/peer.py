@@ -92,7 +92,8 @@ class Peer:
             return layer_stats(
                 self.opened.model, self.opened.tokenizer, "model.layers.5.mlp.down_proj", folder,
                 "wikitext", ["mom2"], sample_size=len(self.opened.texts), precision="float32",
-                batch_tokens=1024, progress=None, hparams=SimpleNamespace(device="cpu"),
+                batch_tokens=1024, progress=lambda rows, **_told: rows,
+                hparams=SimpleNamespace(device="cpu"),
             )  # fmt: skip
 
     def search(self, method: str, count: int) -> None:
