@@ -8,7 +8,8 @@ runs in a process of its own, for its peak of memory is its own then. What is ti
 
     ledger   `add` (of one, at that size), `add_lacking` of all, `names`, `remove` of one, `edit`
     stream   in a folder: facts entered by 1,000, 64 more, `list` as the command lists, `undo` of
-             one, opening the folder again, and `edits`
+             one; the folder opened again, an `undo` of one right after that, `edits` of a third
+             opening, and `check`
 
 The exponent is the slope of the logarithm of the time from one number to the next: 0 for what takes
 as long whatever the number, 1 for what is in proportion to it.
@@ -136,10 +137,14 @@ def stream_times(world: World, number: int, folder: Path) -> dict[str, float]:
 
 
 def opened_times(world: World, folder: Path) -> dict[str, float]:
-    """Seconds for opening the folder again, and for solving."""
+    """Seconds for opening the folder again, for a change right after that, and for solving."""
     opened: list[Stream] = []
     found = {"open": timed(lambda: opened.append(Stream(world.engine(), folder)))}
-    return {**found, "edits": timed(opened[0].edits)}
+    found["undo, one, after opening"] = timed(opened[0].undo)
+    # Of another opening, which has to read the names too.
+    found["edits, after opening"] = timed(Stream(world.engine(), folder).edits)
+    found["check"] = timed(opened[0].check)
+    return found
 
 
 def measured(kind: str, number: int, widths: tuple[int, int]) -> dict[str, float]:

@@ -12,8 +12,9 @@ import sys
 import zlib
 from pathlib import Path
 
+import pytest
 import torch
-from rankedit_recipes.language import METHODS, Request, Stream
+from rankedit_recipes.language import METHODS, LanguageError, Request, Stream
 from rankedit_recipes.language.editing import Engine
 from rankedit_recipes.language.model.blocks import Block
 from rankedit_recipes.language.searching.spreading import Facts
@@ -169,6 +170,13 @@ def attack(mode, folder, count):
     return json.loads(done.stdout)
 
 
+def refused(folder, said):
+    """Whoever reads all of a folder is refused: for what is solved, and for the check of it."""
+    for use in (Stream.edits, Stream.check):
+        with pytest.raises(LanguageError, match=said):
+            use(opened(folder))
+
+
 def files(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -180,7 +188,7 @@ def document_of(folder):
 def write(folder, document, *, signed=True):
     """Put a document in the place of the folder's, with a digest of its own."""
     if signed:
-        document = {**document, "digest": manifest._digest(document)}
+        document = {**document, "digest": manifest.document_digest(document)}
     (folder / "stream.json").write_text(json.dumps(document))
 
 

@@ -257,14 +257,14 @@ def test_damaged_folders_are_refused(tmp_path):
             begun(folder)
     manifest.write_text(whole)
     data.write_bytes(rows[:-3])
-    with pytest.raises(LanguageError, match="cannot be read"):
-        begun(folder)
+    with pytest.raises(LanguageError, match=r"Stream\.edits: .* cannot be read"):
+        begun(folder).edits()
     rk.save({"a": torch.ones(2)}, data)
     with pytest.raises(LanguageError, match=r"must hold .*'keys\.0'.*, got"):
-        begun(folder)
+        begun(folder).edits()
     data.unlink()
-    with pytest.raises(LanguageError, match="cannot be read"):
-        begun(folder)
+    with pytest.raises(LanguageError, match=r"Stream\.edits: .* cannot be read"):
+        begun(folder).edits()
 
 
 def test_the_published_fault_has_no_stream():

@@ -154,7 +154,9 @@ def test_ctrl_c_anywhere_leaves_memory_and_disk_as_one(tmp_path, monkeypatch, ki
     """Whatever line it comes at; a handle that is behind the disk is refused, never believed."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power cut here
     monkeypatch.setattr(locking, "_PATIENCE", 1.0)
-    watched = tuple(f"streams{os.sep}{n}.py" for n in ("folder", "held", "stream", "locking"))
+    watched = tuple(
+        f"streams{os.sep}{n}.py" for n in ("folder", "held", "kept", "reading", "stream", "locking")
+    )
     watched += ("ledger.py", "atomic.py", "interrupt.py")
     pattern, at, lines, refused = Pattern(tmp_path, 3), 0, 1, 0
     while at <= lines:

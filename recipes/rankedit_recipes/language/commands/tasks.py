@@ -172,7 +172,7 @@ def _located(opened: Opened, task: EditTask) -> EditTask:
 
     What somebody asked for stays: `Stream.open` refuses what differs.
     """
-    manifest = None if task.stream is None else Folder(task.stream).read()
+    manifest = None if task.stream is None else Folder(task.stream).head()
     if manifest is not None:
         layers: Layers = manifest.layers if task.layers in (None, TRACED) else task.layers
         settings = task.settings if task.chosen else manifest.settings
@@ -227,7 +227,7 @@ def undo_in(
         raise LanguageError(
             "undo: give names of facts, or --last N with N at least 1; not both, not neither."
         )
-    manifest = Folder(folder).read()
+    manifest = Folder(folder).head()
     if manifest is None:
         raise LanguageError(f"undo: '{folder}' is no stream; make one with edit --stream.")
     if outputs.fused is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,24 +16,65 @@ from rankedit_recipes.language.requests import Request
 from rankedit_recipes.language.searching.spreading import Facts
 
 
+class Solving(NamedTuple):
+    """What edits are solved from.
+
+    Attributes:
+        ledgers: by projection.
+        keys: by name of the fact, what the lowest projection reads.
+    """
+
+    ledgers: dict[str, rk.Ledger]
+    keys: dict[str, Tensor]
+
+
 class Held:
-    """Facts with their keys, and the ledgers that solve for them.
+    """Facts, and their keys and values in ledgers, once these were read.
 
     Args:
         engine: model, method and statistics.
 
     Attributes:
-        ledgers: by projection.
-        requests: the facts by name, in the order of entry.
-        keys: by name, what the lowest projection reads.
+        requests: the facts by name, in the order of entry; None as long as they were not read.
+        solving: ledgers and keys; None as long as keys and values were not read.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.ledgers = engine.ledgers()
-        self.requests: dict[str, Request] = {}
-        self.keys: dict[str, Tensor] = {}
+        self.requests: dict[str, Request] | None = None
+        self.solving: Solving | None = None
         self._engine = engine
         self._whole = True
+
+    @property
+    def named(self) -> dict[str, Request]:
+        """`requests`, which were read."""
+        if self.requests is None:
+            raise RuntimeError("Held: the facts were not read yet; see Kept.name.")
+        return self.requests
+
+    @property
+    def loaded(self) -> Solving:
+        """`solving`, which was read."""
+        if self.solving is None:
+            raise RuntimeError("Held: keys and values were not read yet; see Kept.load.")
+        return self.solving
+
+    def take(self, requests: Sequence[Request], facts: Facts | None = None) -> None:
+        """Hold facts that are there already.
+
+        Args:
+            requests: the facts.
+            facts: the same with keys and values; None if there are no facts.
+        """
+        solving = Solving(self._engine.ledgers(), {})
+        self._enter(solving, facts)
+        # What was built beside is put in its place in one step each: Ctrl-C leaves it unread.
+        self.name(requests)
+        self.solving = solving
+
+    def name(self, requests: Sequence[Request]) -> None:
+        """Hold facts that are there already, without keys and values."""
+        self.requests = {request.label: request for request in requests}
 
     def after(self, gone: Sequence[str], facts: Facts | None) -> list[Request]:
         """The facts that there will be after `exchange`; it cannot be refused then.
@@ -48,7 +90,7 @@ class Held:
                 "is not known; open it again."
             )
         out = set(gone)
-        left = [request for name, request in self.requests.items() if name not in out]
+        left = [request for name, request in self.named.items() if name not in out]
         if facts is None:
             return left
         names = {request.label for request in left}
@@ -64,7 +106,7 @@ class Held:
         return left + list(facts.requests)
 
     def _check_shapes(self, facts: Facts) -> None:
-        for name in self.ledgers:
+        for name in self._engine.metrics:
             view = rk.Projection(self._engine.model.get_submodule(name))
             for kind, rows, width in (
                 ("keys", facts.keys, view.in_features),
@@ -82,24 +124,34 @@ class Held:
         completely([
             lambda: setattr(self, "_whole", False),
             lambda: self._remove(names),
-            lambda: self._enter(facts),
+            lambda: self._put(facts),
             then or (lambda: None),
             lambda: setattr(self, "_whole", True),
         ])  # fmt: skip
 
     def _remove(self, names: Sequence[str]) -> None:
+        requests = self.named
         for name in names:
-            for ledger in self.ledgers.values():
+            requests.pop(name, None)
+            if self.solving is None:
+                continue
+            for ledger in self.solving.ledgers.values():
                 if name in ledger:
                     ledger.remove(name)
-            self.requests.pop(name, None)
-            self.keys.pop(name, None)
+            self.solving.keys.pop(name, None)
 
-    def _enter(self, facts: Facts | None) -> None:
+    def _put(self, facts: Facts | None) -> None:
         if facts is None:
             return
-        enter(self.ledgers, facts)
+        # Keys and values that were not read yet will be read with these, in the order of entry.
+        if self.solving is not None:
+            self._enter(self.solving, facts)
+        self.named.update({request.label: request for request in facts.requests})
+
+    def _enter(self, solving: Solving, facts: Facts | None) -> None:
+        if facts is None:
+            return
+        enter(solving.ledgers, facts)
         first = self._engine.chosen[0].down
         for number, request in enumerate(facts.requests):
-            self.requests[request.label] = request
-            self.keys[request.label] = facts.keys[first][number]
+            solving.keys[request.label] = facts.keys[first][number]

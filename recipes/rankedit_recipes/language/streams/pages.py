@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import ne
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankedit.atomic import atomic_write
 from rankedit.files.header import checked_object, parse_json
@@ -50,6 +50,14 @@ def page_number_of(name: str) -> int | None:
     """The number of a page; None for any other file."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match and page_of(int(match[1])) == name else None
+
+
+class Named(NamedTuple):
+    """What `stream.json` says of a page: number and digest of its file, and facts that are gone."""
+
+    number: int
+    digest: str
+    gone: frozenset[int]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def tensors_of(facts: Facts, layers: Sequence[str]) -> dict[str, Tensor]:
     return tensors | {f"lacking.{number}": facts.lacking[name] for number, name in named}
 
 
-def load_rows(file: Path, layers: int) -> tuple[Rows, str]:
-    """The tensors of a file, and its SHA-256.
+def load_rows(file: Path, layers: int, call: str) -> tuple[Rows, str]:
+    """The tensors of a file, and its SHA-256; `call` is for messages.
 
     Raises:
         LanguageError: it cannot be read, or holds something else.
@@ -33,12 +33,12 @@ def load_rows(file: Path, layers: int) -> tuple[Rows, str]:
     try:
         loaded, digest = rk.load(file), digest_of(file)
     except (OSError, rk.EditFileError) as error:
-        raise LanguageError(f"Stream.open: '{file}' cannot be read: {error}") from error
+        raise LanguageError(f"{call}: '{file}' cannot be read: {error}") from error
     expected = {f"{kind}.{i}" for kind in ("keys", "lacking") for i in range(layers)}
     rows = {n: t for n, t in loaded.items() if isinstance(t, Tensor) and t.ndim == 2}
     if rows.keys() != loaded.keys() or rows.keys() != expected:
         raise LanguageError(
-            f"Stream.open: '{file}' must hold {sorted(expected)}, got {sorted(loaded)[:8]}."
+            f"{call}: '{file}' must hold {sorted(expected)}, got {sorted(loaded)[:8]}."
         )
     return rows, digest
 
@@ -49,8 +49,10 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def facts_in(rows: Rows, places: Sequence[tuple[int, Request]], layers: Sequence[str]) -> Facts:
-    """Facts of one file by their rows.
+def facts_in(
+    rows: Rows, places: Sequence[tuple[int, Request]], layers: Sequence[str], call: str
+) -> Facts:
+    """Facts of one file by their rows; `call` is for messages.
 
     Raises:
         LanguageError: there is no such row.
@@ -59,7 +61,7 @@ def facts_in(rows: Rows, places: Sequence[tuple[int, Request]], layers: Sequence
     for row, request in places:
         if row >= count:
             raise LanguageError(
-                f"Stream.open: {request.label!r} is to be row {row} of a file that has {count}; "
+                f"{call}: {request.label!r} is to be row {row} of a file that has {count}; "
                 "take the folder from a copy."
             )
     chosen = [row for row, _ in places]

@@ -12,7 +12,6 @@ the edit is the one of a single batch over what is there in the end; undoing lea
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -36,15 +35,8 @@ from rankedit_recipes.language.streams.conflicts import (
     same_facts,
 )
 from rankedit_recipes.language.streams.folder import Folder
-from rankedit_recipes.language.streams.held import Held
-from rankedit_recipes.language.streams.manifest import Manifest
-from rankedit_recipes.language.streams.original import Original
-from rankedit_recipes.language.streams.resuming import (
-    begun_with,
-    check_places,
-    settings_to_go_on,
-)
-from rankedit_recipes.language.streams.rows import joined
+from rankedit_recipes.language.streams.kept import Kept
+from rankedit_recipes.language.streams.resuming import check_places, settings_to_go_on
 
 # Facts that are searched for, and written, at a time.
 _CHUNK = 64
@@ -72,13 +64,7 @@ class Stream:
         if not engine.settings.consistent:
             raise LanguageError("Stream: consistent=False edits one fact at a time; see `edit`.")
         self.engine = engine
-        self._held = Held(engine)
-        self._original = Original(engine.model, [block.down for block in engine.chosen])
-        self._folder = None if folder is None else Folder(folder)
-        # Around everything that changes the stream: a change is made to what the last one left.
-        self._lock = threading.RLock()
-        if self._folder is not None:
-            self._manifest = self._kept_in(self._folder)
+        self._kept = Kept(engine, None if folder is None else Folder(folder))
 
     @classmethod
     def open(
@@ -95,6 +81,10 @@ class Stream:
     ) -> Stream:
         """Begin a stream, or go on with the one in a folder.
 
+        Of a folder that is there only `stream.json` is read. Names and requests are read when they
+        are asked for or changed, keys and values for `edits`, `attach`, `conflicts` and `add`; each
+        file is compared with its digest then. `check` reads all of them.
+
         Args:
             folder: where the stream is kept; made if it is not there. None for memory only.
             model: the original model, without the stream's edits.
@@ -108,9 +98,9 @@ class Stream:
 
         Raises:
             LanguageError: the folder is of another model, tokenizer, statistics, method, layers or
-                prefixes, or damaged.
+                prefixes, or damaged. So does whatever reads more of the folder later.
         """
-        manifest = None if folder is None else Folder(folder).read()
+        manifest = None if folder is None else Folder(folder).head()
         if folder is not None and manifest is not None:
             check_places(manifest, Path(folder), model, layers, prefixes)
             method = settings_to_go_on(manifest, Path(folder), method)
@@ -121,37 +111,21 @@ class Stream:
         )  # fmt: skip
         return cls(engine, folder)
 
-    def _kept_in(self, folder: Folder) -> Manifest:
-        """Begin the stream in a folder, or take over what is there."""
-        noted = begun_with(self.engine, self._original.base)
-        contents = folder.contents()
-        if contents is None:
-            return folder.begin(noted)
-        manifest, facts = contents
-        # Asked again by `open`'s own engine: the folder may have been begun anew meanwhile.
-        settings_to_go_on(manifest, folder.path, self.engine.settings)
-        check_places(manifest, folder.path, self.engine.model, None, self.engine.prefixes)
-        manifest.check(noted, folder.path)
-        self._original.check("Stream.open")
-        if facts:
-            self._held.exchange((), joined(facts))
-        return manifest
-
     # ------------------------------------------------------------------ reading
 
     def __len__(self) -> int:
-        return len(self._held.requests)
+        return len(self._kept.named("Stream.__len__"))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._held.requests
+        return name in self._kept.named("Stream.__contains__")
 
     def names(self) -> list[str]:
         """Names of the facts, in the order of entry."""
-        return list(self._held.requests)
+        return list(self._kept.named("Stream.names"))
 
     def requests(self) -> list[Request]:
         """The facts, in the order of entry."""
-        return list(self._held.requests.values())
+        return list(self._kept.named("Stream.requests").values())
 
     def edits(self) -> dict[str, rk.LowRank]:
         """The edits that make all facts true; empty if there is none.
@@ -159,12 +133,22 @@ class Stream:
         Raises:
             SolveError: facts with the same key contradict each other, in a method of equalities.
         """
-        with self._lock:
-            return {n: ledger.edit() for n, ledger in self._held.ledgers.items() if len(ledger)}
+        with self._kept.lock:
+            ledgers = self._kept.loaded("Stream.edits").ledgers
+            return {name: ledger.edit() for name, ledger in ledgers.items() if len(ledger)}
 
     def attach(self, *, strength: float = 1.0) -> rk.Attachment:
         """Put the edits into the model; detach them before facts are added."""
         return rk.attach(self.engine.model, self.edits(), strength=strength)
+
+    def check(self) -> None:
+        """Read the whole folder, and compare each of its files with its digest.
+
+        Raises:
+            LanguageError: a file is missing or not what the stream wrote, or somebody else has
+                written to the folder since it was opened here.
+        """
+        self._kept.check("Stream.check")
 
     def conflicts(
         self, requests: Sequence[Request], *, threshold: float = PARALLEL
@@ -177,13 +161,15 @@ class Stream:
             requests: those that are to be added.
             threshold: cosine from which keys count as parallel.
         """
-        self._original.check("Stream.conflicts")
-        new = [r for r in requests if self._held.requests.get(r.label) != r]
-        found = same_facts(self._held.requests, new)
+        self._kept.original.check("Stream.conflicts")
+        there = self._kept.named("Stream.conflicts")
+        new = [r for r in requests if there.get(r.label) != r]
+        found = same_facts(there, new)
         if not new:
             return found
         named = [request.label for request in new]
-        others = {name: key for name, key in self._held.keys.items() if name not in named}
+        known = self._kept.loaded("Stream.conflicts").keys
+        others = {name: key for name, key in known.items() if name not in named}
         metric = self.engine.metrics[self.engine.chosen[0].down]
         keys = dict(zip(named, self.engine.keys(new), strict=True))
         return found + parallel_keys(others, keys, metric, threshold)
@@ -206,15 +192,16 @@ class Stream:
             RankeditWarning: keys nearly parallel to those of other facts; see `conflicts`.
         """
         check_requests(requests)
-        with self._lock:
-            new = [r for r in requests if self._held.requests.get(r.label) != r]
+        with self._kept.lock:
+            there = self._kept.named("Stream.add")
+            new = [r for r in requests if there.get(r.label) != r]
             if not new:
                 return []
-            self._check_current("Stream.add")
+            self._kept.check_current("Stream.add")
             refuse_same(self.conflicts(new))
             for start in range(0, len(new), _CHUNK):
                 facts, _ = self.engine.facts(new[start : start + _CHUNK])
-                self._change("Stream.add", (), facts)
+                self._kept.change("Stream.add", (), facts)
             return [request.label for request in new]
 
     def enter(self, facts: Facts) -> None:
@@ -223,7 +210,7 @@ class Stream:
         Raises:
             SolveError: a name is taken.
         """
-        self._change("Stream.enter", (), facts)
+        self._kept.change("Stream.enter", (), facts)
 
     def undo(self, *names: str) -> list[Request]:
         """Take facts out, as if they had never been there; without names, the latest one.
@@ -235,16 +222,17 @@ class Stream:
             LanguageError: no fact of this name, a model that is edited, or a folder that somebody
                 else has written to; nothing is taken out then.
         """
-        with self._lock:
+        with self._kept.lock:
+            there = self._kept.named("Stream.undo")
             chosen = list(dict.fromkeys(names or self.names()[-1:]))
-            unknown = [name for name in chosen if name not in self._held.requests]
+            unknown = [name for name in chosen if name not in there]
             if unknown or not chosen:
                 raise LanguageError(
                     f"Stream.undo: no fact is called {(unknown or ['anything'])[0]!r}; the stream "
                     f"has {len(self)}, such as {self.names()[:_SHOWN]}."
                 )
-            gone = [self._held.requests[name] for name in chosen]
-            self._change("Stream.undo", chosen, None)
+            gone = [there[name] for name in chosen]
+            self._kept.change("Stream.undo", chosen, None)
             return gone
 
     def replace(self, request: Request) -> Request:
@@ -256,8 +244,8 @@ class Stream:
         Raises:
             LanguageError: there is none, it would contradict a second one, or as for `undo`.
         """
-        with self._lock:
-            there = dict(self._held.requests)
+        with self._kept.lock:
+            there = dict(self._kept.named("Stream.replace"))
             same = same_facts(there, [request])
             if not same:
                 raise LanguageError(
@@ -272,28 +260,8 @@ class Stream:
                     f"Stream.replace: {request.label!r} would take the place of {old.label!r}, and "
                     f"{also[0].first!r} has the same subject and relation; undo that one first."
                 )
-            self._check_current("Stream.replace")
-            self._original.check("Stream.replace")
+            self._kept.check_current("Stream.replace")
+            self._kept.original.check("Stream.replace")
             facts, _ = self.engine.facts([request])
-            self._change("Stream.replace", [old.label], facts)
+            self._kept.change("Stream.replace", [old.label], facts)
             return old
-
-    def _check_current(self, call: str) -> None:
-        """Refuse before anything is searched for what would be refused after it."""
-        if self._folder is not None:
-            self._folder.check(call, self._manifest)
-
-    def _change(self, call: str, gone: Sequence[str], facts: Facts | None) -> None:
-        """Take facts out and put others in: on the disk first, then in memory."""
-
-        def done(manifest: Manifest) -> None:
-            # If this is not reached, the next change is refused: the folder is another one then.
-            self._held.exchange(gone, facts, lambda: setattr(self, "_manifest", manifest))
-
-        with self._lock:
-            self._original.check(call)
-            requests = self._held.after(gone, facts)
-            if self._folder is None:
-                self._held.exchange(gone, facts)
-            else:
-                self._folder.write(call, self._manifest, requests, facts, done)
