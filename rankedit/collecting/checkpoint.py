@@ -105,7 +105,7 @@ class State:
         batches: number of batches done by this process.
         first, done: digests of the first batch, and of samples of all done, in their order.
         groups: the sums.
-        place: where batches that can go on from a place stopped; empty for others.
+        place: where batches that can go on from a place were before the last one; empty for others.
     """
 
     batches: int

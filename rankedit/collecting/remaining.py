@@ -19,7 +19,10 @@ Batch = TypeVar("Batch")
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something to loop over that goes on from a place, as torchdata and datasets have it."""
+    """Something to loop over that goes on from a place, as torchdata and datasets have it.
+
+    One whose state leads to other data, as that of a shuffle buffer of datasets does, is refused.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind what was given last."""
@@ -43,7 +46,8 @@ class Remaining(Generic[Batch]):
         total: number of this process's batches, with those that were done; None if unknown.
         first: digest of the first batch of all, once that is known.
         done: digest of this process's batches up to the one that came last.
-        place: where batches that can go on from a place are, as JSON; empty where none can.
+        place: where batches that can go on from a place were before the one that came last, and
+            `done` there, as JSON; empty where none can.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Remaining(Generic[Batch]):
         self._batches, self._plan, self._state, self._file = batches, plan, state, file
         self._ranks = Ranks(plan.rank, plan.size)
         self.first, self.done, self.place = state.first, "", ""
+        self._behind = ""  # the place behind the batch that came last
         self.total = len(batches) if isinstance(batches, Sized) else None
         if self.total is not None and plan.shard:
             self.total = self._ranks.share_of(self.total)
@@ -71,32 +76,42 @@ class Remaining(Generic[Batch]):
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._from_place() if self._state.place else self._from_front():
-            self.place = self._noted()
+        place = _parsed(self._state.place)
+        for batch in self._from_place(*place) if place else self._from_front():
+            self.place, self._behind = self._behind, self._noted()
             yield batch
 
     def _noted(self) -> str:
         if self._file is None or not isinstance(self._batches, Stateful):
             return ""
         try:
-            return json.dumps(self._batches.state_dict())
+            return json.dumps({"state": self._batches.state_dict(), "done": self.done})
         except (TypeError, ValueError):  # such as tensors: this one is read from the front
             return ""
 
-    def _from_place(self) -> Iterator[Batch]:
+    def _from_place(self, place: dict[str, Any], done: str) -> Iterator[Batch]:
         """The batches behind those that were done, which are not read again."""
         if not isinstance(self._batches, Stateful):
             raise StatisticsError(self._other_data("data that could go on from a place"))
         # What cannot be compared any more is what the file says: all processes still agree on it.
         self._check_first(self._state.first)
-        self.done = self._state.done
-        self._batches.load_state_dict(json.loads(self._state.place))
+        self._batches.load_state_dict(place)
+        self.done = done
         left: Iterable[Batch] = self._batches
         if self._plan.shard:  # the next one of this process comes after one of each of the others
             left = itertools.islice(left, self._ranks.size - 1, None, self._ranks.size)
+        known = False
         for batch in left:
             self.done = batch_digest(batch, before=self.done, whole=False)
-            yield batch
+            if known:
+                yield batch
+                continue
+            # The last one that was done comes again: only so a state is known to lead back to it.
+            if self.done != self._state.done:
+                raise StatisticsError(self._other_data("data whose state leads back to them"))
+            known, self._behind = True, self._noted()
+        if not known:
+            raise StatisticsError(self._other_data("data that went on behind it"))
 
     def _from_front(self) -> Iterator[Batch]:
         done = self._state.batches
@@ -132,3 +147,11 @@ class Remaining(Generic[Batch]):
             "data in the same order (a shuffled loader needs a fixed seed), or remove the file to "
             "start again."
         )
+
+
+def _parsed(place: str) -> tuple[dict[str, Any], str] | None:
+    """The state of the data, and `done` there; None if it says neither."""
+    noted = json.loads(place or "null")
+    if not isinstance(noted, dict) or noted.keys() != {"state", "done"}:
+        return None  # earlier checkpoints had the place behind the last batch
+    return noted["state"], noted["done"]

@@ -1,13 +1,16 @@
 """A corpus as a stream: every text in exactly one shard, and gone on with where it stopped."""
 
+import itertools
 import json
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankedit_recipes import language
-from rankedit_recipes.language import LanguageError
+from rankedit_recipes.language import LanguageError, batching
+from rankedit_recipes.language.batching import Batches
 from rankedit_recipes.language.corpus import Corpus
 from rankedit_recipes.language.passes import _apart
 from rankedit_recipes.language.sources import StreamedTexts, source_of
@@ -42,6 +45,20 @@ class Seekable:
 
     def load_state_dict(self, state):
         self.at = state["at"]
+
+
+class Forgetful(Seekable):
+    """As a shuffle buffer of `datasets`: what it had read ahead is not in its state."""
+
+    AHEAD = 3
+
+    def __iter__(self):
+        ahead = []
+        while self.at < len(self.texts) or ahead:
+            while self.at < len(self.texts) and len(ahead) < self.AHEAD:
+                ahead.append(self.texts[self.at])
+                self.at, self.read = self.at + 1, self.read + 1
+            yield {"text": ahead.pop(len(ahead) // 2)}
 
 
 class Unseekable:
@@ -143,6 +160,50 @@ def test_what_cannot_go_on_is_read_again_in_words_and_compared():
         other.load_state_dict(begun.state_dict())
 
 
+def batches_of(source, monkeypatch):
+    """Batches of one text, from windows of five."""
+    monkeypatch.setattr(batching, "_TOGETHER", 5)
+    monkeypatch.setattr(batching, "_BATCHES", 1)
+    return Batches(Corpus(StreamedTexts(source)), tokenizer(), 1, 64, torch.device("cpu"))
+
+
+def words(batches):
+    return [tuple(batch["input_ids"][0].tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", [Seekable, Forgetful])
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 12, 15])
+def test_a_stream_whose_state_forgets_is_read_again(monkeypatch, kind, stop):
+    whole = words(batches_of(kind(MANY), monkeypatch))
+    assert len(whole) == len(MANY)
+    begun = batches_of(kind(MANY), monkeypatch)
+    first = [tuple(b["input_ids"][0].tolist()) for b in itertools.islice(begun, stop)]
+    state = json.loads(json.dumps(begun.state_dict()))
+    stream = kind(MANY)
+    rest = batches_of(stream, monkeypatch)
+    rest.load_state_dict(state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert first + words(rest) == whole
+    # At the front there is nothing in the buffer yet.
+    again = kind is Forgetful and stop > 5
+    assert [w.category for w in caught] == [rk.RankeditWarning] * again
+    if not again:
+        assert stream.read == len(MANY) - max(stop - 1, 0) // 5 * 5
+
+
+def test_a_stream_that_gives_something_else_behind_the_place_is_refused(monkeypatch):
+    begun = batches_of(Seekable(MANY), monkeypatch)
+    list(itertools.islice(begun, 7))
+    rest = batches_of(Seekable([*MANY[:8], "else", *MANY[9:]]), monkeypatch)
+    rest.load_state_dict(begun.state_dict())
+    with (
+        pytest.warns(rk.RankeditWarning, match="5 texts are read again"),
+        pytest.raises(LanguageError, match=r"behind the place where it stopped.*remove the check"),
+    ):
+        words(rest)
+
+
 @pytest.mark.filterwarnings("ignore:collect_statistics. this source cannot go on")
 def test_what_can_be_read_once_is_read_on_from_an_earlier_place():
     class Once:
@@ -215,7 +276,7 @@ def test_more_shards_than_texts():
 
 @pytest.mark.parametrize("stop", [2, 7])
 def test_a_stopped_stream_goes_on_where_it_stopped(tmp_path, monkeypatch, stop):
-    """Killed at a batch; the text before its window is never read again, and the sums are equal."""
+    """Killed at a batch; what is before the window of the last one done is never read again."""
     monkeypatch.setattr("rankedit_recipes.language.batching._TOGETHER", 4)
     monkeypatch.setattr("rankedit_recipes.language.batching._BATCHES", 1)
     model, names = family("llama")
@@ -233,7 +294,7 @@ def test_a_stopped_stream_goes_on_where_it_stopped(tmp_path, monkeypatch, stop):
     handle.remove()
     stream = Seekable(MANY)
     resumed = collected(model, stream, batch=2, layers=[1], checkpoint=file)
-    assert stream.read == len(MANY) - (stop - 1) // 2 * 4
+    assert stream.read == len(MANY) - (stop - 2) // 2 * 4
     assert torch.equal(resumed[names[1]].matrix, whole[names[1]].matrix)
     assert resumed[names[1]].provenance == whole[names[1]].provenance
     assert resumed.changes == {}  # nobody knows where the last tenth of a stream begins
@@ -266,7 +327,7 @@ class Loader:
         self.at = state["at"]
 
 
-@pytest.mark.parametrize(("unsayable", "read"), [(False, 2), (True, 6)])
+@pytest.mark.parametrize(("unsayable", "read"), [(False, 3), (True, 6)])
 def test_collect_goes_on_from_a_place_of_any_loader(tmp_path, unsayable, read):
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     whole, calls = rk.collect(model, "0", Loader(unsayable), progress=False), []
@@ -285,4 +346,4 @@ def test_collect_goes_on_from_a_place_of_any_loader(tmp_path, unsayable, read):
         again(Loader(unsayable))
     left = Loader(unsayable)
     assert torch.equal(again(left)["0"].matrix, whole["0"].matrix)
-    assert left.read == read
+    assert left.read == read  # the last one that was done, and what is behind it

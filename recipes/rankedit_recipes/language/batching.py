@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rankedit_recipes.language.corpus import Corpus
+from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.tokens import Tokenizer
 
 # Texts that are sorted together, at least, and go to the tokenizer together: of a corpus in its own
@@ -39,6 +40,8 @@ class Batches:
         # Where the window began, and its batches that were given.
         self._place, self._given = corpus.state_dict(), 0
         self._rows: list[torch.Tensor] | None = None
+        # All texts up to the window's end; of the window that is gone on with, as it was then.
+        self._digest, self._expected = "", ""
 
     def __bool__(self) -> bool:
         """Whether there is any text; the first ones are read for that."""
@@ -53,9 +56,26 @@ class Batches:
                 self._given += 1
                 yield self._batch(rows[start : start + self._size])
             self._place, self._given, self._rows = self.corpus.state_dict(), 0, None
+            self._expected = ""
 
     def _window(self) -> list[torch.Tensor]:
         """The tokens of some texts, shortest first; those of one length stay in their order."""
+        texts = self._texts()
+        if self._expected and self.corpus.digest() != self._expected:
+            # A state may say less than the stream needs: `datasets` (5.2) does not keep what is in
+            # the buffer of `shuffle`, and would leave those texts out without an error.
+            self.corpus.read_again(self._place)
+            texts = self._texts()
+        if self._expected and self.corpus.digest() != self._expected:
+            raise LanguageError(
+                "collect_statistics: the texts behind the place where it stopped are others than "
+                "before; go on with the same ones, in the same order, or remove the checkpoint to "
+                "start again."
+            )
+        self._digest = self.corpus.digest()
+        return self._encoded(texts)
+
+    def _texts(self) -> list[str]:
         texts: list[str] = []
         most = max(_TOGETHER, _BATCHES * self._size)
         # Asked before each text: the one that would cross the boundary is not read.
@@ -64,6 +84,9 @@ class Batches:
             if text is None:
                 break
             texts.append(text)
+        return texts
+
+    def _encoded(self, texts: list[str]) -> list[torch.Tensor]:
         rows: list[torch.Tensor] = []
         for start in range(0, len(texts), _TOGETHER):
             # Padded below and not by the tokenizer: GPT-2's has no padding token.
@@ -85,9 +108,12 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind the batch that was given last."""
-        return {"corpus": self._place, "given": self._given}
+        read = self._digest if self._rows is not None else ""
+        return {"corpus": self._place, "given": self._given, "digest": read}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a place: its window is read again, and nothing before it."""
         self.corpus.load_state_dict(state["corpus"])
         self._place, self._given, self._rows = state["corpus"], state["given"], None
+        # Checkpoints of before have none.
+        self._expected = state.get("digest", "")

@@ -65,6 +65,10 @@ class Corpus:
         """How many texts there were, of all shards, and their digest."""
         return f"{self.texts} texts, {f'{self._whole:032x}'[:16]}"
 
+    def digest(self) -> str:
+        """Of all texts so far, with their numbers."""
+        return f"{self.texts}:{self._whole:x}"
+
     def state_dict(self) -> dict[str, Any]:
         """The place behind the text that was given last."""
         return {
@@ -85,17 +89,37 @@ class Corpus:
         (texts, _), there = state["texts"], self._source.go_to(state["source"])
         # What can be read once only may have been read up to an earlier place.
         if there or self.texts > texts:
-            self._iterator = None
-            self.texts, self.taken, self._whole, self._own = 0, 0, 0, 0
+            self._restart()
         if there:
             self.texts, self.taken = state["texts"]
             self._whole, self._own = (int(digits, 16) for digits in state["digests"])
             return
+        self._from_front(state)
+
+    def read_again(self, state: Mapping[str, Any]) -> None:
+        """Go on from a place by reading up to it, for the source gave other texts behind it.
+
+        Raises:
+            LanguageError: it gives something else from the front, too.
+
+        Warns:
+            RankeditWarning: always.
+        """
+        self._source.rewind()
+        self._restart()
+        self._from_front(state)
+
+    def _restart(self) -> None:
+        self._iterator = None
+        self.texts, self.taken, self._whole, self._own = 0, 0, 0, 0
+
+    def _from_front(self, state: Mapping[str, Any]) -> None:
+        texts, _ = state["texts"]
         warnings.warn(
             f"collect_statistics: this source cannot go on from a place: {texts:,} texts are read "
             "again and left out. Files, folders and streams with state_dict are gone on with.",
             rk.RankeditWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         while self.texts < texts and self.take() is not None:
             pass

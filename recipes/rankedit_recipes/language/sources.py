@@ -38,6 +38,10 @@ class Source(Protocol):
         """Begin there when looped over next; False if that cannot be, and nothing was done."""
         ...
 
+    def rewind(self) -> None:
+        """Begin at the front when looped over next, after `go_to` led elsewhere than it should."""
+        ...
+
     def mark(self) -> str:
         """What tells this source from others, without reading it."""
         ...
@@ -89,6 +93,10 @@ class LineTexts:
         self._at, self._offset, self._line = place
         return True
 
+    def rewind(self) -> None:
+        """To the first file."""
+        self._at, self._offset, self._line = 0, 0, 0
+
     def mark(self) -> str:
         """Names and sizes, and how each file begins and ends."""
         found = [(file.name, *_ends(file)) for file in self._files if str(file) != STDIN]
@@ -123,6 +131,10 @@ class ListTexts:
         self._at = place
         return True
 
+    def rewind(self) -> None:
+        """To the first one."""
+        self._at = 0
+
     def mark(self) -> str:
         """Of all of a list; of a table the number of rows, the first and the last one."""
         texts = self._texts
@@ -139,6 +151,7 @@ class StreamedTexts:
 
     def __init__(self, texts: Iterable[object]) -> None:
         self._texts, self._taken = texts, 0
+        self._front: Any = None  # its state before it was sent to a place
 
     def __iter__(self) -> Iterator[str]:
         if not isinstance(self._texts, Stateful):
@@ -159,9 +172,17 @@ class StreamedTexts:
             return True
         if state is None or not isinstance(self._texts, Stateful):
             return False
+        if not self._taken:
+            self._front = self._texts.state_dict()
         self._texts.load_state_dict(state)
         self._taken = taken
         return True
+
+    def rewind(self) -> None:
+        """By its state before it was sent anywhere; others begin anew with each loop."""
+        if isinstance(self._texts, Stateful) and self._front is not None:
+            self._texts.load_state_dict(self._front)
+        self._taken = 0
 
     def mark(self) -> str:
         """Nothing is known."""

@@ -36,7 +36,7 @@ def learn_many(
     concepts: Annotated[
         Path,
         typer.Argument(
-            help='TOML file: [bean], below it photos = "photos/bean" and category = "cat".',
+            help='TOML file: \\[bean], below it photos = "photos/bean" and category = "cat".',
             exists=True,
             dir_okay=False,
         ),
