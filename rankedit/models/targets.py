@@ -83,7 +83,20 @@ def resolve(call: str, model: nn.Module | Projection, edits: Edits) -> list[Targ
 @contextmanager
 def gathered(target: Target) -> Iterator[None]:
     """The layer with its whole weight in place, which under FSDP lasts only for the block."""
-    owner: Any = target.owner
+    with _gathered(target.owner):
+        yield
+
+
+@contextmanager
+def gathered_layer(model: nn.Module, path: str) -> Iterator[None]:
+    """The same for a layer of a model by its path; under FSDP every process must make the call."""
+    chain = _chain(dict(named_modules(model)), path)
+    with _gathered(_owner(innermost(chain[0]), chain)):
+        yield
+
+
+@contextmanager
+def _gathered(owner: Any) -> Iterator[None]:  # noqa: ANN401  (an FSDPModule, if torch has them)
     if owner is None:
         yield
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import tempfile
 import warnings
 
 import pytest
@@ -108,6 +109,10 @@ def collected_and_attached(model):
     right, found = statistics_of(plain), statistics_of(model)
     for name, moment in right.items():
         torch.testing.assert_close(found[name].matrix, moment.matrix, rtol=1e-5, atol=1e-6)
+    # Each process saves for itself: the marks of the model are made of gathered weights.
+    with tempfile.TemporaryDirectory() as folder:
+        found.save(f"{folder}/statistics", model)
+        assert set(language.load_statistics(f"{folder}/statistics", plain, tokenizer())) == {*right}
     with pytest.raises(language.LanguageError, match=r"the model is sharded.*device_map="):
         found_in(model)
     _, heard = edited(plain)

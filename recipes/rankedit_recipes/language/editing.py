@@ -80,6 +80,7 @@ def edit(
 
     See docs/language.md for an example.
     """
+    check_searchable(model)  # before anything runs that may run it, such as a trace
     settings = settings_of(method)
     check_requests(requests)
     requests = [request.settled(space=space, chat=chat) for request in requests]

@@ -61,7 +61,10 @@ class Statistics(dict[str, rk.SecondMoment]):
             file.unlink(missing_ok=True)
 
     def save(self, path: str | PathLike[str], model: nn.Module) -> None:
-        """Write the statistics to a file, with marks of the model that they are of."""
+        """Write the statistics to a file, with marks of the model that they are of.
+
+        Under FSDP the weights are gathered for that, so that every process must make the call.
+        """
         # One text in the file's header: metadata of safetensors is a map from texts to texts.
         changes = ",".join(f"{self.changes.get(name, float('nan')):.3g}" for name in self)
         texts = {"language": "statistics", "edits_change": changes, **base_marks(model, self)}

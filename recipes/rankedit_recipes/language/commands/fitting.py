@@ -27,6 +27,9 @@ from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.methods import METHODS
 from rankedit_recipes.language.model.blocks import Block, block_list
 from rankedit_recipes.language.model.layers import Layers, blocks_at, default_blocks
+from rankedit_recipes.language.model.tokens import Tokenizer
+from rankedit_recipes.language.requests import Request
+from rankedit_recipes.language.searching.sizes import Widths, search_bytes, sizes_of
 from rankedit_recipes.language.settings import Settings
 
 # Of a triangle in stripes of 256 rows; see `rankedit.packing`.
@@ -178,29 +181,56 @@ def statistics_plan(choice: ModelChoice, layers: Layers, shard: rk.Shard | None)
 
 
 def edit_plan(
-    model: nn.Module, blocks: Sequence[Block], settings: Settings, requests: int
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    blocks: Sequence[Block],
+    settings: Settings,
+    requests: Sequence[Request],
 ) -> Iterator[str]:
     """What an edit would take beside the model.
 
     Args:
         model: the model.
+        tokenizer: its tokenizer.
         blocks: that would be edited.
         settings: the method.
-        requests: how many.
+        requests: what would be true.
     """
     views = [rk.Projection(model.get_submodule(block.down)) for block in blocks]
-    widths, size = [view.in_features for view in views], next(model.parameters()).element_size()
+    widths = [view.in_features for view in views]
     outline = outlined(model, blocks, widths)
     squares = [8 * width**2 for width in widths]
     held = sum(map(moment_bytes, widths)) + _METRIC * sum(squares)
     metrics = held + _FACTORISED * max(squares)
-    # Numbers that a block keeps for the gradient: the stream some times, what its MLP reads twice.
-    above = max(1, len(block_list(model)[1]) - blocks[-1].index)
-    each = above * (8 * outline.stream + 4 * max(widths)) * size
-    search = settings.tokens * (each + 3 * 4 * outline.words)
-    keys = requests * sum(4 * (width + outline.stream) for width in widths)
+    search = search_bytes(
+        sizes_of(tokenizer, requests, settings), model_widths(model, outline, blocks[-1])
+    )
+    keys = len(requests) * sum(4 * (width + outline.stream) for width in widths)
     yield (
         f"memory beside the model: statistics and metrics of {counted(len(widths), 'block')} "
         f"{size_text(metrics)}, keys and values {size_text(keys)}, the search about "
-        f"{size_text(search)} ({settings.tokens:,} tokens at a time: --set tokens=)"
+        f"{size_text(search)} (at most {settings.tokens:,} tokens at a time: --set tokens=)"
     )
+
+
+def model_widths(model: nn.Module, outline: Outline, block: Block) -> Widths:
+    """What a search in a block depends on.
+
+    Args:
+        model: the model.
+        outline: its sizes.
+        block: where values are searched for.
+    """
+    config = getattr(model, "config", None)
+    heads, kept = getattr(config, "num_key_value_heads", None), 2 * outline.stream
+    every = getattr(config, "num_attention_heads", None)
+    # Heads that share keys and values keep less.
+    if isinstance(heads, int) and isinstance(every, int):
+        each = getattr(config, "head_dim", None) or outline.stream // every
+        kept = 2 * heads * each
+    blocks = len(block_list(model)[1])
+    size = next(model.parameters()).element_size()
+    return Widths(
+        blocks, blocks - 1 - block.index, outline.stream, max(outline.widths), kept, outline.words,
+        size,
+    )  # fmt: skip

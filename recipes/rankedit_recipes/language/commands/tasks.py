@@ -113,7 +113,7 @@ def plan(opened: Opened, task: EditTask) -> Iterator[str]:
         numbers += view.in_features + view.out_features
         yield f"  {block.down}: {view.in_features} to {view.out_features}"
     yield from _why(opened, task, chosen)
-    yield from edit_plan(opened.model, chosen, task.settings, len(requests))
+    yield from edit_plan(opened.model, opened.tokenizer, chosen, task.settings, requests)
     # Files are in half precision.
     yield f"edits: about {2 * numbers * len(requests) / 1024:,.0f} KiB; nothing was written"
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import rankedit as rk
+from rankedit.models.targets import gathered_layer
 
 # Relative to their length, what projections give in bfloat16 and in float32 differs by 0.0025: by
 # the rounding of the weights and of what is given; the estimate is off by 12 %.
@@ -28,6 +29,8 @@ _SKETCHES, _ROUNDING = "sketches", "rounding"
 def base_marks(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Sketches of projections, as metadata of a file; nothing where weights have fewer than 8 bits.
 
+    Under FSDP weights are gathered, so that every process must make the call.
+
     Args:
         model: what the file is for, unedited.
         names: of the projections that the file holds something for.
@@ -37,7 +40,11 @@ def base_marks(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     known = [value for value in roundings if value is not None]
     if not known or len(known) < len(roundings):
         return {}
-    sketches = {name: _sketch(layer) for name, layer in layers.items()}
+    sketches = {}
+    for name, layer in layers.items():
+        # A layer of a model under FSDP cannot be run by itself: its weight is a part of one.
+        with gathered_layer(model, name.partition("[")[0]):
+            sketches[name] = _sketch(layer)
     texts = ",".join("" if made is None else made.text() for made in sketches.values())
     return {_SKETCHES: texts, _ROUNDING: f"{max(known):g}"}
 

@@ -18,9 +18,11 @@ def check_searchable(model: nn.Module) -> None:
     if not may_stop(model):
         raise LanguageError(
             "edit: the model is sharded (fully_shard, fsdp_size), so that its layers have weights "
-            "in forward passes only, and the search runs layers by themselves; search on it spread "
-            'by device_map="auto". Statistics may be collected on the sharded model, and edits '
-            "attached to it."
+            "in forward passes only, and the search runs layers by themselves. Save what "
+            "collect_statistics gives on the sharded model; find the edits in one process, on the "
+            'model loaded with device_map="auto", or by `rankedit language edit REQUESTS --model '
+            "NAME --statistics FILE --offload sequential --out EDITS`; then attach rk.load(EDITS) "
+            "to the sharded model."
         )
 
 

@@ -73,9 +73,10 @@ def find_values(
         prefixes: what stands before the prompts, beside nothing.
         progress: show it.
     """
-    texts = _texts(tokenizer, settings.asked(requests), prefixes)
+    texts = texts_of(tokenizer, settings.asked(requests), prefixes)
     parts: dict[int, tuple[FoundValues, int]] = {}
-    chunks = _chunks(texts, settings.tokens)
+    longest = [max(len(text.ids) for text in rows) for rows in texts]
+    chunks = chunked(longest, list(map(len, texts)), settings.tokens)
     # Dropout would make the objective of one request another one at each step.
     with evaluating(model), show_progress("values", len(chunks), shown=progress) as advance:
         for chunk in chunks:
@@ -94,7 +95,7 @@ def find_values(
     )
 
 
-def _texts(
+def texts_of(
     tokenizer: Tokenizer, requests: Sequence[Request], prefixes: Sequence[str]
 ) -> list[list[Text]]:
     """For each request its prompt with the target, bare and behind each prefix, and its essence."""
@@ -109,14 +110,18 @@ def _texts(
     return [[*whole[i * count : (i + 1) * count], last[i]] for i in range(len(requests))]
 
 
-def _chunks(texts: Sequence[Sequence[Text]], tokens: int) -> list[list[int]]:
-    """Requests to search for together: of like length, and of at most so many tokens."""
-    longest = [max(len(text.ids) for text in rows) for rows in texts]
+def chunked(longest: Sequence[int], rows: Sequence[int], tokens: int) -> list[list[int]]:
+    """Requests to search for together: of like length, and of at most so many tokens.
+
+    Args:
+        longest: of each request, tokens of its longest text.
+        rows: of each request, how many texts it has.
+        tokens: of all texts of a chunk, padding included.
+    """
     chunks: list[list[int]] = []
     # From the shortest: requests of like length are padded little.
-    for number in sorted(range(len(texts)), key=lambda i: longest[i]):
-        rows = len(texts[number])
-        if not chunks or (len(chunks[-1]) + 1) * rows * longest[number] > tokens:
+    for number in sorted(range(len(longest)), key=lambda i: longest[i]):
+        if not chunks or (len(chunks[-1]) + 1) * rows[number] * longest[number] > tokens:
             chunks.append([])
         chunks[-1].append(number)
     return chunks
