@@ -429,7 +429,9 @@ def test_progress_is_plain_where_there_is_no_terminal(model, capsys):
     assert captured.out == ""
     assert re.fullmatch(r"collect: 4/4, 40 vectors, 0:00:\d\d elapsed\n", captured.err)
     collect(model, "*.to_k", (batch for batch in batches()))
-    assert re.fullmatch(r"collect: 4, 40 vectors, 0:00:\d\d elapsed\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"collect: 4, 40 vectors, 0:00:\d\d elapsed, \S+ per second\n", capsys.readouterr().err
+    )
 
 
 def test_a_tensor_overwritten_before_all_have_read_it_is_refused():

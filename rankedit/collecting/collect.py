@@ -183,7 +183,9 @@ class _Collection:
             # A call of the user's may do more after the logits; ours does not.
             before_head(self._model, forwards.complete) if to_head else nullcontext(),
             Interrupt(enabled=self._keeper.file is not None) as interrupt,
-            show_progress("collect", left.total, done=self._state.batches, shown=shown) as advance,
+            show_progress(
+                "collect", left.total, done=self._state.batches, share=left.share, shown=shown
+            ) as advance,
         ):
             try:
                 for batch in left:

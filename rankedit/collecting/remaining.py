@@ -33,6 +33,15 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """Something to loop over whose length nobody knows, but how much of it is done."""
+
+    def share(self) -> float | None:
+        """The part of all that was given, from 0 to 1; None if that is not known either."""
+        ...
+
+
 class Remaining(Generic[Batch]):
     """This process's batches, less those that were done earlier; to be looped over once.
 
@@ -60,6 +69,10 @@ class Remaining(Generic[Batch]):
         self.total = len(batches) if isinstance(batches, Sized) else None
         if self.total is not None and plan.shard:
             self.total = self._ranks.share_of(self.total)
+
+    def share(self) -> float | None:
+        """The part of all batches that was given; None if nobody knows."""
+        return self._batches.share() if isinstance(self._batches, Measured) else None
 
     def check_even(self) -> None:
         """Processes that hold parts of one model wait for each other in every forward pass.

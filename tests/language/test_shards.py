@@ -204,6 +204,39 @@ def test_a_stream_that_gives_something_else_behind_the_place_is_refused(monkeypa
         words(rest)
 
 
+@pytest.mark.parametrize("kind", ["folder", "list"])
+@pytest.mark.parametrize("shard", [None, rk.Shard(2, 3)])
+@pytest.mark.parametrize("count", [0, 20, 900])
+def test_how_much_is_done_is_known_of_what_has_a_length(tmp_path, monkeypatch, kind, shard, count):
+    make = sources(tmp_path, MANY)[kind]
+    monkeypatch.setattr(batching, "_TOGETHER", 4)
+    monkeypatch.setattr(batching, "_BATCHES", 1)
+    corpus = Corpus(source_of(make()), shard, count)
+    for to_last in (True, False):
+        batches = Batches(corpus, tokenizer(), 2, 64, torch.device("cpu"), to_last=to_last)
+        parts = [batches.share() for _ in batches]
+        assert parts == sorted(parts)
+        assert batches.share() == pytest.approx(1, abs=0.15)
+        if not parts:  # none of the last texts is of this shard
+            continue
+        assert 0 < parts[0] <= 1
+        # The last window ends where the part does, up to a text.
+        assert parts[-1] == pytest.approx(1, abs=0.15)
+        if to_last and shard is None:
+            assert parts[len(parts) // 2] == pytest.approx(0.5, abs=0.25)
+
+
+def test_nobody_knows_how_much_is_done_of_a_stream(monkeypatch):
+    batches = batches_of(Seekable(MANY), monkeypatch)
+    assert {batches.share() for _ in batches} == {None}
+    told = Batches(
+        Corpus(StreamedTexts(Seekable(MANY)), None, len(MANY)), tokenizer(), 1, 64,
+        torch.device("cpu"), to_last=False,
+    )  # fmt: skip
+    assert next(iter(told)) is not None
+    assert told.share() is not None
+
+
 @pytest.mark.filterwarnings("ignore:collect_statistics. this source cannot go on")
 def test_what_can_be_read_once_is_read_on_from_an_earlier_place():
     class Once:

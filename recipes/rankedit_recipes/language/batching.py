@@ -10,6 +10,7 @@ import torch
 from rankedit_recipes.language.corpus import Corpus
 from rankedit_recipes.language.errors import LanguageError
 from rankedit_recipes.language.model.tokens import Tokenizer
+from rankedit_recipes.language.sources import LAST
 
 # Texts that are sorted together, at least, and go to the tokenizer together: of a corpus in its own
 # order, half of what runs is padding. 64 batches of them are sorted nearly as well as all.
@@ -40,6 +41,8 @@ class Batches:
         # Where the window began, and its batches that were given.
         self._place, self._given = corpus.state_dict(), 0
         self._rows: list[torch.Tensor] | None = None
+        # The part of the corpus that was read before the window, and behind it.
+        self._span: tuple[float | None, float | None] = (corpus.share(), None)
         # All texts up to the window's end; of the window that is gone on with, as it was then.
         self._digest, self._expected = "", ""
 
@@ -58,9 +61,21 @@ class Batches:
             self._place, self._given, self._rows = self.corpus.state_dict(), 0, None
             self._expected = ""
 
+    def share(self) -> float | None:
+        """The part of these batches that was given, from 0 to 1; None if nobody knows."""
+        first, last = self._span
+        if first is None or last is None:
+            return None
+        given = min(1.0, self._given * self._size / len(self._rows)) if self._rows else 1.0
+        done = first + (last - first) * given
+        begin, end = (0.0, LAST) if self._to_last else (LAST, 1.0)
+        return min(1.0, max(0.0, (done - begin) / (end - begin)))
+
     def _window(self) -> list[torch.Tensor]:
         """The tokens of some texts, shortest first; those of one length stay in their order."""
+        before = self.corpus.share()
         texts = self._texts()
+        self._span = (before, self.corpus.share())
         if self._expected and self.corpus.digest() != self._expected:
             # A state may say less than the stream needs: `datasets` (5.2) does not keep what is in
             # the buffer of `shuffle`, and would leave those texts out without an error.

@@ -56,6 +56,12 @@ class Corpus:
             return source
         return bool(source) or self.texts >= before_last(self._count)
 
+    def share(self) -> float | None:
+        """The part of all texts that was read, from 0 to 1; None if nobody knows."""
+        share = self._source.share()
+        # Whichever ends first: there may be fewer texts than were asked for.
+        return max(share or 0.0, self.texts / self._count) if self._count else share
+
     def mark(self) -> str:
         """What tells it from other corpora before it is read."""
         part = f", shard {self._shard}" if self._shard else ""

@@ -21,6 +21,8 @@ from rankedit_recipes.language.texts import STDIN, Texts, checked_text, files_in
 
 # The last tenth of a corpus is what convergence is judged by.
 _TENTH = 10
+LAST = 1 - 1 / _TENTH
+"""Where it begins, as a part of the whole."""
 # Bytes of a file that are looked at on either end, to tell it from others of its name and size.
 _END = 4096
 
@@ -48,6 +50,10 @@ class Source(Protocol):
 
     def near_end(self, taken: int) -> bool | None:
         """Whether the last tenth begins now, after so many texts; None if nobody knows."""
+        ...
+
+    def share(self) -> float | None:
+        """The part of all that was given, from 0 to 1; None if nobody knows."""
         ...
 
 
@@ -104,11 +110,20 @@ class LineTexts:
 
     def near_end(self, taken: int) -> bool | None:
         """By bytes."""
+        known = self._bytes()
+        return None if known is None else known[0] * _TENTH >= known[1] * (_TENTH - 1)
+
+    def share(self) -> float | None:
+        """By bytes."""
+        known = self._bytes()
+        return None if known is None else known[0] / max(known[1], 1)
+
+    def _bytes(self) -> tuple[int, int] | None:
+        """How many were given, and how many there are; None if nobody knows."""
         known = [size for size in self._sizes if size is not None]
         if len(known) < len(self._sizes):
             return None
-        total, done = sum(known), sum(known[: self._at]) + self._offset
-        return done * _TENTH >= total * (_TENTH - 1)
+        return sum(known[: self._at]) + self._offset, sum(known)
 
 
 class ListTexts:
@@ -144,6 +159,10 @@ class ListTexts:
     def near_end(self, taken: int) -> bool | None:
         """By number; at least one text is in the last tenth."""
         return self._at >= before_last(len(self._texts))
+
+    def share(self) -> float | None:
+        """By number."""
+        return self._at / max(len(self._texts), 1)
 
 
 class StreamedTexts:
@@ -189,6 +208,10 @@ class StreamedTexts:
         return ""
 
     def near_end(self, taken: int) -> bool | None:
+        """Nobody knows."""
+        return None
+
+    def share(self) -> float | None:
         """Nobody knows."""
         return None
 
