@@ -21,7 +21,6 @@ few lines:
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -144,7 +143,9 @@ def parameters(gate: Gate, dtype: torch.dtype = torch.float32) -> dict[str, Tens
         # One that learns must stay the tensor that its optimiser holds; a cast would be a copy.
         learns = isinstance(value, Tensor) and value.requires_grad
         tensor = torch.as_tensor(value, dtype=torch.float32 if learns else dtype)
-        finite = torch.isfinite(tensor).all() if tensor.ndim else math.isfinite(tensor.detach())
+        # A number of Python's is looked at itself: asking a tensor of it costs more than making it.
+        known = None if isinstance(value, Tensor) else abs(value) <= torch.finfo(dtype).max
+        finite = torch.isfinite(tensor).all() if known is None else known
         if tensor.ndim > 1 or not bool(finite):
             raise ShapeError(
                 f"{type(gate).__name__}: {field.name} must be a finite number or a vector with one "

@@ -199,12 +199,12 @@ def _fitting(item: Installed, slot: Slot, name: str, value: float | Tensor) -> T
 
 def _succeeding(slot: Slot, values: Mapping[str, Tensor], by_row: Iterable[str]) -> Slot:
     """The slot with other tensors in the place of some."""
-    new = {name: _successor(slot.tensors[name], value) for name, value in values.items()}
+    new = {name: succeeded(slot.tensors[name], value) for name, value in values.items()}
     own = {name: slot.by_row.get(name, slot.tensors[name].shape) for name in sorted(by_row)}
     return replace(slot, tensors={**slot.tensors, **new}, by_row=own)
 
 
-def _successor(present: Tensor, value: Tensor) -> Tensor:
+def succeeded(present: Tensor, value: Tensor) -> Tensor:
     """A tensor for forwards to come. One that an optimiser holds is changed in place.
 
     It counts versions on from the one before, as if that had been changed: edits that remember what

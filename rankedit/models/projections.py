@@ -24,7 +24,7 @@ from rankedit.models.geometry import Geometry, geometry, innermost, is_projectio
 from rankedit.models.selecting import find, select
 from rankedit.models.slots import STRENGTH
 from rankedit.models.swapping import slots_of
-from rankedit.shapes import Keys, Values, check_kind, check_rows
+from rankedit.shapes import Inputs, Keys, Values, check_kind, check_rows
 
 __all__ = [
     "Projection",
@@ -128,15 +128,19 @@ class Projection:
         """
         check_rows("Projection.outputs", "keys", keys, self.in_features, of="layer")
         with torch.set_grad_enabled(torch.is_grad_enabled() and keys.requires_grad):
-            # Differences of outputs lose digits; the keys must not have lost some before.
-            keys = keys.double()
-            scale = self._scale(keys)
-            rows = torch.cat([keys * scale, torch.zeros_like(keys[:1])])
+            rows, scale = self.rows_of(keys)
             outputs = run(self.module, rows, self.layout)[:, slice(*self.bounds)]
             outputs = outputs.to(keys.device).double()
             # A gate may be open at zero: what an edit adds there is no part of the bias.
             bias = outputs[-1:] - self._added(rows[-1:]).to(outputs)
             return (outputs[:-1] - bias) / scale
+
+    def rows_of(self, keys: Keys) -> tuple[Inputs, Tensor]:
+        """What the layer is run on for keys, zero last, and by what they are multiplied there."""
+        # Differences of outputs lose digits; the keys must not have lost some before.
+        keys = keys.double()
+        scale = self._scale(keys)
+        return torch.cat([keys * scale, torch.zeros_like(keys[:1])]), scale
 
     def outputs_transposed(self, values: Values) -> Keys:
         """`values @ W [n, in]`: the gradient of the layer, or its columns where it has none.

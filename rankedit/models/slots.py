@@ -44,6 +44,7 @@ class Slot:
         by_row: of the tensors that have one row for each entry of a batch, the shapes without.
         learned: whether any of the tensors requires gradients.
         narrow: whether any of the tensors is not float64.
+        moving: whether its key is exchanged at each step of a training (see `moving`).
         context: what an edit that reads something of each call is told; None for all others.
         ready: the tensors with the strength multiplied into them, where that can be done once.
         constant: of an edit that is a matrix product and no more, its factors `[r, in]` and
@@ -59,6 +60,7 @@ class Slot:
     by_row: Mapping[str, torch.Size] = field(default_factory=dict)
     learned: bool = False
     narrow: bool = True
+    moving: bool = False
     context: Context | None = None
     ready: Mapping[str, Tensor] | None = field(init=False, default=None)
     constant: tuple[Tensor, Tensor] | None = field(init=False, default=None)
@@ -91,7 +93,7 @@ def _multiplied(slot: Slot) -> dict[str, Tensor] | None:
     two of its inputs are one tensor no longer.
     """
     strength, names = slot.tensors[STRENGTH], getattr(slot.edit, "linear_in", ())
-    if not names or slot.learned or strength.ndim or strength.is_meta:
+    if not names or slot.learned or slot.moving or strength.ndim or strength.is_meta:
         return None
     size = abs(float(strength)) if type(strength) is Tensor else float("nan")
     # Beyond this range, rows may lose digits that their coefficients would have made up for.

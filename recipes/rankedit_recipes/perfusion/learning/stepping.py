@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import rankedit as rk
+from rankedit.models.moving import move_key
 from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.errors import PerfusionError
@@ -97,14 +98,22 @@ class Stepper:
         self._learner.step(torch.cat(seen), step)
         # With gradients through the key the edits are attached anew for each part, see `_encoded`.
         if not config.key_gradient:
-            self.attached.refresh(self._learner.edits())
+            self._follow()
         return total
+
+    def _follow(self) -> None:
+        """Let the edits follow the key; what else is learned they hold themselves."""
+        key = self._learner.key
+        if len(key) == 1:
+            move_key(self.attached, key, self._learner.image(key))
+        else:  # keys of one word are to stay independent, which is checked
+            self.attached.refresh(self._learner.edits())
 
     def _encoded(self, prompts: Tensor) -> tuple[Encoded, Tensor]:
         """The texts of a part of the batch, and the encodings `[n, vectors, in]` of the word."""
         # Five templates for a batch of eight: each is encoded once.
         unique, back = prompts.unique(return_inverse=True)
-        texts = [self._prompts[index] for index in unique]
+        texts = [self._prompts[index] for index in unique.tolist()]
         encoded = self._parts.text.encode(texts)
         read = encoded.embeds
         if not self._parts.targets.direct:
@@ -112,7 +121,7 @@ class Stepper:
             with torch.set_grad_enabled(self._config.key_gradient):
                 read = self._parts.reads(encoded)
         places = self._parts.text.required_positions(texts, encoded, self._word)
-        at = [places[index] for index in back]
+        at = [places[index] for index in back.tolist()]
         encodings = at_vectors(read[back], at, len(self._learner.key))
         if self._config.key_gradient:
             self.attached.detach()
