@@ -16,7 +16,7 @@ from rankedit_recipes.diffusion.freezing import frozen
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import RIDGE, second_moment
 from rankedit_recipes.diffusion.words import NewWords
-from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
+from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG, sandbox_captions
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import cached_latents, draw
 from rankedit_recipes.perfusion.learning.learner import Learner
@@ -204,8 +204,8 @@ def _sandbox(place: Place) -> Row:
     shown = sandbox.concept("bean")
     photos = [perfusion.Photo(str(i), p.image, p.mask) for i, p in enumerate(shown.photos(3))]
     config = replace(SANDBOX_CONFIG, steps=4 if place.small else 200, batch=4)
-    captions = ["a cat on the grass", "a cup in the snow"]
-    moment = second_moment(pipe, captions, progress=False)
+    # Of two captions a key would be another one in each prompt, and its gate open in none.
+    moment = second_moment(pipe, sandbox_captions(300), progress=False)
 
     def learned() -> perfusion.Concept:
         return perfusion.learn(
@@ -213,23 +213,28 @@ def _sandbox(place: Place) -> Row:
             config=config, progress=False,
         )  # fmt: skip
 
-    def picture() -> torch.Tensor:
+    def picture(named: str = shown.category) -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
         sizes = {"num_inference_steps": 4 if place.small else 20, "output_type": "np"}
-        drawn = pipe(f"a {shown.category}", generator=generator, guidance_scale=4.0, **sizes)
+        drawn = pipe(f"a {named}", generator=generator, guidance_scale=4.0, **sizes)
         return torch.as_tensor(drawn.images)
 
-    def applied(concept: perfusion.Concept) -> torch.Tensor:
-        with perfusion.apply(pipe, [concept]):
-            return picture()
+    def applied(concept: perfusion.Concept, strength: float = 1.0) -> torch.Tensor:
+        with perfusion.apply(pipe, [concept], strength=strength):
+            return picture(concept.phrase)
 
     concept = perfusion.learn(
         pipe, photos, placeholder=WORD, category=shown.category, statistics=moment,
         config=replace(config, steps=2), progress=False,
     )  # fmt: skip
-    right = applied(concept)
+    bare, right, off = picture(), applied(concept), applied(concept, 0.0)
     pipe.to(place.device)
     error = check_close("a picture", applied(concept), right, 2e-2)
+    # The same code made these: that edits are in it at all, and only at the word, is asked too.
+    if not float((right - off).norm()) > 0.02 * float(off.norm()):
+        raise SystemExit("accelerator: a concept hardly changes a picture of its word; stopped")
+    with perfusion.apply(pipe, [concept]):
+        check_close("a picture without the word", picture(), bare, 2e-2)
     seconds = place.seconds(learned)
     with perfusion.apply(pipe, [concept]):
         ours = [place.seconds(picture) for _ in range(3 if place.small else 10)]
