@@ -140,7 +140,10 @@ def test_covariance_is_least_squares_over_captions_and_keys(pipe):
         pipe, [concepts.erase("cat"), concepts.hold("dog")], method=settings,
         statistics=CAPTIONS, progress=False,
     )  # fmt: skip
-    rows, metric = edited.rows["cat"], rk.Metric.from_moment(edited.kept.moment, ridge=1e-3)
+    rows, metric = (
+        edited.rows["cat"],
+        rk.Metric.from_moment(edited.kept.moment, ridge=settings.ridge),
+    )
     held = edited.kept.held
     C = metric.apply(eye(metric.dim))
     R = (rows.guides - rows.keys).T
@@ -188,6 +191,16 @@ def test_what_is_lacking_is_told_of_all_keys(pipe):
     lacking = rows.guides - rows.keys
     left = lacking - rows.keys @ edited.map.delta().T
     assert edited.map.report.residual == pytest.approx(float(left.norm() / lacking.norm()))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_limit_of_the_rank_is_for_each_concept(pipe, count):
+    settings = dataclasses.replace(named("covariance"), rank=2)
+    requests = [concepts.erase(word) for word in ("cat", "dog", "blue")[:count]]
+    edited = concepts.edit(
+        pipe, requests, method=settings, statistics=CAPTIONS, progress=False
+    )  # fmt: skip
+    assert edited.map.rank == 2 * count
 
 
 @pytest.mark.parametrize("name", concepts.METHODS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from rankedit_recipes import concepts, sandbox
-from rankedit_recipes.concepts.probing import nearest_words
+from rankedit_recipes.concepts.contexts import nearest_words
 from rankedit_recipes.diffusion.generating import Sampling
 from rankedit_recipes.diffusion.text import Texts
 from rankedit_recipes.sandbox.images.judge import judge

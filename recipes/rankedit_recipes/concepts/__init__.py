@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from rankedit_recipes.concepts.methods import METHODS
     from rankedit_recipes.concepts.methods.own import method_of
-    from rankedit_recipes.concepts.probing import Probed, probe
+    from rankedit_recipes.concepts.probing import Probed, TextualInversion, probe
     from rankedit_recipes.concepts.requests import Request, balance, erase, hold, replace
     from rankedit_recipes.concepts.settings import Settings
 else:
@@ -42,6 +42,7 @@ __all__ = [
     "SandboxPresence",
     "Settings",
     "Steering",
+    "TextualInversion",
     "add",
     "balance",
     "debias",

@@ -1,10 +1,13 @@
-"""Sentences in which a concept's word is read, so that an edit knows it wherever it stands."""
+"""Sentences in which a concept's word is read, wherever it stands; and words that are near it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from rankedit_recipes.diffusion.text import Texts, word_tokens
+from rankedit_recipes.diffusion.words import embedding_layers
 
 # Short and of common words: models of small vocabularies know most of them too.
 THINGS = (
@@ -60,3 +63,44 @@ def _knows(tokenizer: object, words: Sequence[str]) -> bool:
 def filled(template: str, word: str) -> str:
     """The template with a word in it, or with nothing."""
     return " ".join(template.replace("{}", word).split())
+
+
+@torch.no_grad()
+def nearest_words(texts: Texts, word: str, count: int, *, without: Sequence[str] = ()) -> list[str]:
+    """The words whose embeddings have the largest cosines with a word's, in the first encoder.
+
+    Whole words of letters alone, which all tokenizers know; the last token of a phrase stands for
+    it.
+
+    Args:
+        texts: of the pipeline.
+        word: the word or phrase.
+        count: how many at most.
+        without: words that do not count, and no form of theirs: none that begins with one of them.
+    """
+    encoder, tokenizer = texts.encoders[0].model, texts.tokenizer
+    places = [
+        (name.removesuffix("</w>").lstrip("▁"), place)
+        for name, place in tokenizer.get_vocab().items()
+        if place not in tokenizer.all_special_ids
+    ]
+    names = [(n, p) for n, p in places if n.isalpha() and len(n) > 1 and not _form(n, without)]
+    device = next(encoder.parameters()).device
+    numbers = torch.tensor([word_tokens(tokenizer, word)[-1], *(p for _, p in names)])
+    found = embedding_layers(encoder)[0](numbers.to(device))
+    rows = torch.nn.functional.normalize(found.float().cpu(), dim=1)
+    near: list[str] = []
+    for index in (rows[1:] @ rows[0]).argsort(descending=True).tolist():
+        name, place = names[index]
+        # Asked of few: to tokenize a whole vocabulary takes seconds. A byte-pair vocabulary has
+        # the beginnings of words too, which no text becomes by themselves.
+        if name == word or word_tokens(tokenizer, name) != [place] or not readable(texts, [name]):
+            continue
+        near.append(name)
+        if len(near) >= count:
+            break
+    return near[:count]
+
+
+def _form(name: str, words: Sequence[str]) -> bool:
+    return any(name.startswith(word) for word in words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,14 @@ class Edited:
     def names(self) -> list[str]:
         """What is edited, by the first word of each request; what is held is not among them."""
         return [request.name for request in self.requests if request.kind != "hold"]
+
+    def digest(self) -> str:
+        """Of what it does to encodings: the map, and the gate's detectors and floors."""
+        known = hashlib.sha256()
+        gate = () if self.gate is None else (self.gate.read, self.gate.offset, self.gate.floor)
+        for tensor in (self.map.up, self.map.down, *gate):
+            known.update(tensor.detach().double().cpu().contiguous().numpy().tobytes())
+        return known.hexdigest()[:16]
 
     def left(self, *names: str) -> list[Request]:
         """The requests without some.

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankedit_recipes.concepts.contexts import ATTRIBUTES, THINGS, filled, readable
+from rankedit_recipes.concepts.contexts import (
+    ATTRIBUTES,
+    THINGS,
+    filled,
+    nearest_words,
+    readable,
+)
 from rankedit_recipes.concepts.errors import ConceptsError
 from rankedit_recipes.concepts.prompts import Prompt, aligned_to, read_prompts
 from rankedit_recipes.concepts.requests import Request
@@ -87,24 +93,76 @@ def read_request(parts: Parts, request: Request, settings: Settings) -> Rows:
     """The keys of a request and their guides, over its words and contexts."""
     check_words(parts, [*request.words, *request.to])
     templates = templates_of(parts, request, settings)
-    goal = nearest(parts, request, templates) if len(request.to) > 1 else "".join(request.to)
-    pairs = [(word, template) for word in request.words for template in templates]
-    sources = read_prompts(parts, [filled(t, w) for w, t in pairs], [w for w, _ in pairs])
-    guides = read_prompts(parts, [filled(t, goal) for _, t in pairs], [goal] * len(pairs))
-    rows = [
-        _paired(source, guide, aligned_to(source, guide), settings)
-        for source, guide in zip(sources, guides, strict=True)
+    several = len(request.to) > 1
+    given = nearest(parts, request, templates) if several else "".join(request.to)
+    beside = settings.neighbours and not request.to
+    rows = []
+    for word in request.words:
+        goals = _beside(parts, request, word, settings) if beside else [given]
+        rows += _of_word(parts, word, goals, templates, settings, beyond=bool(beside))
+    keys, guides, said, block = (torch.cat(column) for column in zip(*rows, strict=True))
+    return Rows(keys, guides, said, block if bool(block.any()) else None)
+
+
+def _of_word(
+    parts: Parts,
+    word: str,
+    goals: Sequence[str],
+    templates: Sequence[str],
+    settings: Settings,
+    *,
+    beyond: bool,
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Keys, guides, which keys are of the word's last token, and of which encoder, by context.
+
+    Args:
+        parts: of the pipeline.
+        word: the concept's.
+        goals: what stands in its place in the other prompts, whose mean counts; `""` for nothing.
+        templates: the contexts.
+        settings: the method.
+        beyond: go further than the goals, by the method's setting.
+    """
+
+    def read(said: str) -> list[Prompt]:
+        return read_prompts(parts, [filled(t, said) for t in templates], [said] * len(templates))
+
+    others = {goal: read(goal) for goal in goals}
+    rows = []
+    for index, source in enumerate(read(word)):
+        prompts = [others[goal][index] for goal in goals]
+        aligned = [other.vectors[aligned_to(source, other)] for other in prompts]
+        further = settings.beyond if beyond else 0.0
+        rows.append(_paired(source, torch.stack(aligned).mean(0), settings, further))
+    return rows
+
+
+def _beside(parts: Parts, request: Request, phrase: str, settings: Settings) -> list[str]:
+    """The words that may stand in a word's place, by their embeddings; none of its own forms.
+
+    Each word of a phrase gets a neighbour of its own, for each may carry the concept, and all that
+    stands behind it stays where it is.
+    """
+    known = sorted({own for word in request.words for own in word.split()})
+    near = [
+        nearest_words(parts.text, word, settings.neighbours, without=known)
+        for word in phrase.split()
     ]
-    keys, goals, word_rows, block = (torch.cat(column) for column in zip(*rows, strict=True))
-    return Rows(keys, goals, word_rows, block if bool(block.any()) else None)
+    if not all(near):
+        raise ConceptsError(
+            f"edit: no word near {phrase!r} is known that could stand in its place; give "
+            "to='...', a word that it becomes."
+        )
+    return [" ".join(words) for words in zip(*near, strict=False)]
 
 
 def _paired(
-    source: Prompt, guide: Prompt, aligned: Tensor, settings: Settings
+    source: Prompt, guides: Tensor, settings: Settings, beyond: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys, guides, which keys are of the word's last token, and of which encoder."""
-    keys, guides, word = source.vectors, guide.vectors[aligned], source.word
+    keys, word = source.vectors, source.word
     chosen = chosen_of(settings, word, carried_rows(source, guides, settings))
+    guides = guides + beyond * (guides - keys)
     return keys[chosen], guides[chosen], word[chosen], source.block[chosen]
 
 

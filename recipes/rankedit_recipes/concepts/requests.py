@@ -23,8 +23,8 @@ class Request:
     Attributes:
         kind: what is done.
         words: the concept's word or phrase, and synonyms.
-        to: what it becomes: nothing if empty; of several words the one that is nearest. Of what
-            is to be balanced its attributes.
+        to: what it becomes: nothing if empty (`Settings.neighbours` says what that means); of
+            several words the one that is nearest. Of what is to be balanced its attributes.
         about: whether it is a thing or an attribute (a colour, a pattern), which stands before a
             noun; chooses the contexts.
         contexts: templates with one `{}`, in place of the method's own.

@@ -46,6 +46,10 @@ class Settings:
             `"carried"`: those that change when the word is taken out, by at least `carried` of the
             largest change.
         carried: see tokens.
+        neighbours: what erasing to nothing means. 0: the prompt without the word, as published;
+            else the mean of so many of the words with the nearest embeddings, in its place.
+        beyond: and so much further away from the concept: with the mean g of the neighbours and
+            the concept's key k the goal is `g + beyond (g − k)`.
         contexts: whether the word is read in sentences, instead of alone.
         keep: `"soft"`: the squared change of a held concept's keys has the weight `preserve`;
             `"hard"`: its mean key must not move at all.
@@ -56,7 +60,7 @@ class Settings:
         projections: `"both"`, or `"values"` alone.
         rounds: how often what brings the concept back is looked for and erased too (RECE).
         pullback: ridge of that search.
-        rank: of the map, at most; 0 for no limit.
+        rank: of the map, at most, for each concept; 0 for no limit.
     """
 
     method: str
@@ -68,6 +72,8 @@ class Settings:
     balanced: bool = False
     tokens: Tokens = "last"
     carried: float = 0.1
+    neighbours: int = 0
+    beyond: float = 0.0
     contexts: bool = False
     keep: Keep = "soft"
     preserve: float = 1.0
@@ -96,7 +102,7 @@ class Settings:
             if field.type == "bool" and not isinstance(value, bool):
                 raise ConceptsError(f"Settings: {field.name} must be true or false, got {value!r}.")
         positive = ("weight", "pullback", "preserve")
-        least = ("softness", "ridge", "cut", "carried", "rounds", "rank")
+        least = ("softness", "ridge", "cut", "carried", "rounds", "rank", "neighbours", "beyond")
         # As what must hold and not as what must not: a nan is in no range.
         wrong = {n: getattr(self, n) for n in positive if not 0 < getattr(self, n) < math.inf}
         wrong |= {n: getattr(self, n) for n in least if not 0 <= getattr(self, n) < math.inf}

@@ -49,9 +49,11 @@ def solved(rows: Sequence[Rows], kept: Kept, settings: Settings) -> rk.LowRank:
     edit = _once(rows, settings, metric, held)
     for _ in range(settings.rounds):
         edit = _followed(edit, _round(edit, rows, kept, settings, metric))
-    if settings.rank and edit.rank > settings.rank:
+    # For each concept: with one limit for all, the hundredth would be paid for by the first.
+    most = settings.rank * len(rows)
+    if most and edit.rank > most:
         report = edit.report
-        edit = replace(edit.compress(settings.rank, metric), report=report)
+        edit = replace(edit.compress(most, metric), report=report)
     return edit
 
 
