@@ -81,7 +81,8 @@ class Peer:
             context_template_length_params=[[5, 10], [10, 10]], device="cpu",
             rewrite_module_tmp="model.layers.{}.mlp.down_proj", layer_module_tmp="model.layers.{}",
             mlp_module_tmp="model.layers.{}.mlp", ln_f_module="model.norm",
-            lm_head_module="lm_head",
+            # Tied to it; among the parameters it has this name only.
+            lm_head_module="model.embed_tokens",
         )  # fmt: skip
 
     def one(self) -> Any:

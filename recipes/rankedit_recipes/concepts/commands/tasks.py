@@ -106,9 +106,8 @@ def plan(task: EditTask) -> Iterator[str]:
     targets, settings = parts.targets, task.settings
     check_family(parts, settings)
     names = targets.values if settings.projections == "values" else targets.names
-    # A concept is read with what it becomes, or with each of its attributes beside it.
     prompts = sum(
-        len(r.words) * len(templates_of(parts, r, settings)) * (1 + max(1, len(r.shares)))
+        len(r.words) * len(templates_of(parts, r, settings)) * (1 + _beside(r, settings))
         for r in every
     )
     yield from map(str, every)
@@ -118,9 +117,17 @@ def plan(task: EditTask) -> Iterator[str]:
         captions = len(open_captions(task.captions, task.choice.name))
         yield f"statistics: {counted(captions, 'caption')} to encode"
     if settings.rank:
-        size = 2 * 8 * settings.rank * targets.width
+        changed = sum(request.kind != "hold" for request in every)
+        size = 2 * 8 * settings.rank * changed * targets.width
         yield f"the map takes at most {size:,} bytes, beside 16 for each number of a key"
     yield f"'{task.out}' would be written; nothing was written"
+
+
+def _beside(request: Request, settings: Settings) -> int:
+    """Prompts beside each one of a concept: what it becomes, or its attributes."""
+    if request.kind == "erase" and not request.to:
+        return max(1, settings.neighbours)
+    return max(1, len(request.shares))
 
 
 def edit_to(task: EditTask) -> Iterator[str]:
