@@ -43,13 +43,22 @@ def last(parts: Parts, word: str) -> Tensor:
 
 
 @contextmanager
-def published(pipe: object, word: str, goal: str, held: Sequence[str]) -> Iterator[None]:
-    """UCE's edit in the weights of a pipeline for the length of the block."""
+def published(
+    pipe: object, goals: Sequence[tuple[str, str]], held: Sequence[str] = ()
+) -> Iterator[None]:
+    """UCE's edit in the weights of a pipeline for the length of the block.
+
+    Args:
+        pipe: the pipeline.
+        goals: words, and what each is to become; an empty word for nothing.
+        held: words that are preserved.
+    """
     parts = Parts(pipe)
     layers = list(parts.projections.values())
     before = [layer.weight.detach().clone() for layer in layers]
     kept = [last(parts, other) for other in held]
-    uce_(layers, [last(parts, word)], [last(parts, goal)], kept)
+    keys, guides = ([last(parts, pair[i]) for pair in goals] for i in (0, 1))
+    uce_(layers, keys, guides, kept)
     try:
         yield
     finally:
