@@ -18,8 +18,6 @@ STEPS = (0, 50, 200)
 # Ours, its gate and the published one first: what the comparison is of.
 METHODS = ("covariance", GATED, "uce", "speed", "time", "rece")
 _BATCH, _PICTURES = 4, 2
-# Of textual inversion; see the page for what a smaller one does.
-_RATE = 0.05
 
 
 def returning(concept: Concept, method: str) -> Unit:
@@ -45,7 +43,7 @@ def returning(concept: Concept, method: str) -> Unit:
             world.pipe, edited, judge,
             implicit={concept.name: [one.prompt for one in concept.implicit[::5]]},
             around=[c.name for c in categories() if c.name != concept.name][:2], neighbours=2,
-            learners=[concepts.TextualInversion(_RATE, _BATCH), Perfused(world.moment, _BATCH)],
+            learners=[concepts.TextualInversion(batch=_BATCH), Perfused(world.moment, _BATCH)],
             steps=STEPS, pictures=_PICTURES, sampling=SAMPLING,
             # One folder for all methods: what the unedited model makes is the same.
             run=folder.parent / f"probe-{concept.name}",

@@ -11,6 +11,7 @@ FOLDERS = {
     "library": ROOT / "rankedit",
     "perfusion": ROOT / "recipes/rankedit_recipes/perfusion",
     "language": ROOT / "recipes/rankedit_recipes/language",
+    "concepts": ROOT / "recipes/rankedit_recipes/concepts",
     "diffusion": ROOT / "recipes/rankedit_recipes/diffusion",
 }
 

@@ -13,6 +13,7 @@ from rankedit_recipes.command_line.boundary import application, in_commands, one
 from rankedit_recipes.command_line.errors import CommandError
 from rankedit_recipes.command_line.quiet import quiet_imports
 from rankedit_recipes.concepts.commands import cli as concepts_cli
+from rankedit_recipes.concepts.commands.remedies import REMEDIES as CONCEPTS
 from rankedit_recipes.language.commands import cli as language_cli
 from rankedit_recipes.language.commands.remedies import REMEDIES as LANGUAGE
 from rankedit_recipes.perfusion.commands import cli as perfusion_cli
@@ -26,22 +27,25 @@ from tests.command_line.messages import messages
 
 # What a program is told to write.
 PYTHON = re.compile(r"\bpass \w+|\w+\.\w+\(|\bwith_\w+|pipe\b\)|\w+\(\.\.\.\)")
-# Not reached by a command, which opens a pipeline of its own with nothing in it, gives one number
-# for all rows of a batch, and whose methods have the names that they were asked for by.
+# Not reached by a command, which opens a pipeline of its own with nothing in it, or a model that is
+# whole, gives one number for all rows of a batch, and whose methods have the names that they were
+# asked for by.
 NOT_REACHED = re.compile(
     r"concepts are already in this (pipeline|denoiser)|that has concepts in it|"
     r"an IP-Adapter is loaded|solves in its own way|rows of a batch|"
-    r"settings were given for|are in the pipeline"
+    r"settings were given for|are in the pipeline|the model is sharded"
 )
 
 
-@pytest.mark.parametrize("recipe", ["perfusion", "language"])
+RECIPES = {"perfusion": PERFUSION, "language": LANGUAGE, "concepts": CONCEPTS}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_remedies_of_the_recipe_are_commands_at_the_terminal(recipe):
-    remedies = {"perfusion": PERFUSION, "language": LANGUAGE}[recipe]
     left = []
-    for where, message in messages(recipe, "diffusion" if recipe == "perfusion" else recipe):
+    for where, message in messages(recipe, recipe if recipe == "language" else "diffusion"):
         try:
-            with in_commands(remedies):
+            with in_commands(RECIPES[recipe]):
                 raise rk.RankeditError(message)
         except rk.RankeditError as error:
             said = str(error)
@@ -50,9 +54,9 @@ def test_remedies_of_the_recipe_are_commands_at_the_terminal(recipe):
     assert left == []
 
 
-@pytest.mark.parametrize("remedies", [PERFUSION, LANGUAGE], ids=["perfusion", "language"])
+@pytest.mark.parametrize("remedies", RECIPES.values(), ids=RECIPES)
 def test_every_remedy_is_of_a_message(remedies):
-    every = [text for _, text in messages("perfusion", "language", "diffusion", "library")]
+    every = [text for _, text in messages(*RECIPES, "diffusion", "library")]
     every += ["steps was 200, is 400"]  # of a list that the checkpoint makes
     every += ["; pass layers=[3, 4] to accept it"]  # of a warning
     unused = [pattern for pattern, _ in remedies if not any(re.search(pattern, t) for t in every)]

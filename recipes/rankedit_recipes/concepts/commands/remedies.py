@@ -17,6 +17,20 @@ REMEDIES = (
         r"choose a method that changes both, such as 'covariance' or 'uce'",
         "give --method covariance or uce",
     ),
+    (
+        r"give concepts\.balance\('car', .*\}\)",
+        "see rankedit concepts debias --help for how shares are given",
+    ),
+    (
+        r"call concepts\.debias\(pipe, requests, judge\), or give balance the amounts= that it "
+        r"found",
+        "use rankedit concepts debias",
+    ),
+    (
+        r"load it with its text_encoder and tokenizer, and pass prompt embeddings only when "
+        r"generating",
+        "give --model a whole pipeline, with text_encoder and tokenizer",
+    ),
     (r"^Steering: (.*); see its attributes", r"debias: \1; see rankedit concepts debias --help"),
     (r"^Steering: ", "debias: "),
     (r"; give a judge of your own", "; give --judge openai/clip-vit-base-patch32 or another one"),
