@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of, train_steps
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import RIDGE, second_moment
 from rankedit_recipes.diffusion.words import NewWords
@@ -20,12 +21,7 @@ from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG, sandbox_
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import cached_latents, draw
 from rankedit_recipes.perfusion.learning.learner import Learner
-from rankedit_recipes.perfusion.learning.loss import (
-    masked_loss,
-    noise_scheduler,
-    target_of,
-    train_steps,
-)
+from rankedit_recipes.perfusion.learning.loss import masked_loss
 from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.naming import Naming
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from rankedit_recipes import perfusion, sandbox
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.words import NewWords
 from rankedit_recipes.perfusion.commands.opening import SANDBOX_CONFIG
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
 from rankedit_recipes.perfusion.learning.learner import Learner
-from rankedit_recipes.perfusion.learning.loss import masked_loss, noise_scheduler, target_of
+from rankedit_recipes.perfusion.learning.loss import masked_loss
 from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.naming import Naming
 

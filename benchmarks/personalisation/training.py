@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from rankedit_recipes import perfusion
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents, draw
-from rankedit_recipes.perfusion.learning.loss import masked_loss, noise_scheduler, target_of
+from rankedit_recipes.perfusion.learning.loss import masked_loss
 from torch import Tensor
 
 from personalisation.methods import Settings

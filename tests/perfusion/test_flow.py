@@ -5,21 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.flow import FlowMatching
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of, told_times
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.words import NewWords
-from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import cached_latents
 from rankedit_recipes.perfusion.learning.learner import Learner
-from rankedit_recipes.perfusion.learning.loss import (
-    noise_scheduler,
-    snr_weights,
-    target_of,
-    told_times,
-)
+from rankedit_recipes.perfusion.learning.loss import snr_weights
 from rankedit_recipes.perfusion.learning.photos import load_photos
 from rankedit_recipes.perfusion.learning.stepping import Stepper
 from rankedit_recipes.perfusion.learning.training import learn
@@ -77,7 +73,7 @@ def test_the_target_is_the_slope_of_the_path(sana):
 def test_a_scheduler_of_another_kind_is_refused(sana):
     other = pipelines.stable_diffusion()
     other.scheduler.register_to_config(prediction_type="something")
-    with pytest.raises(PerfusionError, match="with prediction 'something' is not supported"):
+    with pytest.raises(PipelineError, match="with prediction 'something' is not supported"):
         noise_scheduler(other)
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from rankedit_recipes.diffusion.errors import PipelineError
 from rankedit_recipes.diffusion.generating import Sampling
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.scoring import Scores
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
@@ -28,12 +29,7 @@ from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning import stepping, training
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.learner import Learner
-from rankedit_recipes.perfusion.learning.loss import (
-    masked_loss,
-    noise_scheduler,
-    snr_weights,
-    target_of,
-)
+from rankedit_recipes.perfusion.learning.loss import masked_loss, snr_weights
 from rankedit_recipes.perfusion.learning.training import learn
 from rankedit_recipes.perfusion.learning.validation import Validation
 from rankedit_recipes.perfusion.locks import PRESETS

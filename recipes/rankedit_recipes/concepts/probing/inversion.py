@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rankedit.atomic import atomic_write
 from rankedit_recipes.concepts.errors import ConceptsError
-from rankedit_recipes.diffusion.flow import FlowMatching, is_flow
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.latents import encoded, pixels_of
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of, told_times, train_steps
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.text import Pipeline, word_tokens
 from rankedit_recipes.diffusion.words import NewWords, embedding_layers, embedding_of
@@ -154,8 +153,10 @@ class _Work:
     ) -> None:
         self._parts, self._prompts, self._batch, self._seed = parts, prompts, how.batch, seed
         self._size = parts.denoiser.picture_size(how.size)
-        self._process = _process(parts.pipe)
-        self._latents = torch.cat([encoded(parts, p, self._size) for p in pictures])
+        self._process = noise_scheduler(parts.pipe)
+        self._latents = torch.cat(
+            [encoded(parts, _square(p, self._size), self._size) for p in pictures]
+        )
 
     def loss(self, step: int) -> Tensor:
         """Mean squared error of what the model predicts for one batch."""
@@ -168,47 +169,15 @@ class _Work:
         chosen, texts = integers(len(self._latents)), integers(len(self._prompts))
         latents = self._latents[chosen.to(self._latents.device)]
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        times = integers(_count(self._process)).to(latents.device)
+        times = integers(train_steps(self._process)).to(latents.device)
         unique, back = texts.unique(return_inverse=True)
         text = self._parts.text.encode([self._prompts[i] for i in unique]).rows(back)
         noisy: Any = self._process.add_noise(latents, noise, times)
-        told = self._process.told(times) if isinstance(self._process, FlowMatching) else times
+        told = told_times(self._process, times)
         predicted = self._parts.denoiser.run(noisy, told, text, size=self._size)
-        wanted = _target(self._process, latents, noise, times)
+        wanted = target_of(self._process, latents, noise, times)
         # In float32: squares of small errors are rounded away in 16 bits.
         return (predicted.float() - wanted.float()).square().mean()
-
-
-def _process(pipe: Pipeline) -> FlowMatching | DDPMScheduler:
-    """The forward process that the pipeline's scheduler reverses."""
-    config = pipe.scheduler.config
-    if is_flow(config):
-        return FlowMatching(config)
-    kind = config.get("prediction_type", "epsilon")
-    if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction", "sample"):
-        raise ConceptsError(
-            f"probe: {type(pipe.scheduler).__name__} with prediction {kind!r} is not supported by "
-            "TextualInversion; give the pipeline a DDIMScheduler or a "
-            "FlowMatchEulerDiscreteScheduler of its configuration, or learners=[] to do without."
-        )
-    # Samplers such as DPM++ cannot add noise to a drawn time; all of them share DDPM's process.
-    return DDPMScheduler.from_config(config)
-
-
-def _count(process: FlowMatching | DDPMScheduler) -> int:
-    if isinstance(process, FlowMatching):
-        return len(process.levels)
-    return int(process.config.num_train_timesteps)
-
-
-def _target(
-    process: FlowMatching | DDPMScheduler, latents: Tensor, noise: Tensor, times: Tensor
-) -> Tensor:
-    if isinstance(process, FlowMatching):
-        return noise - latents
-    known: Mapping[str, Tensor] = {"epsilon": noise, "sample": latents}
-    kind = process.config.prediction_type
-    return known[kind] if kind in known else process.get_velocity(latents, noise, times)
 
 
 def _spread(encoder: torch.nn.Module) -> float:
@@ -220,23 +189,7 @@ def _spread(encoder: torch.nn.Module) -> float:
     return float(table.float().std())
 
 
-def encoded(parts: Parts, picture: Image.Image, size: int) -> Tensor:
-    """A picture's middle square as the denoiser learns on it."""
-    vae: Any = parts.pipe.vae
-    square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-    dtype = next(vae.parameters()).dtype
-    # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
-    upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-    given = parts.denoiser.picture_of(pixels[None], size)
-    try:
-        if upcast:
-            vae.to(torch.float32)
-        with torch.no_grad():
-            found = vae.encode(given.to(parts.device, torch.float32 if upcast else dtype))
-    finally:
-        if upcast:
-            vae.to(dtype)
-    # The mode and not a draw: the same picture gives the same latents.
-    latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
-    return parts.denoiser.scaled(latents, size)
+def _square(picture: Image.Image, size: int) -> Tensor:
+    """A picture's middle square, `[1, 3, size, size]`."""
+    fitted = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return pixels_of(fitted)[None]

@@ -20,6 +20,7 @@ from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.diffusion.encoded import Encoded
 from rankedit_recipes.diffusion.freezing import frozen
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of, told_times, train_steps
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.standing import standing
 from rankedit_recipes.diffusion.text import Pipeline
@@ -37,13 +38,7 @@ from rankedit_recipes.perfusion.joint.places import (
 )
 from rankedit_recipes.perfusion.learning.checkpoints import CheckpointFile, Progress
 from rankedit_recipes.perfusion.learning.data import cached_latents, draw
-from rankedit_recipes.perfusion.learning.loss import (
-    masked_loss,
-    noise_scheduler,
-    target_of,
-    told_times,
-    train_steps,
-)
+from rankedit_recipes.perfusion.learning.loss import masked_loss
 from rankedit_recipes.perfusion.learning.photos import Photo, Source, load_photos
 from rankedit_recipes.perfusion.learning.planning import check_denoiser
 from rankedit_recipes.perfusion.prompts import filled

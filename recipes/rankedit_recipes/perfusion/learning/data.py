@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from rankedit_recipes.diffusion.latents import encoded, pixels_of
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.learning.photos import Photo
 
@@ -47,13 +46,13 @@ class Draw:
 def cached_latents(parts: Parts, photos: Sequence[Photo], size: int) -> Latents:
     """Encode photos and their mirror images once; the autoencoder is not needed after that."""
     squares = [photo.square(size) for photo in photos]
-    pictures = torch.stack([_pixels(square.image) for square in squares])
+    pictures = torch.stack([pixels_of(square.image) for square in squares])
     masks = torch.stack([_mask(square) for square in squares])
     # Pixels are mirrored and not latents, for an autoencoder does not commute with mirroring.
     pictures, masks = (torch.cat([x, x.flip(-1)]) for x in (pictures, masks))
     digest = hashlib.sha256(pictures.numpy().tobytes() + masks.numpy().tobytes())
     # One by one: the autoencoder needs far more memory than a step of learning.
-    latents = torch.cat([_encoded(parts, picture[None], size) for picture in pictures])
+    latents = torch.cat([encoded(parts, picture[None], size) for picture in pictures])
     # A soft mask of the paper's kind: divided by its own largest entry, no threshold.
     small = interpolate(masks, latents.shape[-2:], mode="area")
     small = small / small.amax((-3, -2, -1), keepdim=True).clamp_min(1e-6)
@@ -92,32 +91,7 @@ def _stream(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    """`[3, height, width]` in [−1, 1]."""
-    array = np.asarray(image, dtype=np.float32) / 127.5 - 1
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
 def _mask(photo: Photo) -> Tensor:
     if photo.mask is None:
         return torch.ones(1, photo.image.height, photo.image.width)
     return torch.from_numpy(np.asarray(photo.mask, dtype=np.float32) / 255)[None]
-
-
-def _encoded(parts: Parts, picture: Tensor, size: int) -> Tensor:
-    vae: Any = parts.pipe.vae
-    dtype = next(vae.parameters()).dtype
-    # The autoencoder of Stable Diffusion XL overflows in half precision and says so.
-    upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-    picture = parts.denoiser.picture_of(picture, size)
-    try:
-        if upcast:
-            vae.to(torch.float32)
-        with torch.no_grad():
-            encoded = vae.encode(picture.to(parts.device, torch.float32 if upcast else dtype))
-    finally:
-        if upcast:
-            vae.to(dtype)
-    # The mode and not a draw: the same photo gives the same latents, and there is less noise.
-    found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-    return parts.denoiser.scaled(found, size)

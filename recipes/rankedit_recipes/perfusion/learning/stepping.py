@@ -10,19 +10,13 @@ from torch import Tensor
 import rankedit as rk
 from rankedit.models.moving import move_key
 from rankedit_recipes.diffusion.encoded import Encoded
+from rankedit_recipes.diffusion.noising import noise_scheduler, target_of, told_times, train_steps
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.perfusion.errors import PerfusionError
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, draw
 from rankedit_recipes.perfusion.learning.learner import Learner
-from rankedit_recipes.perfusion.learning.loss import (
-    masked_loss,
-    noise_scheduler,
-    snr_weights,
-    target_of,
-    told_times,
-    train_steps,
-)
+from rankedit_recipes.perfusion.learning.loss import masked_loss, snr_weights
 from rankedit_recipes.perfusion.naming import Naming
 from rankedit_recipes.perfusion.prompts import at_vectors, filled
 

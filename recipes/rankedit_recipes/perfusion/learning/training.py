@@ -17,6 +17,7 @@ from rankedit.interrupt import Interrupt
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.diffusion.freezing import frozen
 from rankedit_recipes.diffusion.generating import generate
+from rankedit_recipes.diffusion.noising import noise_scheduler
 from rankedit_recipes.diffusion.parts import Parts
 from rankedit_recipes.diffusion.statistics import metric_of, second_moment
 from rankedit_recipes.diffusion.text import Pipeline
@@ -29,7 +30,6 @@ from rankedit_recipes.perfusion.learning.checkpoints import CheckpointFile, Prog
 from rankedit_recipes.perfusion.learning.config import Config
 from rankedit_recipes.perfusion.learning.data import Latents, cached_latents
 from rankedit_recipes.perfusion.learning.learner import Learner, learned_names
-from rankedit_recipes.perfusion.learning.loss import noise_scheduler
 from rankedit_recipes.perfusion.learning.photos import Photo, Source, load_photos
 from rankedit_recipes.perfusion.learning.planning import check_denoiser
 from rankedit_recipes.perfusion.learning.stepping import Stepper
