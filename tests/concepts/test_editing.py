@@ -60,7 +60,7 @@ HUNDRED = [
 ][:100]
 
 
-@pytest.mark.parametrize("method", ["uce", "covariance"])
+@pytest.mark.parametrize("method", ["uce", pytest.param("covariance", marks=pytest.mark.slow)])
 def test_of_a_hundred_requests_one_is_undone_exactly(pipe, moment, method):
     """In 32 dimensions, where a hundred cannot all be met: each is in all the others' way."""
     edited = concepts.edit(pipe, HUNDRED, method=method, statistics=moment)

@@ -292,6 +292,7 @@ def test_an_ungated_learner_makes_plain_rank_one_edits():
     assert {type(edit.gate) for edit in edits.values()} == {rk.Identity}
 
 
+@pytest.mark.slow
 def test_ablations_differ_from_the_method_itself(tmp_path):
     every = ablations.ablations(
         moment(), CAPTIONS, lambda texts: perfusion.second_moment(pipe(), texts, progress=False)

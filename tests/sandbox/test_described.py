@@ -138,6 +138,7 @@ def taught(keep):
     return losses, moved.detach().square().mean().item()
 
 
+@pytest.mark.slow
 def test_teaching_skins_learns_and_can_keep_the_features():
     losses, moved = taught(0.0)
     assert losses[-1] < 0.85 * losses[0]

@@ -84,6 +84,7 @@ def test_texts_of_a_seed_are_the_same_and_others_differ():
     assert not set(first) & set(other)
 
 
+@pytest.mark.slow
 def test_no_text_tells_a_fact_in_an_unseen_phrasing():
     texts = "\n".join(facts.corpus(5, count=6000))
     for fact in KNOWN.facts:
