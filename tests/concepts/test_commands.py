@@ -100,6 +100,24 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_cost(run, tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_a_dry_run_counts_what_is_read_beside_a_concept(run):
+    def told(*arguments):
+        said = run("erase", "cat", *arguments, "--dry-run", "--captions", "captions.txt")
+        prompts, size = (
+            re.search(r"(\d+) prompts to encode", said),
+            re.search(r"most ([\d,]+)", said),
+        )
+        return int(prompts[1]), size[1]
+
+    nothing, size = told()
+    # Each prompt with the word has one with each of eight neighbours beside it, or with one goal.
+    assert nothing % 9 == 0
+    assert told("--to", "tree") == (nothing // 9 * 2, size)
+    # What is held is read, and takes nothing of the map.
+    held, same = told("--hold", "dog")
+    assert (held - nothing, same) == (nothing // 9, size)
+
+
 def test_settings_come_from_a_file_and_from_what_is_typed(run, tmp_path):
     printed = run("erase", "cat", "--print-config", *METHOD, "--set", "weight=2.0")
     (tmp_path / "own.toml").write_text(printed)

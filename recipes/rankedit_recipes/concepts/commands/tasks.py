@@ -125,6 +125,8 @@ def plan(task: EditTask) -> Iterator[str]:
 
 def _beside(request: Request, settings: Settings) -> int:
     """Prompts beside each one of a concept: what it becomes, or its attributes."""
+    if request.kind == "hold":
+        return 0
     if request.kind == "erase" and not request.to:
         return max(1, settings.neighbours)
     return max(1, len(request.shares))
