@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rankedit_recipes import concepts
+from rankedit_recipes import concepts, perfusion
 
 from benchmarks.erasing.asking import Concept, categories
-from benchmarks.erasing.perfusing import Perfused
 from benchmarks.erasing.units import GATED, Unit, made, slug
 from benchmarks.erasing.world import SAMPLING, World, strip
 from rankedit.atomic import atomic_write
@@ -18,6 +17,8 @@ STEPS = (0, 50, 200)
 # Ours, its gate and the published one first: what the comparison is of.
 METHODS = ("covariance", GATED, "uce", "speed", "time", "rece")
 _BATCH, _PICTURES = 4, 2
+# As the sandbox's studies of Perfusion have them. Nothing is mirrored, as in textual inversion.
+_PERFUSION = perfusion.Config(batch=_BATCH, flip=False, value_rate=0.3, embedding_rate=0.06)
 
 
 def returning(concept: Concept, method: str) -> Unit:
@@ -43,7 +44,9 @@ def returning(concept: Concept, method: str) -> Unit:
             world.pipe, edited, judge,
             implicit={concept.name: [one.prompt for one in concept.implicit[::5]]},
             around=[c.name for c in categories() if c.name != concept.name][:2], neighbours=2,
-            learners=[concepts.TextualInversion(batch=_BATCH), Perfused(world.moment, _BATCH)],
+            learners=[
+                concepts.TextualInversion(batch=_BATCH), perfusion.Teacher(world.moment, _PERFUSION)
+            ],
             steps=STEPS, pictures=_PICTURES, sampling=SAMPLING,
             # One folder for all methods: what the unedited model makes is the same.
             run=folder.parent / f"probe-{concept.name}",

@@ -304,6 +304,23 @@ def test_what_was_probed_is_judged_by_what_the_judge_knows(run):
     assert Path("probe.html").read_text().count("<img") >= 2
 
 
+def test_a_concept_is_taught_anew_and_gone_on_with(run):
+    run("erase", "cat", "--out", "a.safetensors", *METHOD)
+    asked = ("probe", "a.safetensors", "--pictures", "1", "--sampling-steps", "1",
+             "--neighbours", "0", "--teach", "0, 1", "--run", "kept")  # fmt: skip
+    assert "looked at after 0, 1 steps" in run(*asked, "--dry-run")
+    assert not Path("kept").exists()
+    said = run(*asked)
+    assert re.search(
+        r"cat, textual inversion: .* before the edit; \d+% after 0, \d+% after 1", said
+    )
+    # Behind the progress, which tells the time.
+    assert run(*asked, "--overwrite").splitlines()[1:] == said.splitlines()[1:]
+    for wrong in ("1,0", "0,x", "0,,1", "-1"):
+        with pytest.raises(concepts.ConceptsError, match="--teach takes whole numbers that rise"):
+            run("probe", "a.safetensors", "--teach", wrong, "--out", "other.html")
+
+
 def test_the_sandboxs_captions_are_the_same_each_time():
     assert opening.sandbox_captions(5) == opening.sandbox_captions(5)
     assert opening.open_captions(None, "sandbox")[:5] == opening.sandbox_captions(2000)[:5]

@@ -1,10 +1,12 @@
 """Teaching an erased concept anew: what is drawn, kept, and left behind."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rankedit_recipes import concepts
+from rankedit_recipes import concepts, perfusion
 from rankedit_recipes.concepts.probing import prompts, relearning
 from rankedit_recipes.concepts.probing.relearning import Curve, Point
 from rankedit_recipes.diffusion.generating import Sampling
@@ -160,3 +162,34 @@ def test_attributes_are_asked_for_before_a_noun():
     own = concepts.erase("blue", about="attribute", contexts=("a {} cat",))
     assert prompts.templates_of(texts, own) == ["a {} cat"]
     assert not set(prompts.templates_of(texts, request)) & set(prompts.UNSEEN)
+
+
+def test_perfusion_teaches_on_the_edited_model_and_leaves_nothing(pipe, edited, pictures):
+    moment = perfusion.second_moment(pipe, ["a photo of a cat", "a dog", "the house"])
+    teacher = perfusion.Teacher(moment, perfusion.Config(batch=2))
+
+    def values(edit):
+        with edit.attach(pipe) if edit else contextlib.nullcontext():
+            taught = teacher(pipe, pictures, "cat", ["a photo of a {}"], (0, 2), seed=0, run=None)
+            first, (step, phrase) = next(taught), next(taught)
+            assert (first, step) == ((0, "cat"), 2)
+            assert "<probe>" in phrase
+            [concept] = perfusion.active(pipe).concepts.values()
+            taught.close()
+        with pytest.raises(perfusion.PerfusionError, match="no concept is in this pipeline"):
+            perfusion.active(pipe)
+        return concept.targets
+
+    whole, erased = values(None), values(edited)
+    # It begins as what the category gives, which is another thing there.
+    assert any(not torch.equal(whole[name], erased[name]) for name in whole)
+
+
+def test_a_probe_has_perfusion_s_curve(pipe, edited, pictures):
+    moment = perfusion.second_moment(pipe, ["a photo of a cat", "a dog", "the house"])
+    found = concepts.probe(
+        pipe, edited, judge, learners=[perfusion.Teacher(moment, perfusion.Config(batch=2))],
+        steps=(0, 1), pictures=1, photos={"cat": pictures}, neighbours=1, sampling=ONE,
+    )  # fmt: skip
+    [curve] = found.curves
+    assert (curve.learner, [point.step for point in curve.points]) == ("Perfusion", [0, 1])

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rankedit_recipes.perfusion.prompts import CONTEXTS, TEMPLATES
     from rankedit_recipes.perfusion.showing.reporting import Report
     from rankedit_recipes.perfusion.showing.sweeping import Point, pareto_front, sweep
+    from rankedit_recipes.perfusion.teaching import Teacher
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -71,6 +72,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "Targets",
+    "Teacher",
     "Validation",
     "active",
     "apply",

@@ -91,6 +91,21 @@ def probe(
             show_default="the edit's words",
         ),
     ] = None,
+    teach: Annotated[
+        str,
+        typer.Option(
+            help="Teach each concept anew by textual inversion, and look after so many steps, "
+            "as '0,50,200'.",
+            show_default="not at all",
+        ),
+    ] = "",
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of all that is made; the same command goes on from it.",
+            show_default="none",
+        ),
+    ] = None,
     pictures: o.Pictures = 2,
     sampling_steps: o.SamplingSteps = 25,
     guidance: o.Guidance = 6.0,
@@ -114,14 +129,25 @@ def probe(
             )
         described.setdefault(name.strip(), []).append(text.strip())
     o.check_judge("probe", judge, model)
+    steps = _steps(teach)
     if not dry_run:
-        prepare_outputs("probe", files={"--out": out}, overwrite=overwrite)
+        prepare_outputs("probe", files={"--out": out}, growing={"--run": run}, overwrite=overwrite)
     with quiet_imports():
         from rankedit_recipes.concepts.commands import showing
     task = showing.ShowTask(
         edit, ModelChoice(model, device, dtype, variant, offload, base), 1.0,
         showing.Sampling(steps=sampling_steps, guidance=guidance),
     )  # fmt: skip
-    asked = showing.ProbeTask(described, neighbours, judge, among or (), pictures, out)
+    asked = showing.ProbeTask(described, neighbours, judge, among or (), pictures, out, steps, run)
     for line in (showing.plan_probe if dry_run else showing.probe_to)(task, asked):
         typer.echo(line)
+
+
+def _steps(text: str) -> list[int]:
+    """Steps that rise, of `--teach`."""
+    steps = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if text and (len(steps) != text.count(",") + 1 or steps != sorted(set(steps))):
+        raise ConceptsError(
+            f"probe: --teach takes whole numbers that rise, as 0,50,200, got {text!r}."
+        )
+    return steps

@@ -16,7 +16,7 @@ from rankedit_recipes.command_line.errors import CommandError
 from rankedit_recipes.concepts.commands.opening import open_clip, open_pipeline
 from rankedit_recipes.concepts.edited import Edited
 from rankedit_recipes.concepts.judging import ClipPresence, SandboxPresence, check_word
-from rankedit_recipes.concepts.probing import probe
+from rankedit_recipes.concepts.probing import TextualInversion, probe
 from rankedit_recipes.diffusion.generating import Sampling, generate
 from rankedit_recipes.diffusion.pages import gallery, page, section, table
 
@@ -52,6 +52,8 @@ class ProbeTask:
         among: other words that CLIP may see in a picture.
         pictures: of each prompt.
         out: the report.
+        steps: of textual inversion, at which a concept that is taught anew is asked for.
+        run: folder of what learning makes, to go on from; None for none.
     """
 
     implicit: Mapping[str, Sequence[str]]
@@ -60,6 +62,8 @@ class ProbeTask:
     among: Sequence[str]
     pictures: int
     out: Path
+    steps: Sequence[int] = ()
+    run: Path | None = None
 
 
 def plan_pictures(
@@ -148,6 +152,9 @@ def plan_probe(task: ShowTask, asked: ProbeTask) -> Iterator[str]:
         f"concepts in sentences, {counted(described, 'description')}, "
         f"{counted(asked.neighbours, 'near word')} of each, and what is held"
     )
+    if asked.steps:
+        at = ", ".join(map(str, asked.steps))
+        yield f"textual inversion of each concept, looked at after {at} steps"
     yield f"'{asked.out}' would be written; nothing was written"
 
 
@@ -171,10 +178,14 @@ def probe_to(task: ShowTask, asked: ProbeTask) -> Iterator[str]:
     found = probe(
         open_pipeline(task.choice), edited, judge, implicit=asked.implicit,
         neighbours=asked.neighbours, pictures=asked.pictures, sampling=task.sampling,
+        learners=[TextualInversion()] if asked.steps else (), steps=asked.steps, run=asked.run,
+        progress=True,
     )  # fmt: skip
     found.save(asked.out)
     for (concept, kind), (before, after) in found.shares().items():
         yield f"{concept}, {kind}: {before:.0%} before, {after:.0%} after"
+    for curve in found.curves:
+        yield f"{curve.concept}, {curve.learner}: {curve}"
     yield f"{asked.out}: pictures before and after"
 
 
