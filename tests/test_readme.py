@@ -1,5 +1,6 @@
 """The README is true: its code runs as it stands, and it says what the package says."""
 
+import contextlib
 import re
 import shlex
 import tomllib
@@ -63,7 +64,9 @@ def test_blocks_about_layers_and_language_models_run(home):
 @pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl"])
 def test_the_block_about_pipelines_runs(family, home):
     pipeline_folder(home, family)
-    run("pipelines")
+    pooled = pytest.warns(rk.RankeditWarning, match="in a pooled vector too, which is not edited")
+    with pooled if family == "stable_diffusion_xl" else contextlib.nullcontext():
+        run("pipelines")
     assert (home / "bean.safetensors").stat().st_size > 0
     with Image.open(home / "beach.png") as picture:
         picture.verify()
