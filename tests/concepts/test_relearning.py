@@ -193,3 +193,20 @@ def test_a_probe_has_perfusion_s_curve(pipe, edited, pictures):
     )  # fmt: skip
     [curve] = found.curves
     assert (curve.learner, [point.step for point in curve.points]) == ("Perfusion", [0, 1])
+
+
+@pytest.mark.parametrize("other", ["denoiser", "vae", "scheduler"])
+def test_what_another_model_made_is_not_taken_from_the_folder(edited, pictures, tmp_path, other):
+    made = []
+    for changed in (False, True):
+        pipe = pipelines.stable_diffusion()
+        if changed and other == "scheduler":
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.018)
+        elif changed:
+            module = pipe.unet if other == "denoiser" else pipe.vae
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(1.05)
+        concepts.probe(pipe, edited, judge, pictures=1, neighbours=1, sampling=ONE, run=tmp_path)
+        made.append(len(list(tmp_path.rglob("*.png"))))
+    assert made[1] == 2 * made[0] > 0

@@ -186,13 +186,13 @@ class _Loop:
                         r.name: self._moved(r, amounts[r.name], shares[r.name])
                         for r in self._balanced
                     }
-                assert best is not None  # rounds is at least 1
-                edited = self._verified(best[1])
+                least, found = _best_of(best)
+                edited = self._verified(found)
                 advance("measured on other noise")
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(_stopped(done, path, written=best is not None)) from interrupt
-        if best[0] > self._steering.tolerance:
-            warnings.warn(_unmet(self._balanced, best[0], self._steering), stacklevel=3)
+        if least > self._steering.tolerance:
+            warnings.warn(_unmet(self._balanced, least, self._steering), stacklevel=3)
         if path is not None:
             edited.save(path)
         return edited
@@ -231,6 +231,12 @@ class _Loop:
             for r in edited.requests
         )
         return replace(edited, requests=requests)
+
+
+def _best_of(found: tuple[float, Edited] | None) -> tuple[float, Edited]:
+    if found is None:
+        raise ConceptsError("debias: no round was made; give Steering at least one.")
+    return found
 
 
 def steered(

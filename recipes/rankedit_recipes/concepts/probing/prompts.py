@@ -11,12 +11,14 @@ to the edited model anew, and asked for after some steps.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
 from PIL import Image
 
+from rankedit.collecting.digests import model_digest
 from rankedit.progress import progress as show_progress
 from rankedit_recipes.concepts.contexts import nearest_words, readable
 from rankedit_recipes.concepts.edited import Edited
@@ -34,6 +36,7 @@ from rankedit_recipes.concepts.requests import Request
 from rankedit_recipes.diffusion.captions import listed_texts
 from rankedit_recipes.diffusion.generating import Sampling
 from rankedit_recipes.diffusion.parts import Parts
+from rankedit_recipes.diffusion.statistics import text_digest
 from rankedit_recipes.diffusion.text import Pipeline, Texts
 
 # None of these is among the contexts of edits.
@@ -107,6 +110,8 @@ def probe(
         )
     Parts(pipe).denoiser.check_one()
     if folder is not None:
+        # Pictures and states of one model are never taken for those of another one.
+        folder /= _model_mark(pipe)
         folder.mkdir(parents=True, exist_ok=True)
     concepts = [request for request in edited.requests if request.kind != "hold"]
     total = 2 + len(concepts) * len(learners) * len(steps)
@@ -129,6 +134,16 @@ def probe(
             for learner in learners
         ]
     return Probed(found.findings, found.title, tuple(curves))
+
+
+def _model_mark(pipe: Pipeline) -> str:
+    """Of everything that makes a picture of a prompt and noise."""
+    parts = Parts(pipe)
+    models = [model_digest(module) for module in (parts.denoiser.plain, parts.pipe.vae)]
+    # What begins with `_` is diffusers' own, in another order in each process.
+    known = sorted((k, v) for k, v in pipe.scheduler.config.items() if not k.startswith("_"))
+    told = f"{models} {text_digest(parts)} {type(pipe.scheduler).__name__} {known}"
+    return f"model-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def templates_of(texts: Texts, request: Request) -> list[str]:
